@@ -1,0 +1,1 @@
+//! Files of containers(5): each `parse(&str)` and `load(paths)`.

@@ -1,0 +1,26 @@
+//! prepull turns container images into the files that a containers/storage overlay store is made of, as one verified
+//! stream, and puts that stream where the user wants it.
+//!
+//! ```text
+//!  Reference ─▶ ImageSource ─▶ Image ───────▶ Segment ───────────▶ Store ─────────▶ tar
+//!  (what the    (where its     (manifest +    (one layer as the    (segments in order,
+//!   user typed)  bytes lie)     config, all    store's entries,     image records,
+//!                               verified)      verified, cached)    layers.json, images.json)
+//! ```
+//!
+//! After [`image::Image`] no code knows what a registry is. After [`segment`] no code knows what an image layer is.
+//! Nothing points left.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+#[cfg(feature = "front")]
+pub mod config;
+#[cfg(feature = "front")]
+pub mod digest;
+#[cfg(feature = "front")]
+pub mod image;
+#[cfg(feature = "front")]
+pub mod reference;
+#[cfg(feature = "front")]
+pub mod registry;
+#[cfg(feature = "front")]
+pub mod source;

@@ -1,0 +1,5 @@
+//! Distribution API client.
+/// placeholder
+#[derive(Debug, thiserror::Error)]
+#[error("registry")]
+pub struct Error;
