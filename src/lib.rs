@@ -13,14 +13,24 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "front")]
+pub mod atomic;
+#[cfg(feature = "front")]
 pub mod config;
 #[cfg(feature = "front")]
 pub mod digest;
+pub mod entry;
 #[cfg(feature = "front")]
 pub mod image;
+#[cfg(feature = "front")]
+pub mod layer;
 #[cfg(feature = "front")]
 pub mod reference;
 #[cfg(feature = "front")]
 pub mod registry;
 #[cfg(feature = "front")]
+pub mod segment;
+#[cfg(feature = "front")]
 pub mod source;
+#[cfg(feature = "front")]
+pub mod storage;
+pub mod wire;

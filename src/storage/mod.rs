@@ -1,0 +1,2 @@
+//! The containers/storage model.
+pub mod go_json;
