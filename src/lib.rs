@@ -19,6 +19,8 @@ pub mod digest;
 #[cfg(feature = "front")]
 pub mod image;
 #[cfg(feature = "front")]
+pub mod json;
+#[cfg(feature = "front")]
 pub mod reference;
 #[cfg(feature = "front")]
 pub mod registry;
