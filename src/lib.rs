@@ -10,7 +10,6 @@
 //!
 //! After [`image::Image`] no code knows what a registry is. After [`segment`] no code knows what an image layer is.
 //! Nothing points left.
-#![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "front")]
 pub mod atomic;
@@ -21,6 +20,8 @@ pub mod digest;
 pub mod entry;
 #[cfg(feature = "front")]
 pub mod image;
+#[cfg(feature = "front")]
+pub mod json;
 #[cfg(feature = "front")]
 pub mod layer;
 #[cfg(feature = "front")]
