@@ -9,8 +9,6 @@
 //! * never GNU `L`, `K` or `S` entries, user or group names;
 //! * two zero blocks at the end and no padding to a record.
 
-use std::io::{self, Write};
-
 use crate::entry::{Device, Entry, Kind, Timestamp};
 
 /// Bytes in a tar block (POSIX pax, "ustar Interchange Format").
@@ -86,16 +84,12 @@ pub fn set_mtime(block: &mut [u8; BLOCK as usize], seconds: i64) {
     checksum(block);
 }
 
-/// Writes `entry` with content that is at hand.
-///
-/// # Errors
-/// Those of `out`.
-pub fn small_file(out: &mut Vec<u8>, entry: &Entry, content: &[u8]) -> io::Result<()> {
+/// Appends `entry` with content that is at hand.
+pub fn small_file(out: &mut Vec<u8>, entry: &Entry, content: &[u8]) {
     debug_assert_eq!(entry.kind, Kind::Regular { size: content.len() as u64 });
     header(entry, out);
-    out.write_all(content)?;
+    out.extend_from_slice(content);
     out.resize(out.len() + padding(content.len() as u64) as usize, 0);
-    Ok(())
 }
 
 #[derive(Default)]
@@ -259,7 +253,7 @@ mod tests {
         entry.meta.uid = 3_000_000;
         entry.meta.mtime = Timestamp { seconds: 1_700_000_000, nanoseconds: 5 };
         entry.meta.xattrs = vec![(b"user.x".to_vec(), b"\0\xff\n".to_vec())];
-        small_file(&mut bytes, &entry, b"abc").unwrap();
+        small_file(&mut bytes, &entry, b"abc");
         bytes.extend_from_slice(&END);
         let mut archive = tar::Archive::new(&bytes[..]);
         let mut entries = archive.entries().unwrap();
