@@ -21,6 +21,8 @@ pub mod image;
 #[cfg(feature = "front")]
 pub mod json;
 #[cfg(feature = "front")]
+pub mod media_type;
+#[cfg(feature = "front")]
 pub mod reference;
 #[cfg(feature = "front")]
 pub mod registry;
