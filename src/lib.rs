@@ -25,6 +25,8 @@ pub mod json;
 #[cfg(feature = "front")]
 pub mod layer;
 #[cfg(feature = "front")]
+pub mod media_type;
+#[cfg(feature = "front")]
 pub mod reference;
 #[cfg(feature = "front")]
 pub mod registry;

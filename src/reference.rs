@@ -13,6 +13,7 @@ use std::str::FromStr;
 
 use crate::digest::Digest;
 
+pub(crate) use item::show_path;
 pub use item::{ArchiveSelect, DaemonImage, Item, ListError, Location, ParseItemError, parse_list};
 pub use item::{LIST_BYTES_MAX, LIST_ITEMS_MAX, LIST_LINE_MAX};
 

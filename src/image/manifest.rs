@@ -3,30 +3,10 @@
 use super::{Error, Platform};
 use crate::digest::Digest;
 use crate::json::{Document, View};
+use crate::media_type::{
+    DOCKER_CONFIG, DOCKER_LAYERS, DOCKER_LIST, DOCKER_MANIFEST, OCI_CONFIG, OCI_INDEX, OCI_LAYERS, OCI_MANIFEST,
+};
 use crate::source::{Descriptor, RawManifest};
-
-/// OCI image manifest.
-pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-/// OCI image index.
-pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
-/// Docker image manifest, version 2, schema 2.
-pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-/// Docker manifest list.
-pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
-/// OCI image config.
-pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-/// Docker image config.
-pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
-/// A Docker layer; says gzip, but readers go by the bytes.
-pub const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
-
-/// The layers that are read, by media type. Which compression it is, the bytes say.
-const OCI_LAYERS: [&str; 3] = [
-    "application/vnd.oci.image.layer.v1.tar",
-    "application/vnd.oci.image.layer.v1.tar+gzip",
-    "application/vnd.oci.image.layer.v1.tar+zstd",
-];
-const DOCKER_LAYERS: [&str; 2] = [DOCKER_LAYER, "application/vnd.docker.image.rootfs.diff.tar"];
 
 /// An entry of an index that says its compression in an annotation (containers/image `internal/manifest/oci_index.go`).
 const ZSTD_ANNOTATION: &str = "io.github.containers.compression.zstd";

@@ -21,7 +21,6 @@ use crate::digest::{Digest, Hasher, ParseDigestError, VerifyReader};
 use crate::json;
 use crate::source::{self, CONFIG_MAX, Descriptor, ImageSource, MANIFEST_MAX, RawManifest};
 
-pub use manifest::{DOCKER_CONFIG, DOCKER_LAYER, DOCKER_LIST, DOCKER_MANIFEST, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST};
 pub use platform::{ParsePlatformError, Platform};
 
 /// The most layers that an image may have: containers/storage's overlay driver refuses a deeper chain

@@ -399,6 +399,11 @@ fn text<'a>(bytes: &'a [u8], shown: &str) -> Result<&'a str, ParseItemError> {
     std::str::from_utf8(bytes).map_err(|_| ParseItemError::Utf8(shown.to_owned()))
 }
 
+/// A path for messages.
+pub(crate) fn show_path(path: &std::path::Path) -> String {
+    show(path.as_os_str().as_bytes())
+}
+
 /// For messages, which are one line each.
 fn show(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
