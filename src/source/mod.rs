@@ -1,5 +1,7 @@
 //! Where an image's bytes lie. One file a transport; all of them answer the two questions of [`ImageSource`].
 
+pub mod registry;
+
 use std::fmt;
 use std::io::Read;
 
