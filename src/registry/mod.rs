@@ -1,5 +1,106 @@
-//! Distribution API client.
-/// placeholder
-#[derive(Debug, thiserror::Error)]
-#[error("registry")]
-pub struct Error;
+//! Everything that talks to a registry: a client of the [OCI distribution specification] for pulling.
+//!
+//! ```text
+//!  Client ──▶ Endpoint ──▶ Session ──▶ Http ──▶ the network
+//!  (one       (one place   (one host:  (proxies, TLS,
+//!   image's    to get it    scheme,     redirects)
+//!   repository) from)       tokens)
+//!     │
+//!     └▶ BlobReader: resumes where a connection broke
+//! ```
+//!
+//! * [`Client`] asks its endpoints in their order. Today there is one, the registry itself; mirrors of
+//!   containers-registries.conf(5) become further ones, built by `config::registries`, and nothing else changes.
+//! * A `Session` is shared by all clients of one host that were made from one [`Options`] (and its clones): connections,
+//!   what the registry speaks, and tokens. Threads that need the same token wait for the one that fetches it.
+//! * Nothing here is verified: digests are the business of whoever reads.
+//!
+//! Rules that hold everywhere: credentials and tokens are never sent to another origin than the registry's own or that of the
+//! token server it names; secrets are [`Secret`]s; URLs are shown without user and query; every limit is a named constant.
+//!
+//! [OCI distribution specification]: https://github.com/opencontainers/distribution-spec/blob/main/spec.md
+
+pub mod challenge;
+mod client;
+mod download;
+mod error;
+pub mod header;
+mod proxy;
+pub mod retry;
+mod session;
+mod tls;
+mod token;
+mod transport;
+mod url;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use client::{Client, Manifest, Which};
+pub use download::BlobReader;
+pub use error::{Error, RedirectError};
+pub use session::Sessions;
+
+pub use crate::config::auth::{Credentials, Secret};
+use crate::config::Environment;
+
+/// How long a connection may take to come about, TLS handshake and proxy included.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a peer may be silent before the connection counts as broken: the wait for an answer, and each gap in it.
+pub const READ_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The most redirects that are followed for one request (as Go's `net/http`).
+pub const REDIRECTS_MAX: usize = 10;
+
+/// The largest answer of a token server that is read, in bytes (containers/image `MaxAuthTokenBodySize`).
+pub const TOKEN_ANSWER_MAX: u64 = 1 << 20;
+
+/// The largest error answer that is looked at for a message, in bytes.
+pub const ERROR_ANSWER_MAX: u64 = 64 << 10;
+
+/// How a registry is to be talked to: the command line's options and the environment.
+///
+/// Clones share their sessions: give clones of one value to all sources of one run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `--tls-verify`: when false, any certificate is taken, and plain HTTP where HTTPS is not spoken.
+    pub tls_verify: bool,
+    /// `--creds`: used for every registry, in place of all files.
+    pub credentials: Option<Credentials>,
+    /// `--authfile`: searched alone, and must exist.
+    pub auth_file: Option<PathBuf>,
+    /// `--cert-dir`: `*.crt`, `*.cert` and `*.key` for every registry, in place of certs.d.
+    pub cert_dir: Option<PathBuf>,
+    /// `--retry-times`, `--retry-delay`.
+    pub retry: retry::Policy,
+    /// [`READ_TIMEOUT`], unless a test is in a hurry.
+    pub read_timeout: Duration,
+    /// Where configuration lies, and the proxies.
+    pub environment: Environment,
+    /// What clients made from clones of these options share.
+    pub sessions: Sessions,
+}
+
+impl Options {
+    /// The defaults, in `environment`.
+    #[must_use]
+    pub fn new(environment: Environment) -> Self {
+        Self {
+            tls_verify: true,
+            credentials: None,
+            auth_file: None,
+            cert_dir: None,
+            retry: retry::Policy::default(),
+            read_timeout: READ_TIMEOUT,
+            environment,
+            sessions: Sessions::default(),
+        }
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self::new(Environment::of_process())
+    }
+}

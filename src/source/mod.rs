@@ -9,6 +9,8 @@ mod docker_daemon;
 mod oci_archive;
 mod oci_layout;
 
+pub mod registry;
+
 use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
