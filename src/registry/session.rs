@@ -262,7 +262,8 @@ fn challenges(answer: &Answer) -> Vec<Challenge> {
 pub(crate) fn refusal(answer: Answer, what: &str, host: &str, has_credentials: bool) -> Failed {
     let status = answer.status();
     let what = what.to_owned();
-    let retry_after = answer.field(&header::RETRY_AFTER).and_then(|field| fields::retry_after(field, SystemTime::now()));
+    let retry_after =
+        answer.field(&header::RETRY_AFTER).and_then(|field| fields::retry_after(field, SystemTime::now()));
     let is_own = answer.is_own;
     let mut body = Vec::new();
     // A body that breaks off only costs us its message.

@@ -118,6 +118,8 @@ pub struct Options {
     pub docker_host: Option<String>,
     /// Where large temporary files go; `/var/tmp` if `None`, as for containers/image, since `/tmp` may be memory.
     pub tmpdir: Option<PathBuf>,
+    /// How registries are spoken to.
+    pub registry: crate::registry::Options,
 }
 
 impl Options {
@@ -128,6 +130,7 @@ impl Options {
         Self {
             docker_host: variable("DOCKER_HOST").map(|value| value.to_string_lossy().into_owned()),
             tmpdir: variable("TMPDIR").map(PathBuf::from),
+            registry: crate::registry::Options::default(),
         }
     }
 
@@ -143,9 +146,14 @@ impl Options {
 /// When the source, or the image in it, is not there or cannot be read.
 pub fn open(location: &Location, options: &Options) -> Result<Arc<dyn ImageSource>, Error> {
     Ok(match location {
-        Location::Registry(reference) => {
-            return Err(Error::Invalid(format!("{reference}: registries are not read yet")));
-        }
+        Location::Registry(reference) => Arc::new(registry::RegistrySource::new(
+            reference.domain(),
+            reference.path(),
+            reference.tag(),
+            reference.digest().copied(),
+            vec![reference.clone()],
+            &options.registry,
+        )?),
         Location::DockerDaemon(image) => Arc::new(docker_daemon::open(image, options)?),
         Location::OciLayout { path, reference } => Arc::new(oci_layout::open(path, reference.as_deref())?),
         Location::OciArchive { path, reference } => Arc::new(oci_archive::open(path, reference.as_deref(), options)?),

@@ -91,7 +91,7 @@ impl Losses {
     fn add_owner(&mut self, path: &[u8], uid: u32, gid: u32, mode: u16, kind: &InodeKind) {
         let owner = format!("{uid}:{gid}");
         let list = if matches!(kind, InodeKind::Symlink(_)) { &mut self.links } else { &mut self.owners };
-        let mut push = |list: &mut BTreeMap<String, Vec<u8>>, key| {
+        let push = |list: &mut BTreeMap<String, Vec<u8>>, key| {
             let list = list.entry(key).or_default();
             list.extend_from_slice(path);
             list.push(0);
