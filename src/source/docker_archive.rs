@@ -48,11 +48,8 @@ impl DockerArchive {
     /// Finds the image that `select` chooses.
     pub(super) fn find(archive: Archive, select: &ArchiveSelect) -> Result<Self, Error> {
         let Some(bytes) = archive.read("manifest.json", ARCHIVE_MANIFEST_MAX)? else {
-            let hint = if archive.open("index.json")?.is_some() {
-                "; it looks like an OCI layout: write oci-archive:PATH"
-            } else {
-                ""
-            };
+            let hint =
+                if archive.has("index.json") { "; it looks like an OCI layout: write oci-archive:PATH" } else { "" };
             let shown = archive.shown();
             return Err(Error::Invalid(format!("{shown}: no manifest.json, so docker save did not write it{hint}")));
         };
