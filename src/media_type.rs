@@ -16,10 +16,11 @@ pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json"
 pub const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 
 /// The layers that an OCI manifest may have, besides Docker's. Which compression it is, the bytes say.
-pub const OCI_LAYERS: [&str; 3] = [
+pub const OCI_LAYERS: [&str; 4] = [
     "application/vnd.oci.image.layer.v1.tar",
     "application/vnd.oci.image.layer.v1.tar+gzip",
     "application/vnd.oci.image.layer.v1.tar+zstd",
+    "application/vnd.docker.image.rootfs.diff.tar.zstd",
 ];
 /// The layers that a Docker manifest may have (containers/image `SupportedSchema2MediaType`, without the foreign ones).
 pub const DOCKER_LAYERS: [&str; 2] = [DOCKER_LAYER, "application/vnd.docker.image.rootfs.diff.tar"];

@@ -7,6 +7,7 @@
 //! the length limit of containers/image's copy of it, since CRI-O reads the names with that copy.
 
 mod item;
+mod list;
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,8 +15,8 @@ use std::str::FromStr;
 use crate::digest::Digest;
 
 pub(crate) use item::show_path;
-pub use item::{ArchiveSelect, DaemonImage, Item, ListError, Location, ParseItemError, parse_list};
-pub use item::{LIST_BYTES_MAX, LIST_ITEMS_MAX, LIST_LINE_MAX};
+pub use item::{ArchiveSelect, DaemonImage, Item, Location, ParseItemError};
+pub use list::{LIST_BYTES_MAX, LIST_ITEMS_MAX, LIST_LINE_MAX, ListError, parse_list};
 
 /// The longest name without tag and digest, in bytes (containers/image `docker/reference`, `NameTotalLengthMax`).
 pub const NAME_LENGTH_MAX: usize = 255;
@@ -164,6 +165,15 @@ impl Reference {
     #[must_use]
     pub fn with_digest(&self, digest: Digest) -> Self {
         Self { tag: None, digest: Some(digest), ..self.clone() }
+    }
+
+    /// Whether a store may keep this name. containers/image does not understand an IPv6 address, nor a host in upper case
+    /// that has neither `.` nor `:`, and CRI-O lists no image at all when it finds a name that it does not understand: such
+    /// an image needs another name (`ITEM=NAME`).
+    #[must_use]
+    pub fn is_storable(&self) -> bool {
+        let domain = self.domain.as_str();
+        !domain.starts_with('[') && (domain.is_empty() || domain == "localhost" || domain.contains(['.', ':']))
     }
 
     /// How the Docker command line writes it: without `docker.io/` and `library/` (Go's `FamiliarString`).

@@ -70,7 +70,9 @@ fn kind_of(raw: &RawManifest, top: &View<'_>, digest: &Digest) -> Result<Kind, E
     if !own.is_empty() {
         return Err(Error::MediaType { digest: *digest, media_type: own.to_owned() });
     }
-    if let Some(kind) = raw.media_type.as_deref().and_then(Kind::of_media_type) {
+    // A Docker manifest must say what it is: containers/image, hence CRI-O, refuses one that does not.
+    let announced = raw.media_type.as_deref().and_then(Kind::of_media_type);
+    if let Some(kind) = announced.filter(|kind| *kind != Kind::DockerManifest) {
         return Ok(kind);
     }
     let config = match top.get("config").map_err(json)? {
@@ -78,7 +80,10 @@ fn kind_of(raw: &RawManifest, top: &View<'_>, digest: &Digest) -> Result<Kind, E
         None => None,
     };
     match config {
-        Some(DOCKER_CONFIG) => Ok(Kind::DockerManifest),
+        Some(DOCKER_CONFIG) => {
+            let media_type = "a Docker manifest without `mediaType`".to_owned();
+            Err(Error::MediaType { digest: *digest, media_type })
+        }
         Some(_) => Ok(Kind::OciManifest),
         None if top.get("manifests").map_err(json)?.is_some() => Ok(Kind::OciIndex),
         None => Err(Error::MediaType {
@@ -103,7 +108,7 @@ impl Manifest {
             return Err(Error::NoConfig { digest: *digest });
         };
         let media_type = config.get_text("mediaType").map_err(json)?;
-        if kind == Kind::OciManifest && !matches!(media_type, OCI_CONFIG | DOCKER_CONFIG) {
+        if kind == Kind::OciManifest && media_type != OCI_CONFIG {
             return Err(Error::Artifact { digest: *digest, media_type: media_type.to_owned() });
         }
         let config = descriptor(&config, "its config", digest)?;

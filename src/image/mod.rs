@@ -146,7 +146,7 @@ impl Image {
         chain_ids(&diff_ids)
     }
 
-    /// The config's `created`, exactly as written; `None` when absent.
+    /// The config's `created`, exactly as written, a time of RFC 3339; `None` when absent.
     #[must_use]
     pub fn created(&self) -> Option<&str> {
         self.created.as_deref()
@@ -342,6 +342,14 @@ pub enum Error {
         id: Digest,
         /// What is wrong.
         error: json::Error,
+    },
+    /// A time that is none.
+    #[error("config {id}: created: {created:?} is not a time as RFC 3339 writes it, for instance 2024-01-02T03:04:05Z")]
+    Created {
+        /// Which config.
+        id: Digest,
+        /// What it says.
+        created: String,
     },
     /// A diffID that is none.
     #[error("config {id}: rootfs.diff_ids: {error}")]

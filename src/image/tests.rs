@@ -203,6 +203,8 @@ fn other_things_than_images_are_refused_by_name() {
         (r#"{"config":{},"manifests":[]}"#.into(), "ambiguous"),
         (format!(r#"{{"mediaType":"{OCI_INDEX}","manifests":[],"layers":[]}}"#), "ambiguous"),
         (format!(r#"{{"mediaType":"{OCI_MANIFEST}"}}"#), "no config"),
+        (format!(r#"{{"config":{{"mediaType":"{DOCKER_CONFIG}"}}}}"#), "without `mediaType`"),
+        (format!(r#"{{"mediaType":"{OCI_MANIFEST}","config":{{"mediaType":"{DOCKER_CONFIG}"}}}}"#), "artifact"),
         (
             format!(r#"{{"mediaType":"{OCI_MANIFEST}","config":{{"mediaType":"{OCI_CONFIG}","digest":"../x"}}}}"#),
             "its config",
@@ -242,6 +244,7 @@ fn configs_that_do_not_fit_are_refused() {
         (0, b"garbage".to_vec(), "not JSON"),
         (1, br#"{"rootfs":{"diff_ids":["sha256:1"]}}"#.to_vec(), "diff_ids"),
         (1, br#"{"rootfs":{"diff_ids":[null]}}"#.to_vec(), "not a string"),
+        (0, br#"{"created":""}"#.to_vec(), "created: \"\" is not a time"),
         (1, br#"{"rootfs":[]}"#.to_vec(), "not an object"),
         (1, vec![b' '; (4 << 20) + 1], "at most 4194304"),
         (501, config("amd64", 501), "501 layers"),

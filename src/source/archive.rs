@@ -328,10 +328,11 @@ impl<'a> Indexer<'a> {
             *(if kind.is_gnu_longname() { &mut extensions.path } else { &mut extensions.link }) = Some(data);
             return Ok(());
         }
-        for extension in tar::PaxExtensions::new(&data) {
-            let Ok(extension) = extension else { return self.wrong("a malformed PAX header") };
-            let value = extension.value_bytes();
-            match extension.key_bytes() {
+        let mut rest = data.as_slice();
+        while !rest.is_empty() {
+            let Some((key, value, after)) = pax_record(rest) else { return self.wrong("a malformed PAX header") };
+            rest = after;
+            match key {
                 b"path" => extensions.path = Some(value.to_vec()),
                 b"linkpath" => extensions.link = Some(value.to_vec()),
                 b"size" => match std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()) {
@@ -383,6 +384,16 @@ impl<'a> Indexer<'a> {
         }
         Ok(())
     }
+}
+
+/// The first of `LENGTH KEY=VALUE\n` and what follows. Not `tar::PaxExtensions`, which takes a line end in a value, as an
+/// xattr may have, for the end of the record.
+fn pax_record(data: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let space = data.iter().take(20).position(|b| *b == b' ')?;
+    let length: usize = std::str::from_utf8(&data[..space]).ok()?.parse().ok()?;
+    let record = data.get(space + 1..length)?.strip_suffix(b"\n")?;
+    let equals = record.iter().position(|b| *b == b'=')?;
+    Some((&record[..equals], &record[equals + 1..], &data[length..]))
 }
 
 #[cfg(test)]

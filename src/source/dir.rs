@@ -26,7 +26,7 @@ pub(super) fn open(path: &Path) -> Result<Dir, Error> {
         return Err(Error::Invalid(format!("{}: its file `version` names a version that is unknown", directory.shown)));
     }
     if directory.open("manifest.json")?.is_none() {
-        let hint = if directory.open("index.json")?.is_some() { "; for an OCI layout write oci:PATH" } else { "" };
+        let hint = if directory.has("index.json") { "; for an OCI layout write oci:PATH" } else { "" };
         return Err(Error::Invalid(format!(
             "{}: no manifest.json, so this is no image as skopeo writes it{hint}",
             directory.shown

@@ -11,8 +11,11 @@
 
 use std::collections::HashMap;
 use std::io::{self, Cursor, Read};
+use std::num::NonZero;
+use std::panic::resume_unwind;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread;
 
 use super::archive::{Archive, Duplicates, Span};
 use super::compression::{Compression, MAGIC_LENGTH};
@@ -48,11 +51,8 @@ impl DockerArchive {
     /// Finds the image that `select` chooses.
     pub(super) fn find(archive: Archive, select: &ArchiveSelect) -> Result<Self, Error> {
         let Some(bytes) = archive.read("manifest.json", ARCHIVE_MANIFEST_MAX)? else {
-            let hint = if archive.open("index.json")?.is_some() {
-                "; it looks like an OCI layout: write oci-archive:PATH"
-            } else {
-                ""
-            };
+            let hint =
+                if archive.has("index.json") { "; it looks like an OCI layout: write oci-archive:PATH" } else { "" };
             let shown = archive.shown();
             return Err(Error::Invalid(format!("{shown}: no manifest.json, so docker save did not write it{hint}")));
         };
@@ -119,16 +119,12 @@ impl DockerArchive {
     /// Go's `json.Marshal` of containers/image's `manifest.Schema2`. Every layer has the media type of a gzip one,
     /// although it is plain.
     fn make_manifest(&self) -> Result<Vec<u8>, Error> {
-        let mut sizes = HashMap::new();
-        let mut layers = Vec::with_capacity(self.diff_ids.len());
-        for diff_id in &self.diff_ids {
-            let size = match sizes.get(diff_id) {
-                Some(size) => *size,
-                None => self.layer_size(diff_id)?,
-            };
-            sizes.insert(*diff_id, size);
-            layers.push(format!(r#"{{"mediaType":"{DOCKER_LAYER}","size":{size},"digest":"{diff_id}"}}"#));
-        }
+        let sizes = self.layer_sizes()?;
+        let layer = |diff_id| {
+            let size: u64 = sizes[diff_id];
+            format!(r#"{{"mediaType":"{DOCKER_LAYER}","size":{size},"digest":"{diff_id}"}}"#)
+        };
+        let layers: Vec<String> = self.diff_ids.iter().map(layer).collect();
         let (size, digest) = (self.config.len(), self.config_digest);
         let config = format!(r#"{{"mediaType":"{DOCKER_CONFIG}","size":{size},"digest":"{digest}"}}"#);
         let layers = layers.join(",");
@@ -136,10 +132,32 @@ impl DockerArchive {
             .into_bytes())
     }
 
-    fn layer_size(&self, diff_id: &Digest) -> Result<u64, Error> {
-        let io = |error| Error::Io { what: format!("{}: read layer {diff_id}", self.archive.shown()), error };
-        let (mut plain, size) = self.layer(self.layers[diff_id]).map_err(io)?;
-        size.map_or_else(|| io::copy(&mut plain, &mut io::sink()).map_err(io), Ok)
+    /// The uncompressed size of every layer. Compressed ones must be read to their ends for it, on all cores.
+    fn layer_sizes(&self) -> Result<HashMap<Digest, u64>, Error> {
+        let todo = Mutex::new(self.layers.iter());
+        let next = || todo.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let work = || {
+            let mut sizes = Vec::new();
+            while let Some((diff_id, span)) = next() {
+                let io = |error| Error::Io { what: format!("{}: read layer {diff_id}", self.archive.shown()), error };
+                let (mut plain, size) = self.layer(*span).map_err(io)?;
+                sizes.push((*diff_id, size.map_or_else(|| io::copy(&mut plain, &mut io::sink()).map_err(io), Ok)?));
+            }
+            Ok(sizes)
+        };
+        let workers = thread::available_parallelism().map_or(1, NonZero::get).min(self.layers.len());
+        let results: Vec<Result<Vec<(Digest, u64)>, Error>> = thread::scope(|scope| {
+            let workers: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
+            let own = work();
+            let join =
+                |worker: thread::ScopedJoinHandle<'_, _>| worker.join().unwrap_or_else(|panic| resume_unwind(panic));
+            workers.into_iter().map(join).chain([own]).collect()
+        });
+        let mut sizes = HashMap::new();
+        for result in results {
+            sizes.extend(result?);
+        }
+        Ok(sizes)
     }
 }
 

@@ -177,6 +177,11 @@ trait Files: Send + Sync + fmt::Debug {
     /// The transport and the path, for messages.
     fn shown(&self) -> &str;
 
+    /// Whether there is such a file: for hints in errors.
+    fn has(&self, name: &str) -> bool {
+        matches!(self.open(name), Ok(Some(_)))
+    }
+
     /// The whole file, which has at most `max` bytes; `None` when there is no such file.
     fn read(&self, name: &str, max: u64) -> Result<Option<Vec<u8>>, Error> {
         let Some(file) = self.open(name)? else { return Ok(None) };

@@ -43,9 +43,9 @@ impl<F: Files> Layout<F> {
     pub(super) fn find(files: F, reference: Option<&str>) -> Result<Self, Error> {
         check_version(&files)?;
         let Some(index) = document(&files, "index.json", MANIFEST_MAX)? else {
-            let hint = if files.open("manifest.json")?.is_none() {
+            let hint = if !files.has("manifest.json") {
                 ""
-            } else if files.open("version")?.is_some() {
+            } else if files.has("version") {
                 "; it looks like skopeo's own layout: write dir:PATH"
             } else {
                 "; it looks like what docker save writes: write docker-archive:PATH"

@@ -74,7 +74,7 @@ fn members_are_found_by_any_spelling_of_their_name() {
             .file("a", b"second")
             .member(b'L', b"././@LongLink", b"", long.len() as u64 + 1, format!("{long}\0").as_bytes())
             .file("short", b"gnu")
-            .pax(&[("path", "pax/\u{e4}"), ("mtime", "1.5")])
+            .pax(&[("SCHILY.xattr.user.x", "1\n2 size=99999\n"), ("path", "pax/\u{e4}"), ("mtime", "1.5")])
             .file("short", b"pax")
             .member(b'g', b"global", b"", 12, b"12 comment=x")
             .pax(&[("size", "5")])
@@ -208,4 +208,30 @@ fn what_is_no_file_is_named() {
     assert!(text.contains("oci-archive:/nonexistent/a=b: no such file") && text.contains("full one"), "{text}");
     let directory = Archive::open("oci-archive", Path::new("/"), &Options::default(), Duplicates::Last).unwrap_err();
     assert!(directory.to_string().contains("write oci:PATH"), "{directory}");
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_damage_panics(at in 0..6000usize, byte: u8, cut in 0..6000usize) {
+        let mut bytes = Tar::default()
+            .pax(&[("path", "p"), ("size", "3")])
+            .file("a", b"xyz")
+            .member(b'L', b"l", b"", 2, b"n\0")
+            .file("b", b"")
+            .member(b'2', b"s", b"b", 0, b"")
+            .end();
+        let length = bytes.len();
+        bytes[at % length] = byte;
+        // The checksum of the first header is put right, so that what it says is believed.
+        let mut header = tar::Header::new_old();
+        header.as_mut_bytes().copy_from_slice(&bytes[..512]);
+        header.set_cksum();
+        bytes[..512].copy_from_slice(header.as_bytes());
+        bytes.truncate(length - cut % 1200);
+        if let Ok(archive) = open(&bytes) {
+            for name in ["p", "n", "s"] {
+                let _ = archive.read(name, 100);
+            }
+        }
+    }
 }
