@@ -41,7 +41,9 @@ pub enum Error {
         item: String,
     },
     /// A name that containers/image cannot read back.
-    #[error("{item}: a machine's tools do not understand the name {name}; say what it shall be called, for instance {item}=localhost/name:tag")]
+    #[error(
+        "{item}: a machine's tools do not understand the name {name}; say what it shall be called, for instance {item}=localhost/name:tag"
+    )]
     Unstorable {
         /// As typed.
         item: String,
@@ -56,11 +58,11 @@ pub enum Error {
         /// An item.
         first: String,
         /// Its image.
-        first_id: Digest,
+        first_id: String,
         /// The other item.
         second: String,
         /// Its image.
-        second_id: Digest,
+        second_id: String,
     },
 }
 
@@ -163,7 +165,7 @@ impl Plan {
         let id = image.id();
         let (first_id, first) = self.names.entry(name.clone()).or_insert_with(|| (id, item.to_owned()));
         if *first_id != id {
-            let (first, first_id) = (first.clone(), *first_id);
+            let (first, first_id, id) = (first.clone(), first_id.hex(), id.hex());
             return Err(Error::NameTwice { name, first, first_id, second: item.to_owned(), second_id: id });
         }
         let stored = self.images.entry(id).or_insert_with(|| StoreImage::new(image));

@@ -219,9 +219,6 @@ impl<'a> Store<'a> {
         let whiteouts = self.opaque_whiteouts(layer, &index)?;
         let id = layer.id.hex();
         self.warnings.extend(segment.facts().warnings.iter().map(|warning| format!("layer {id}: entry {warning}")));
-        if self.settings.unpacker == Unpacker::Busybox {
-            self.losses.add(&id, &index);
-        }
         self.records.push(LayerRecord::new(
             &layer.id,
             layer.parent.as_ref(),
@@ -231,6 +228,9 @@ impl<'a> Store<'a> {
         self.segments.insert(layer.id, (layer.parent, Arc::clone(segment)));
 
         let root = self.root_entry(layer, &index, segment.facts().root_claimed);
+        if self.settings.unpacker == Unpacker::Busybox {
+            self.losses.add(&id, &index, &root.meta);
+        }
         let mut head = Vec::new();
         self.layer_head(&mut head, layer);
         wire::header(&root, &mut head);
