@@ -1,0 +1,11 @@
+//! Integration tests: one binary, one sentence a module.
+//!
+//! Tests that need a Debian package fail with its name when it is not there; none is skipped in silence.
+
+/// Helpers: servers and tools that tests start, and that end with them.
+mod support;
+
+/// The registry client against a server that misbehaves on purpose, and a token server that counts.
+mod registry;
+/// The registry client against Debian's `docker-registry`: anonymous, htpasswd, TLS with a private authority, tokens.
+mod registry_real;
