@@ -365,7 +365,8 @@ struct Place {
 }
 
 fn places(named: Option<&Path>, environment: &Environment) -> Vec<Place> {
-    let only = |path: &Path, must_exist| vec![Place { path: path.to_owned(), legacy: false, must_exist, is_named: true }];
+    let only =
+        |path: &Path, must_exist| vec![Place { path: path.to_owned(), legacy: false, must_exist, is_named: true }];
     if let Some(path) = named {
         return only(path, true);
     }
@@ -376,7 +377,10 @@ fn places(named: Option<&Path>, environment: &Environment) -> Vec<Place> {
     let mut places = Vec::new();
     match &environment.xdg_runtime_dir {
         Some(directory) if !directory.exists() => {
-            tracing::warn!("$XDG_RUNTIME_DIR: {} does not exist: not looking there for credentials", directory.display());
+            tracing::warn!(
+                "$XDG_RUNTIME_DIR: {} does not exist: not looking there for credentials",
+                directory.display()
+            );
         }
         Some(directory) => places.push(default(directory.join("containers/auth.json"), false)),
         None => places.push(default(format!("/run/containers/{}/auth.json", environment.uid).into(), false)),

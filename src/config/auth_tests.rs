@@ -20,7 +20,8 @@ fn user(file: &str, key: &str) -> Option<String> {
 }
 
 fn entries(keys: &[&str]) -> String {
-    let entries: Vec<_> = keys.iter().map(|key| format!(r#""{key}":{{"auth":"{}"}}"#, auth(&format!("{key}:w")))).collect();
+    let entries: Vec<_> =
+        keys.iter().map(|key| format!(r#""{key}":{{"auth":"{}"}}"#, auth(&format!("{key}:w")))).collect();
     format!(r#"{{"auths":{{{}}}}}"#, entries.join(","))
 }
 
@@ -77,10 +78,12 @@ fn entries_are_decoded_as_containers_image_does() {
         let file = format!(r#"{{"auths":{{"h":{entry}}},"unknown":[1]}}"#);
         AuthFile::parse(&file, false).unwrap().lookup("h/a")
     };
-    let credentials = |text: &str| decode(text).map(|answer| match answer {
-        Answer::Credentials(credentials) => Some(credentials),
-        _ => None,
-    });
+    let credentials = |text: &str| {
+        decode(text).map(|answer| match answer {
+            Answer::Credentials(credentials) => Some(credentials),
+            _ => None,
+        })
+    };
     let with = |pair: &str| format!(r#"{{"auth":"{}"}}"#, auth(pair));
     assert_eq!(credentials(&with("u:p:q")), Ok(Some(Credentials::basic("u", "p:q"))));
     assert_eq!(credentials(&with("u:p\0\0")), Ok(Some(Credentials::basic("u", "p"))));
@@ -122,7 +125,9 @@ fn helpers_come_before_auths_and_the_store_after() {
 
 #[test]
 fn errors_show_where_but_not_what() {
-    for text in [r#"{"auths":{"h":"geheim"}}"#, r#"{"auths":{"h":{"auth":["geheim"]}}}"#, "geheim", r#"{"auths":"geheim"}"#, ""] {
+    for text in
+        [r#"{"auths":{"h":"geheim"}}"#, r#"{"auths":{"h":{"auth":["geheim"]}}}"#, "geheim", r#"{"auths":"geheim"}"#, ""]
+    {
         let error = AuthFile::parse(text, false).unwrap_err();
         assert!(!format!("{error} {error:?}").contains("geheim"), "{error:?}");
     }
@@ -191,8 +196,11 @@ fn variables_move_the_search() {
     home.write("xdg/containers/auth.json", &Home::entry("xdg", false));
     home.write("docker/config.json", &Home::entry("docker", false));
     let path = home.0.path();
-    let mut environment =
-        Environment { xdg_runtime_dir: Some(path.join("missing")), xdg_config_home: Some(path.join("xdg")), ..home.environment() };
+    let mut environment = Environment {
+        xdg_runtime_dir: Some(path.join("missing")),
+        xdg_config_home: Some(path.join("xdg")),
+        ..home.environment()
+    };
     assert_eq!(home.find(&environment).as_deref(), Some("xdg"));
     environment.xdg_config_home = Some(path.join("missing"));
     environment.docker_config = Some(path.join("docker"));
@@ -234,8 +242,9 @@ fn helper(script: &str) -> (tempfile::TempDir, Environment) {
 
 #[test]
 fn a_helper_is_asked_on_its_standard_input() {
-    let (_directory, environment) =
-        helper(r#"read server; [ "$1" = get ] && echo "{\"ServerURL\":\"$server\",\"Username\":\"u-$server\",\"Secret\":\"w\"}""#);
+    let (_directory, environment) = helper(
+        r#"read server; [ "$1" = get ] && echo "{\"ServerURL\":\"$server\",\"Username\":\"u-$server\",\"Secret\":\"w\"}""#,
+    );
     let found = helper::get("test", "quay.io", &environment).unwrap();
     assert_eq!(found, Some(Credentials::basic("u-quay.io", "w")));
 }
@@ -257,7 +266,9 @@ fn a_helper_that_fails_hangs_or_floods_is_an_error_without_secrets() {
         error
     };
     assert!(run("echo locked; exit 1").to_string().ends_with("failed for h: locked"));
-    assert!(matches!(run(r#"echo '{"Secret":"geheim"}'; exit 1"#), helper::Error::Failed { message, .. } if message.is_empty()));
+    assert!(
+        matches!(run(r#"echo '{"Secret":"geheim"}'; exit 1"#), helper::Error::Failed { message, .. } if message.is_empty())
+    );
     assert!(matches!(run("echo geheim"), helper::Error::Answer { .. }));
     assert!(matches!(run("exec sleep 5"), helper::Error::Timeout { .. }));
     assert!(matches!(run("exec >&-; exec sleep 5"), helper::Error::Timeout { .. }));

@@ -93,7 +93,8 @@ pub const SHOWN_MAX: usize = 200;
 #[must_use]
 pub fn clean(text: &str) -> String {
     let hidden = |c: char| {
-        c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
     };
     let words = text.split(|c: char| hidden(c) || c.is_whitespace()).filter(|word| !word.is_empty());
     let line = words.take(SHOWN_MAX).collect::<Vec<_>>().join(" ");

@@ -73,7 +73,9 @@ fn parse_field(scanner: &mut Scanner<'_>, challenges: &mut Vec<Challenge>) {
         }
         *scanner = before;
         // A scheme stands alone, or a space parts it from what follows.
-        if !(scanner.rest.is_empty() || scanner.rest.starts_with([' ', '\t', ','])) || challenges.len() >= CHALLENGES_MAX {
+        if !(scanner.rest.is_empty() || scanner.rest.starts_with([' ', '\t', ',']))
+            || challenges.len() >= CHALLENGES_MAX
+        {
             return;
         }
         challenges.push(Challenge { scheme: token.to_ascii_lowercase(), parameters: Vec::new() });
@@ -168,7 +170,10 @@ mod tests {
                 vec![challenge("basic", &[("realm", r#"a, "b" \ Bearer x=y"#)]), challenge("bearer", &[realm])],
             ),
             ("Negotiate, Basic realm=x", vec![challenge("negotiate", &[]), challenge("basic", &[("realm", "x")])]),
-            ("Negotiate YII+/==, Basic realm=x", vec![challenge("negotiate", &[]), challenge("basic", &[("realm", "x")])]),
+            (
+                "Negotiate YII+/==, Basic realm=x",
+                vec![challenge("negotiate", &[]), challenge("basic", &[("realm", "x")])],
+            ),
             ("Basic", vec![challenge("basic", &[])]),
             ("", vec![]),
             (",, ,", vec![]),

@@ -90,9 +90,7 @@ impl Client {
         }
         let credentials = match &options.credentials {
             Some(given) => Some(given.clone()),
-            None => {
-                auth::find(&format!("{host}/{repository}"), options.auth_file.as_deref(), &options.environment)?
-            }
+            None => auth::find(&format!("{host}/{repository}"), options.auth_file.as_deref(), &options.environment)?,
         };
         let session = options.sessions.get(host, options)?;
         let endpoint = Endpoint { session, repository: repository.to_owned(), credentials, policy: options.retry };

@@ -277,7 +277,10 @@ mod tests {
     #[test]
     fn messages_are_bounded_and_clean() {
         for (body, expected) in [
-            (r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown","detail":{"Tag":"v1"}}]}"#, ": manifest unknown"),
+            (
+                r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown","detail":{"Tag":"v1"}}]}"#,
+                ": manifest unknown",
+            ),
             (r#"{"errors":[{"code":"DENIED"}]}"#, ": DENIED"),
             (r#"{"errors":[{"message":"a\u001b[31m\r\nb"},{"message":"c"}]}"#, ": a [31m b; c"),
             (r#"{"details":"incorrect username or password"}"#, ": incorrect username or password"),

@@ -41,8 +41,8 @@ pub use download::BlobReader;
 pub use error::{Error, RedirectError};
 pub use session::Sessions;
 
-pub use crate::config::auth::{Credentials, Secret};
 use crate::config::Environment;
+pub use crate::config::auth::{Credentials, Secret};
 
 /// How long a connection may take to come about, TLS handshake and proxy included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);

@@ -45,10 +45,20 @@ impl Proxies {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Exception {
     All,
-    Network { address: IpAddr, bits: u8 },
-    Address { address: IpAddr, port: Option<u16> },
+    Network {
+        address: IpAddr,
+        bits: u8,
+    },
+    Address {
+        address: IpAddr,
+        port: Option<u16>,
+    },
     /// `.example.com` means the hosts below, `example.com` also the host itself.
-    Domain { suffix: String, also_itself: bool, port: Option<u16> },
+    Domain {
+        suffix: String,
+        also_itself: bool,
+        port: Option<u16>,
+    },
 }
 
 impl Exception {

@@ -57,7 +57,12 @@ impl Attempts {
             return false;
         }
         let wait = self.policy.wait(self.failures, retry_after);
-        tracing::info!("{why}; trying again in {:.1} s ({} of {})", wait.as_secs_f32(), self.failures, self.policy.times);
+        tracing::info!(
+            "{why}; trying again in {:.1} s ({} of {})",
+            wait.as_secs_f32(),
+            self.failures,
+            self.policy.times
+        );
         std::thread::sleep(wait);
         true
     }

@@ -225,8 +225,9 @@ impl Session {
         for challenge in challenges {
             match (challenge.scheme.as_str(), challenge.get("realm")) {
                 ("basic", _) => {
-                    if let Some(user) = user {
-                        return Ok(Some(token::basic(user)));
+                    let basic = user.map(token::basic);
+                    if basic.is_some() && basic.as_ref() != refused {
+                        return Ok(basic);
                     }
                 }
                 ("bearer", Some(realm)) => {
@@ -262,7 +263,8 @@ fn challenges(answer: &Answer) -> Vec<Challenge> {
 pub(crate) fn refusal(answer: Answer, what: &str, host: &str, has_credentials: bool) -> Failed {
     let status = answer.status();
     let what = what.to_owned();
-    let retry_after = answer.field(&header::RETRY_AFTER).and_then(|field| fields::retry_after(field, SystemTime::now()));
+    let retry_after =
+        answer.field(&header::RETRY_AFTER).and_then(|field| fields::retry_after(field, SystemTime::now()));
     let is_own = answer.is_own;
     let mut body = Vec::new();
     // A body that breaks off only costs us its message.

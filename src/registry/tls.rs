@@ -51,8 +51,7 @@ fn chain(file: &PemFile) -> Result<Vec<CertificateDer<'static>>, Error> {
 
 /// ureq panics on a key that does not fit its certificate, so they are tried on rustls first.
 fn client(certificate: &PemFile, key: &PemFile) -> Result<ClientCert, Error> {
-    let invalid =
-        |file: &PemFile, reason: &str| Error::Invalid { path: file.path.clone(), reason: reason.to_owned() };
+    let invalid = |file: &PemFile, reason: &str| Error::Invalid { path: file.path.clone(), reason: reason.to_owned() };
     let chain = chain(certificate)?;
     let der = PrivateKeyDer::from_pem_slice(&key.text).map_err(|_| invalid(key, "no PEM private key in it"))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -179,12 +179,15 @@ mod tests {
 
     #[test]
     fn both_members_are_taken_and_nonsense_is_not() {
-        let bearer = |body: &str| parse(body.as_bytes()).map(|(token, life)| (token.expose().to_owned(), life.as_secs()));
+        let bearer =
+            |body: &str| parse(body.as_bytes()).map(|(token, life)| (token.expose().to_owned(), life.as_secs()));
         assert_eq!(bearer(r#"{"token":"a","expires_in":300}"#), Some(("Bearer a".into(), 300)));
         assert_eq!(bearer(r#"{"token":"","access_token":"b"}"#), Some(("Bearer b".into(), 0)));
         assert_eq!(bearer(r#"{"access_token":"b","expires_in":-5}"#), Some(("Bearer b".into(), 0)));
         assert_eq!(bearer(r#"{"token":"b","expires_in":1e300}"#), Some(("Bearer b".into(), LIFETIME_MAX.as_secs())));
-        for bad in ["", "[]", "{}", r#"{"token":""}"#, r#"{"token":"a\r\nX: y"}"#, r#"{"token":5}"#, r#"{"token":null}"#] {
+        for bad in
+            ["", "[]", "{}", r#"{"token":""}"#, r#"{"token":"a\r\nX: y"}"#, r#"{"token":5}"#, r#"{"token":null}"#]
+        {
             assert_eq!(bearer(bad), None, "{bad}");
         }
     }
@@ -216,7 +219,11 @@ mod tests {
     fn a_stale_token_is_renewed() {
         let tokens = Tokens::default();
         let get = |text: &str| {
-            tokens.get(key("a"), None, |_| Ok::<_, ()>((Secret::new(text), Duration::ZERO))).unwrap().expose().to_owned()
+            tokens
+                .get(key("a"), None, |_| Ok::<_, ()>((Secret::new(text), Duration::ZERO)))
+                .unwrap()
+                .expose()
+                .to_owned()
         };
         assert_eq!((get("1"), get("2")), ("1".into(), "1".into()));
         for slot in lock(&tokens.0).values() {

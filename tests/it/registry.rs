@@ -63,7 +63,7 @@ fn a_manifest_comes_with_its_type_and_was_asked_for_rightly() {
     for wanted in ["oci.image.index.v1", "oci.image.manifest.v1", "manifest.list.v2", "distribution.manifest.v2"] {
         assert!(accept.contains(wanted), "{accept}");
     }
-    assert!(!accept.contains("manifest.v1+"), "{accept}");
+    assert!(!accept.contains("distribution.manifest.v1"), "{accept}");
     assert_eq!(seen.header("accept-encoding"), Some("identity"));
     assert!(seen.header("user-agent").unwrap().starts_with("prepull/"));
     assert_eq!(seen.header("authorization"), None);
@@ -100,11 +100,11 @@ fn a_manifest_that_is_too_big_is_refused_without_being_read() {
     let flood = blob_server(|_, _| {
         // Until the connection ends: no Content-Length that could warn.
         let chunk = [b"100000\r\n".to_vec(), vec![b' '; 0x100000], b"\r\n".to_vec()].concat();
-        Reply::new(200, chunk.repeat(6)).header("Transfer-Encoding", "chunked").header("content-length", "")
+        Reply::new(200, chunk.repeat(6)).header("Transfer-Encoding", "chunked")
     });
     for server in [announced, flood] {
         let error = manifest(&server, &options()).unwrap_err();
-        assert!(matches!(error, Error::TooBig { limit: MANIFEST_MAX, .. } | Error::Transport { .. }), "{error:?}");
+        assert!(matches!(error, Error::TooBig { limit: MANIFEST_MAX, .. }), "{error:?}");
     }
 }
 
@@ -204,9 +204,8 @@ fn a_download_without_progress_is_given_up() {
 fn a_server_without_ranges_gets_its_first_bytes_skipped() {
     let bytes = blob(200_000);
     let content = bytes.clone();
-    let server = blob_server(move |_, before| {
-        Reply::new(200, content.clone()).fault(Fault::CutAfter(50_000 * (before + 1)))
-    });
+    let server =
+        blob_server(move |_, before| Reply::new(200, content.clone()).fault(Fault::CutAfter(50_000 * (before + 1))));
     fetch(&client(&server, &options()), &bytes).unwrap();
     assert_eq!(starts(&server).len(), 4);
 }
@@ -394,10 +393,11 @@ fn a_registry_that_never_accepts_its_tokens_ends_in_an_error() {
     let registry = token_registry(0, Vec::new(), Fault::None);
     let error = manifest(&registry.server, &with_creds()).unwrap_err();
     assert!(matches!(error, Error::Unauthorized { .. }), "{error:?}");
-    assert_eq!((registry.server.seen("/v2/app").len(), registry.fetched.load(Ordering::SeqCst)), (1, 0), "Basic was first");
+    let counts = || (registry.server.seen("/v2/app").len(), registry.fetched.load(Ordering::SeqCst));
+    assert_eq!(counts(), (2, 1), "once with Basic, once with a token");
     let error = manifest(&registry.server, &options()).unwrap_err();
     assert!(matches!(error, Error::Unauthorized { .. }), "{error:?}");
-    assert_eq!(registry.fetched.load(Ordering::SeqCst), 2);
+    assert_eq!(counts(), (4, 3), "once with a token, once with a new one");
     assert!(!error.to_string().contains("t2"), "{error}");
 }
 

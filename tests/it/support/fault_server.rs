@@ -133,7 +133,8 @@ fn serve(stream: &TcpStream, handler: &Handler, log: &Mutex<Vec<Seen>>, stop: &A
     let mut first = [0];
     if stream.peek(&mut first).unwrap_or(0) == 1 && first[0] == 0x16 {
         // A TLS handshake: Go's servers say this.
-        let _ = (&*stream).write_all(b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTPS request to an HTTP server.\n");
+        let _ =
+            (&*stream).write_all(b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTPS request to an HTTP server.\n");
         return;
     }
     let mut reader = BufReader::new(stream);
@@ -177,7 +178,9 @@ fn answer(stream: &TcpStream, reply: &Reply, stop: &AtomicBool) -> bool {
         return false;
     }
     let mut head = format!("HTTP/1.1 {} Test\r\n", reply.status);
-    if !reply.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-length")) {
+    let says_length =
+        |name: &str| ["content-length", "transfer-encoding"].contains(&name.to_ascii_lowercase().as_str());
+    if !reply.headers.iter().any(|(name, _)| says_length(name)) {
         head += &format!("Content-Length: {}\r\n", reply.body.len());
     }
     for (name, value) in &reply.headers {

@@ -12,11 +12,8 @@ use prepull::registry::{Options, retry};
 
 /// Options that see nothing of the machine's configuration, and are in a hurry.
 pub(crate) fn options(home: &Path) -> Options {
-    let environment = Environment {
-        home: home.to_owned(),
-        xdg_runtime_dir: Some(home.to_owned()),
-        ..Environment::default()
-    };
+    let environment =
+        Environment { home: home.to_owned(), xdg_runtime_dir: Some(home.to_owned()), ..Environment::default() };
     Options {
         tls_verify: false,
         retry: retry::Policy { times: 3, delay: Some(Duration::from_millis(5)) },
