@@ -62,10 +62,11 @@ impl Tokens {
     ) -> Result<Secret, E> {
         let slot = Arc::clone(lock(&self.0).entry(key.clone()).or_default());
         let mut slot = lock(&slot);
-        if let Some(token) = &*slot {
-            if Instant::now() < token.stale && Some(&token.authorization) != refused {
-                return Ok(token.authorization.clone());
-            }
+        if let Some(token) = &*slot
+            && Instant::now() < token.stale
+            && Some(&token.authorization) != refused
+        {
+            return Ok(token.authorization.clone());
         }
         *slot = None;
         let (authorization, lifetime) = fetch(&key)?;
@@ -142,7 +143,7 @@ pub(crate) fn fetch(
     if body.len() as u64 > TOKEN_ANSWER_MAX {
         return Err(Failed::Final(Error::TooBig { what, limit: TOKEN_ANSWER_MAX }));
     }
-    parse(&body).ok_or_else(|| Failed::Final(Error::Token { what, reason: "the answer holds no usable token" }))
+    parse(&body).ok_or(Failed::Final(Error::Token { what, reason: "the answer holds no usable token" }))
 }
 
 fn query(fields: &[(&str, &str)]) -> String {

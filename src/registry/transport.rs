@@ -4,9 +4,12 @@
 //! that it was meant for and, once a redirect has left that, nowhere any more.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ureq::http::{self, HeaderValue, Method, Response, StatusCode, Uri, header};
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{ConnectProxyConnector, Connector as _, TcpConnector};
 use ureq::{Agent, Body};
 
 use super::error::{Failure, RedirectError};
@@ -74,8 +77,7 @@ impl Http {
         let tls = tls::config(certificates, verify)?;
         let proxies = Proxies::new(proxy)?;
         let agent = |proxy: Option<ureq::Proxy>| -> Agent {
-            Agent::config_builder()
-                .tls_config(tls.clone())
+            let config = Agent::config_builder()
                 .proxy(proxy)
                 .http_status_as_error(false)
                 .max_redirects(0)
@@ -88,8 +90,10 @@ impl Http {
                 .timeout_per_read(Some(read_timeout))
                 .timeout_per_write(Some(read_timeout))
                 .max_idle_connections_per_host(IDLE_PER_HOST)
-                .build()
-                .new_agent()
+                .build();
+            let connector = ().chain(ConnectProxyConnector::default());
+            let connector = connector.chain(TcpConnector::default()).chain(tls::TlsConnector(Arc::clone(&tls)));
+            Agent::with_parts(config, connector, DefaultResolver::default())
         };
         let direct = agent(None);
         let https = proxies.https.clone().map(|proxy| agent(Some(proxy)));

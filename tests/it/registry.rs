@@ -246,8 +246,9 @@ fn redirects_are_followed_but_not_in_circles() {
     });
     assert_eq!(manifest(&server, &options()).unwrap().bytes, b"{}");
 
+    type Answer = fn(&Seen) -> Reply;
     type Check = fn(&Error) -> bool;
-    let cases: [(fn(&Seen) -> Reply, Check); 4] = [
+    let cases: [(Answer, Check); 4] = [
         (
             |seen| Reply::new(301, "").header("Location", seen.path.as_str()),
             |error| matches!(error, Error::Redirect { error: RedirectError::Loop, .. }),

@@ -123,6 +123,24 @@ fn tls_with_a_private_authority() {
 }
 
 #[test]
+fn tls_with_a_self_signed_certificate_that_is_its_own_authority() {
+    let (pki, image, home) = (Pki::new(), Image::new(), tempfile::tempdir().unwrap());
+    let http =
+        format!("  tls: {{certificate: {}, key: {}}}", pki.path("own.pem").display(), pki.path("own.key").display());
+    let registry = DockerRegistry::start(&http, "");
+    registry.push(&image, "app:v1", &[]);
+    let certificates = home.path().join("certificates");
+    pki.install(&certificates, &[("own.pem", "ca.crt")]);
+    let strict = Options { tls_verify: true, cert_dir: Some(certificates), ..options(home.path()) };
+    pull(&registry, &image, "app", &strict).unwrap();
+    // The certificate is for 127.0.0.1, whoever trusts it.
+    let host = registry.host().replace("127.0.0.1", "localhost");
+    let source = RegistrySource::new(&host, "app", Some("v1"), None, Vec::new(), &strict).unwrap();
+    let error = source.manifest(None).unwrap_err().to_string();
+    assert!(error.contains("certificate not valid for name"), "{error}");
+}
+
+#[test]
 fn tls_with_a_client_certificate() {
     let (pki, image, home) = (Pki::new(), Image::new(), tempfile::tempdir().unwrap());
     let http = format!(

@@ -138,7 +138,8 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 pub(crate) struct Pki(tempfile::TempDir);
 
 impl Pki {
-    /// An authority (`ca`), and signed by it a server (`server`, for 127.0.0.1) and a client (`client`).
+    /// An authority (`ca`), and signed by it a server (`server`, for 127.0.0.1) and a client (`client`); and `own`, a
+    /// self-signed server that is its own authority, as Docker's documentation has it made.
     pub(crate) fn new() -> Self {
         let pki = Self(tempfile::tempdir().unwrap());
         // No extension but those that are asked for.
@@ -146,6 +147,7 @@ impl Pki {
         pki.certificate("ca", &["basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign"], None);
         pki.certificate("server", &["subjectAltName=IP:127.0.0.1"], Some("ca"));
         pki.certificate("client", &["extendedKeyUsage=clientAuth"], Some("ca"));
+        pki.certificate("own", &["basicConstraints=critical,CA:TRUE", "subjectAltName=IP:127.0.0.1"], None);
         pki
     }
 
