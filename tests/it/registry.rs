@@ -11,6 +11,7 @@ use prepull::source::registry::RegistrySource;
 use prepull::source::{self, Descriptor, ImageSource as _, MANIFEST_MAX};
 
 use crate::support;
+use crate::support::docker_registry::Pki;
 use crate::support::fault_server::{Fault, FaultServer, Reply, Seen};
 
 /// A blob in which no two parts are alike.
@@ -505,4 +506,78 @@ fn an_image_named_by_a_missing_auth_file_is_not_fetched() {
     let options = Options { auth_file: Some("/nonexistent/auth.json".into()), ..options() };
     let error = Client::new(&server.host(), "app", &options).unwrap_err();
     assert!(error.to_string().contains("/nonexistent/auth.json"), "{error}");
+}
+
+/// Options that verify certificates, and trust those of `pki`.
+fn strict(pki: &Pki, home: &Path) -> Options {
+    pki.install(home, &[("ca.pem", "ca.crt")]);
+    Options { tls_verify: true, cert_dir: Some(home.to_owned()), ..with_creds() }
+}
+
+#[test]
+fn nothing_secret_or_unpinned_goes_from_https_to_plain_http() {
+    let (pki, home) = (Pki::new(), tempfile::tempdir().unwrap());
+    let bytes = blob(1000);
+    let content = bytes.clone();
+    let plain = FaultServer::start(move |seen, _| Reply::blob(&content, seen));
+    let place = plain.url("/x");
+    let registry = FaultServer::start_tls(&pki, move |seen, _| match seen.header("authorization") {
+        _ if seen.path == "/v2/" => Reply::new(401, "").header("WWW-Authenticate", "Basic realm=x"),
+        Some(_) => Reply::new(307, "").header("Location", place.clone()),
+        None => Reply::new(401, ""),
+    });
+    let strict = strict(&pki, home.path());
+    let error = manifest(&registry, &strict).unwrap_err();
+    assert!(matches!(error, Error::Redirect { error: RedirectError::Downgrade, .. }), "{error:?}");
+    assert!(plain.seen("/").is_empty());
+    // A blob's digest protects it, but the credentials stay behind.
+    fetch(&client(&registry, &strict), &bytes).unwrap();
+    assert_eq!(plain.seen("/x")[0].header("authorization"), None);
+
+    let realm = plain.url("/token");
+    let registry = FaultServer::start_tls(&pki, move |_, _| {
+        Reply::new(401, "").header("WWW-Authenticate", format!("Bearer realm=\"{realm}\""))
+    });
+    let error = manifest(&registry, &strict).unwrap_err();
+    assert!(matches!(error, Error::Token { .. }) && error.to_string().contains("plain http"), "{error}");
+    assert!(plain.seen("/token").is_empty());
+}
+
+#[test]
+fn a_download_over_tls_resumes_too() {
+    let (pki, home) = (Pki::new(), tempfile::tempdir().unwrap());
+    let bytes = blob(100_000);
+    for fault in [Fault::ResetAfter(40_000), Fault::CutAfter(40_000), Fault::StallAfter(40_000)] {
+        let content = bytes.clone();
+        let server = FaultServer::start_tls(&pki, move |seen, _| match seen.path.as_str() {
+            "/v2/" => Reply::new(200, ""),
+            _ => Reply::blob(&content, seen).fault(fault),
+        });
+        let result = fetch(&client(&server, &strict(&pki, home.path())), &bytes);
+        assert_eq!(result, Ok(()), "{fault:?}: {:?}", starts(&server));
+        assert_eq!(starts(&server), [None, Some(40_000), Some(80_000)], "{fault:?}");
+    }
+}
+
+#[test]
+fn a_connection_that_was_closed_in_the_meantime_costs_no_attempt() {
+    let server = FaultServer::start(|_, _| Reply::new(200, "{}").fault(Fault::CloseAfter));
+    let options = Options { retry: prepull::registry::retry::Policy { times: 0, delay: None }, ..options() };
+    for _ in 0..5 {
+        assert_eq!(manifest(&server, &options).unwrap().bytes, b"{}");
+        std::thread::sleep(Duration::from_millis(30));
+    }
+}
+
+#[test]
+fn connections_are_used_again() {
+    let bytes = blob(1000);
+    let content = bytes.clone();
+    let server = blob_server(move |seen, _| Reply::blob(&content, seen));
+    let client = client(&server, &options());
+    for _ in 0..10 {
+        fetch(&client, &bytes).unwrap();
+    }
+    // One for the failed attempt at TLS, one for all else.
+    assert!(server.connections() <= 2, "{}", server.connections());
 }

@@ -1,10 +1,15 @@
 //! An HTTP/1.1 server that does what a test tells it to, right or wrong, and remembers what it was asked.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::docker_registry::Pki;
 
 /// One request, as it came.
 #[derive(Debug, Clone)]
@@ -40,6 +45,8 @@ pub(crate) enum Fault {
     StallAfter(usize),
     /// The connection is reset before the status line.
     ResetAtOnce,
+    /// All is sent, and the connection is closed in order although nothing said so.
+    CloseAfter,
 }
 
 /// An answer.
@@ -85,26 +92,58 @@ pub(crate) struct FaultServer {
     address: SocketAddr,
     log: Arc<Mutex<Vec<Seen>>>,
     stop: Arc<AtomicBool>,
+    connections: Arc<AtomicUsize>,
 }
 
 impl FaultServer {
     /// Serves with `handler`, which gets each request and how many with the same path came before it.
     pub(crate) fn start(handler: impl Fn(&Seen, usize) -> Reply + Send + Sync + 'static) -> Self {
+        Self::start_with(None, handler)
+    }
+
+    /// [`Self::start`] over TLS.
+    pub(crate) fn start_tls(pki: &Pki, handler: impl Fn(&Seen, usize) -> Reply + Send + Sync + 'static) -> Self {
+        let pem = |name| fs_err::read(pki.path(name)).unwrap();
+        let chain = vec![CertificateDer::from_pem_slice(&pem("server.pem")).unwrap()];
+        let key = PrivateKeyDer::from_pem_slice(&pem("server.key")).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config = builder.unwrap().with_no_client_auth().with_single_cert(chain, key).unwrap();
+        Self::start_with(Some(Arc::new(config)), handler)
+    }
+
+    fn start_with(
+        tls: Option<Arc<rustls::ServerConfig>>,
+        handler: impl Fn(&Seen, usize) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (log, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let handler: Arc<Handler> = Arc::new(handler);
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&connections);
         let (thread_log, thread_stop) = (Arc::clone(&log), Arc::clone(&stop));
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 if thread_stop.load(Ordering::SeqCst) {
                     return;
                 }
+                count.fetch_add(1, Ordering::SeqCst);
                 let (handler, log, stop) = (Arc::clone(&handler), Arc::clone(&thread_log), Arc::clone(&thread_stop));
-                std::thread::spawn(move || serve(&stream, &*handler, &log, &stop));
+                // Else a small body waits for its head to be acknowledged, and a reset drops it.
+                stream.set_nodelay(true).unwrap();
+                let tls = tls.clone();
+                std::thread::spawn(move || match tls {
+                    None => serve(&stream, &stream, &*handler, &log, &stop),
+                    Some(config) => {
+                        let connection = rustls::ServerConnection::new(config).unwrap();
+                        let raw = stream.try_clone().unwrap();
+                        serve(rustls::StreamOwned::new(connection, stream), &raw, &*handler, &log, &stop);
+                    }
+                });
             }
         });
-        Self { address, log, stop }
+        Self { address, log, stop, connections }
     }
 
     /// `127.0.0.1:PORT`.
@@ -114,6 +153,11 @@ impl FaultServer {
 
     pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
+    }
+
+    /// How many connections came.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
     }
 
     /// All requests whose path starts with `prefix`.
@@ -129,15 +173,15 @@ impl Drop for FaultServer {
     }
 }
 
-fn serve(stream: &TcpStream, handler: &Handler, log: &Mutex<Vec<Seen>>, stop: &AtomicBool) {
-    let mut first = [0];
-    if stream.peek(&mut first).unwrap_or(0) == 1 && first[0] == 0x16 {
-        // A TLS handshake: Go's servers say this.
-        let _ =
-            (&*stream).write_all(b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTPS request to an HTTP server.\n");
+fn serve(stream: impl Read + Write, raw: &TcpStream, handler: &Handler, log: &Mutex<Vec<Seen>>, stop: &AtomicBool) {
+    let mut reader = BufReader::new(stream);
+    let is_handshake = reader.fill_buf().is_ok_and(|bytes| bytes.first() == Some(&0x16));
+    if is_handshake {
+        // TLS where none is spoken: Go's servers say this.
+        let answer = b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTPS request to an HTTP server.\n";
+        let _ = reader.get_mut().write_all(answer);
         return;
     }
-    let mut reader = BufReader::new(stream);
     while let Some(seen) = read_request(&mut reader) {
         let before = {
             let mut log = log.lock().unwrap();
@@ -146,13 +190,13 @@ fn serve(stream: &TcpStream, handler: &Handler, log: &Mutex<Vec<Seen>>, stop: &A
             before
         };
         let reply = handler(&seen, before);
-        if !answer(stream, &reply, stop) {
+        if !answer(reader.get_mut(), raw, &reply, stop) {
             return;
         }
     }
 }
 
-fn read_request(reader: &mut BufReader<&TcpStream>) -> Option<Seen> {
+fn read_request(reader: &mut BufReader<impl Read>) -> Option<Seen> {
     let mut line = String::new();
     reader.read_line(&mut line).ok().filter(|read| *read > 0)?;
     let mut words = line.split_whitespace();
@@ -171,8 +215,8 @@ fn read_request(reader: &mut BufReader<&TcpStream>) -> Option<Seen> {
 }
 
 /// Sends the reply; false when the connection is over.
-fn answer(stream: &TcpStream, reply: &Reply, stop: &AtomicBool) -> bool {
-    let reset = || rustix::net::sockopt::set_socket_linger(stream, Some(Duration::ZERO)).unwrap();
+fn answer(writer: &mut impl Write, raw: &TcpStream, reply: &Reply, stop: &AtomicBool) -> bool {
+    let reset = || rustix::net::sockopt::set_socket_linger(raw, Some(Duration::ZERO)).unwrap();
     if matches!(reply.fault, Fault::ResetAtOnce) {
         reset();
         return false;
@@ -191,7 +235,6 @@ fn answer(stream: &TcpStream, reply: &Reply, stop: &AtomicBool) -> bool {
         Fault::ResetAfter(end) | Fault::CutAfter(end) | Fault::StallAfter(end) => end.min(reply.body.len()),
         _ => reply.body.len(),
     };
-    let mut writer = stream;
     if writer.write_all(head.as_bytes()).is_err() || writer.write_all(&reply.body[..end]).is_err() {
         return false;
     }
@@ -202,7 +245,7 @@ fn answer(stream: &TcpStream, reply: &Reply, stop: &AtomicBool) -> bool {
             reset();
             false
         }
-        Fault::CutAfter(_) => false,
+        Fault::CutAfter(_) | Fault::CloseAfter => false,
         Fault::StallAfter(_) => {
             while !stop.load(Ordering::SeqCst) {
                 std::thread::sleep(Duration::from_millis(20));
