@@ -157,7 +157,7 @@ impl Failed {
         };
         match &mut error {
             Error::Status { attempts, .. } | Error::Transport { attempts, .. } | Error::Broken { attempts, .. } => {
-                *attempts = failures;
+                *attempts = failures.max(*attempts);
             }
             _ => {}
         }

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use ureq::http::{StatusCode, header};
 
 use super::challenge::{self, Challenge};
-use super::error::{Failed, io_reason, message};
+use super::error::{Failed, Failure, io_reason, message};
 use super::retry::{self, Attempts};
 use super::token::{self, Key, Tokens, lock};
 use super::transport::{Answer, Http, Request};
@@ -157,9 +157,9 @@ impl Session {
         let uri = uri.ok_or_else(|| Error::Host(self.host.clone()))?;
         let request = Request { uri, headers: &[], authorization: None, form: None, may_downgrade: false };
         let answer = self.http.send(&request).map_err(|failure| {
-            // Nobody is there at all: with a mistyped name, waiting does not help.
-            let is_absent = matches!(&failure, super::error::Failure::Transport(ureq::Error::Io(error))
-                if error.kind() == io::ErrorKind::ConnectionRefused);
+            // Nobody is there at all: with a mistyped name, waiting does not help. Later, it may.
+            let is_absent = matches!(&failure, Failure::Transport(ureq::Error::Io(error))
+                if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::HostUnreachable));
             match failure.into_failed(&what) {
                 Failed::Again { error, .. } if is_absent => Failed::Final(error),
                 failed => failed,

@@ -4,12 +4,14 @@
 //! that it was meant for and, once a redirect has left that, nowhere any more.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ureq::config::Config;
 use ureq::http::{self, HeaderValue, Method, Response, StatusCode, Uri, header};
-use ureq::unversioned::resolver::DefaultResolver;
-use ureq::unversioned::transport::{ConnectProxyConnector, Connector as _, TcpConnector};
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{ConnectProxyConnector, Connector as _, NextTimeout, TcpConnector};
 use ureq::{Agent, Body};
 
 use super::error::{Failure, RedirectError};
@@ -93,7 +95,7 @@ impl Http {
                 .build();
             let connector = ().chain(ConnectProxyConnector::default());
             let connector = connector.chain(TcpConnector::default()).chain(tls::TlsConnector(Arc::clone(&tls)));
-            Agent::with_parts(config, connector, DefaultResolver::default())
+            Agent::with_parts(config, connector, Names::default())
         };
         let direct = agent(None);
         let https = proxies.https.clone().map(|proxy| agent(Some(proxy)));
@@ -170,6 +172,21 @@ impl Http {
             None => builder.body(()).map_err(failure).map(|request| agent.run(request)),
         };
         result?.map_err(Failure::Transport)
+    }
+}
+
+/// The system's resolver, whose errors have no kind by which they could be told from others.
+#[derive(Debug, Default)]
+struct Names(DefaultResolver);
+
+impl Resolver for Names {
+    fn resolve(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        self.0.resolve(uri, config, timeout).map_err(|error| match error {
+            ureq::Error::Io(error) => {
+                ureq::Error::Io(io::Error::new(io::ErrorKind::HostUnreachable, error.to_string()))
+            }
+            other => other,
+        })
     }
 }
 

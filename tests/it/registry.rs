@@ -132,6 +132,19 @@ fn passing_faults_are_repeated_and_lasting_ones_counted() {
 }
 
 #[test]
+fn a_registry_that_wakes_up_late_is_waited_for() {
+    let server = FaultServer::start(|seen, before| match (seen.path.as_str(), before) {
+        ("/v2/", 0) => Reply::new(503, ""),
+        ("/v2/", 1) => Reply::new(200, "").fault(Fault::ResetAtOnce),
+        _ => Reply::new(200, "{}"),
+    });
+    manifest(&server, &options()).unwrap();
+    let server = FaultServer::start(|_, _| Reply::new(503, ""));
+    let error = manifest(&server, &options()).unwrap_err().to_string();
+    assert!(error.starts_with("connecting to registry") && error.ends_with("(4 attempts)"), "{error}");
+}
+
+#[test]
 fn retry_after_is_honoured() {
     let server = blob_server(|_, before| match before {
         0 => Reply::new(429, "").header("Retry-After", "1"),
@@ -152,6 +165,14 @@ fn nobody_there_is_said_at_once() {
     let error = client.manifest(Which::Tag("v1"), MANIFEST_MAX).unwrap_err();
     assert!(matches!(error, Error::Transport { .. }) && error.to_string().contains("refused"), "{error}");
     assert!(start.elapsed() < Duration::from_secs(1));
+    let start = Instant::now();
+    let client = Client::new("registry.invalid", "app", &options).unwrap();
+    let error = client.manifest(Which::Tag("v1"), MANIFEST_MAX).unwrap_err().to_string();
+    assert!(
+        error.starts_with("connecting to registry registry.invalid over http") && error.contains("lookup"),
+        "{error}"
+    );
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     for bad in ["", "a/b", "user@host", "a b", "http://x"] {
         assert!(matches!(Client::new(bad, "app", &options), Err(Error::Host(_))), "{bad}");
     }
