@@ -1,7 +1,8 @@
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use prepull::config::ProxyVariables;
@@ -519,6 +520,48 @@ fn a_named_registry_is_reached_through_the_proxy_and_loopback_is_not() {
     let server = blob_server(|_, _| Reply::new(200, "{}"));
     manifest(&server, &options).unwrap();
     assert_eq!(proxy.seen("").len(), asked);
+}
+
+/// A CONNECT proxy that leads everywhere to `target`, and the request heads that it got.
+fn tunnel(target: String) -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, heads) = (listener.local_addr().unwrap().to_string(), Arc::new(Mutex::new(Vec::new())));
+    let log = Arc::clone(&heads);
+    std::thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                (&client).read_exact(&mut byte).unwrap();
+                head.push(byte[0]);
+            }
+            log.lock().unwrap().push(String::from_utf8(head).unwrap());
+            let server = TcpStream::connect(&target).unwrap();
+            (&client).write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+            let (client_too, server_too) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut &client, &mut &server));
+            std::thread::spawn(move || std::io::copy(&mut &server_too, &mut &client_too));
+        }
+    });
+    (address, heads)
+}
+
+#[test]
+fn docker_hub_is_reached_at_its_api_through_a_proxy_with_tls_inside() {
+    let bytes = blob(500_000);
+    let content = bytes.clone();
+    let server = FaultServer::start_tls(&Pki::new(), move |seen, _| match seen.path.as_str() {
+        "/v2/" => Reply::new(200, ""),
+        _ => Reply::blob(&content, seen),
+    });
+    let (proxy, heads) = tunnel(server.host());
+    let mut options = options();
+    options.environment.proxy.https = Some(format!("user:geheim@{proxy}"));
+    fetch(&Client::new("docker.io", "library/app", &options).unwrap(), &bytes).unwrap();
+    let heads = heads.lock().unwrap();
+    assert!(heads[0].starts_with("CONNECT registry-1.docker.io:443 "), "{heads:?}");
+    assert!(heads[0].to_lowercase().contains("proxy-authorization: basic"), "{heads:?}");
+    assert_eq!(server.seen("/v2/library/app/blobs")[0].header("host"), Some("registry-1.docker.io"));
 }
 
 #[test]

@@ -122,6 +122,35 @@ fn tls_with_a_private_authority() {
     pull(&registry, &image, "app", &Options { tls_verify: true, ..options(home.path()) }).unwrap();
 }
 
+/// Says to [`ssl_cert_file_replaces_the_system_s_authorities`], run again as a process of its own, which registry to ask.
+const HOST_VARIABLE: &str = "PREPULL_TEST_REGISTRY";
+
+#[test]
+fn ssl_cert_file_replaces_the_system_s_authorities() {
+    if let Ok(host) = std::env::var(HOST_VARIABLE) {
+        let strict = Options { tls_verify: true, ..options(Path::new("/nonexistent")) };
+        let source = RegistrySource::new(&host, "app", Some("v1"), None, Vec::new(), &strict).unwrap();
+        // Nobody pushed it; who gets to hear that has been through TLS.
+        assert!(matches!(source.manifest(None), Err(source::Error::NotFound(_))));
+        return;
+    }
+    let pki = Pki::new();
+    let http = format!(
+        "  tls: {{certificate: {}, key: {}}}",
+        pki.path("server.pem").display(),
+        pki.path("server.key").display()
+    );
+    let registry = DockerRegistry::start(&http, "");
+    let again = |authority: &str| {
+        let mut test = Command::new(std::env::current_exe().unwrap());
+        test.args(["--exact", "registry_real::ssl_cert_file_replaces_the_system_s_authorities"]);
+        test.env(HOST_VARIABLE, registry.host()).env("SSL_CERT_FILE", pki.path(authority));
+        test.output().unwrap().status.success()
+    };
+    assert!(again("ca.pem"));
+    assert!(!again("own.pem"));
+}
+
 #[test]
 fn tls_with_a_self_signed_certificate_that_is_its_own_authority() {
     let (pki, image, home) = (Pki::new(), Image::new(), tempfile::tempdir().unwrap());
