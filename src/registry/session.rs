@@ -237,10 +237,10 @@ impl Session {
                         realm: realm.to_owned(),
                         service: challenge.get("service").map(str::to_owned),
                         scopes,
-                        account: user.map_or(String::new(), |user| user.username.clone()),
+                        credentials: get.credentials.cloned(),
                     };
                     let may_be_plain = !self.tls_verify;
-                    let fetch = |key: &Key| token::fetch(&self.http, key, get.credentials, may_be_plain, &self.host);
+                    let fetch = |key: &Key| token::fetch(&self.http, key, may_be_plain, &self.host);
                     return self.tokens.get(key, refused, fetch).map(Some);
                 }
                 (scheme, _) => tracing::debug!("{}: cannot authenticate with {scheme:?}", self.host),

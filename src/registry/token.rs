@@ -37,7 +37,7 @@ pub(crate) struct Key {
     pub(crate) realm: String,
     pub(crate) service: Option<String>,
     pub(crate) scopes: Vec<String>,
-    pub(crate) account: String,
+    pub(crate) credentials: Option<Credentials>,
 }
 
 #[derive(Debug, Clone)]
@@ -91,13 +91,8 @@ pub(crate) fn basic(credentials: &Credentials) -> Secret {
 /// Asks the token server: GET with user and password, or POST with the identity token.
 ///
 /// `may_be_plain` allows an `http:` token server, which otherwise gets no secrets of an `https:` registry.
-pub(crate) fn fetch(
-    http: &Http,
-    key: &Key,
-    credentials: Option<&Credentials>,
-    may_be_plain: bool,
-    host: &str,
-) -> Result<(Secret, Duration), Failed> {
+pub(crate) fn fetch(http: &Http, key: &Key, may_be_plain: bool, host: &str) -> Result<(Secret, Duration), Failed> {
+    let credentials = key.credentials.as_ref();
     let unusable = |reason| Failed::Final(Error::Token { what: format!("authenticating at {host}"), reason });
     let realm = url::absolute(&key.realm).ok_or_else(|| unusable("the token server's address (realm) is not a URL"))?;
     if credentials.is_some() && !Origin::of(&realm).is_https() && !may_be_plain {
@@ -175,7 +170,7 @@ mod tests {
     use super::*;
 
     fn key(scope: &str) -> Key {
-        Key { realm: "r".into(), service: None, scopes: vec![scope.into()], account: String::new() }
+        Key { realm: "r".into(), service: None, scopes: vec![scope.into()], credentials: None }
     }
 
     #[test]

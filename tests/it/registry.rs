@@ -177,6 +177,9 @@ fn nobody_there_is_said_at_once() {
     for bad in ["", "a/b", "user@host", "a b", "http://x"] {
         assert!(matches!(Client::new(bad, "app", &options), Err(Error::Host(_))), "{bad}");
     }
+    for bad in ["", "a/b", "..", "v1?x", "v1#", &"a".repeat(129)] {
+        assert!(matches!(client.manifest(Which::Tag(bad), 9), Err(Error::Tag(_))), "{bad}");
+    }
     for bad in ["", "a//b", "../x", "A", "a?b", "a/..", "a#"] {
         assert!(matches!(Client::new("localhost", bad, &options), Err(Error::Repository(_))), "{bad}");
     }
