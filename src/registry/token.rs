@@ -130,7 +130,14 @@ pub(crate) fn fetch(http: &Http, key: &Key, may_be_plain: bool, host: &str) -> R
     };
     let answer = http.send(&request).map_err(|failure| failure.into_failed(&what))?;
     if answer.status() != StatusCode::OK {
-        return Err(super::session::refusal(answer, &what, host, credentials.is_some()));
+        let status = answer.status();
+        return Err(match super::session::refusal(answer, &what, host, credentials.is_some()) {
+            // What is not there is the token server, not the image.
+            Failed::Final(Error::NotFound { what, message }) => {
+                Failed::Final(Error::Status { what, status, message, attempts: 1 })
+            }
+            failed => failed,
+        });
     }
     let mut body = Vec::new();
     let read = answer.response.into_body().into_reader().take(TOKEN_ANSWER_MAX + 1).read_to_end(&mut body);

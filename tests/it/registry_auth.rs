@@ -134,6 +134,7 @@ fn a_token_server_has_bad_days_too() {
         (Reply::new(200, "{}"), "the answer holds no usable token"),
         (Reply::new(200, vec![b' '; 2 << 20]), "more than 1048576 bytes"),
         (Reply::new(403, ""), "HTTP 403"),
+        (Reply::new(404, ""), "HTTP 404 Not Found"),
     ] {
         let tokens = FaultServer::start(move |_, _| reply.clone());
         let error = manifest(&bearer_only(&tokens), &with_creds()).unwrap_err().to_string();
