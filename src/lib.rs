@@ -10,17 +10,38 @@
 //!
 //! After [`image::Image`] no code knows what a registry is. After [`segment`] no code knows what an image layer is.
 //! Nothing points left.
-#![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(feature = "front")]
+pub mod atomic;
+#[cfg(feature = "front")]
+pub mod cli;
 #[cfg(feature = "front")]
 pub mod config;
 #[cfg(feature = "front")]
 pub mod digest;
+pub mod entry;
 #[cfg(feature = "front")]
 pub mod image;
+#[cfg(feature = "front")]
+pub mod json;
+#[cfg(feature = "front")]
+pub mod layer;
+#[cfg(feature = "front")]
+pub mod make;
+#[cfg(feature = "front")]
+pub mod media_type;
+#[cfg(feature = "front")]
+pub mod plan;
 #[cfg(feature = "front")]
 pub mod reference;
 #[cfg(feature = "front")]
 pub mod registry;
 #[cfg(feature = "front")]
+pub mod segment;
+#[cfg(feature = "front")]
+pub mod sink;
+#[cfg(feature = "front")]
 pub mod source;
+#[cfg(feature = "front")]
+pub mod storage;
+pub mod wire;

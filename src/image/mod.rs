@@ -1,1 +1,378 @@
-//! Image.
+//! An image whose every descriptor has been checked: the end of the untrusted world, but for the layers' bytes.
+//!
+//! ```text
+//!  expected digest ─▶ index (perhaps) ─▶ manifest ─┬─▶ config ─▶ diff_ids
+//!                       by digest         by digest └─▶ layers' descriptors, one for each diff_id
+//! ```
+//!
+//! Only [`Image::open`] makes an [`Image`], so whoever holds one knows that manifest and config are the bytes that their
+//! digests say. The layers are verified by whoever reads them, with [`crate::digest::VerifyReader`].
+
+mod config;
+mod manifest;
+mod platform;
+
+#[cfg(test)]
+mod tests;
+
+use std::io::Read;
+
+use crate::digest::{Digest, Hasher, ParseDigestError, VerifyReader};
+use crate::json;
+use crate::source::{self, CONFIG_MAX, Descriptor, ImageSource, MANIFEST_MAX, RawManifest};
+
+pub use platform::{ParsePlatformError, Platform};
+
+/// The most layers that an image may have: containers/storage's overlay driver refuses a deeper chain
+/// (`drivers/overlay/overlay.go`, `maxDepth`).
+pub const LAYERS_MAX: usize = 500;
+
+/// An image: verified manifest and config, and what is needed to fetch and verify its layers.
+#[derive(Debug, Clone)]
+pub struct Image {
+    manifest: RawManifest,
+    manifest_digest: Digest,
+    index: Option<(RawManifest, Digest)>,
+    config: Vec<u8>,
+    id: Digest,
+    layers: Vec<Layer>,
+    created: Option<String>,
+    platform: Platform,
+}
+
+/// A layer as the manifest and the config describe it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// The blob: as it comes, perhaps compressed.
+    pub descriptor: Descriptor,
+    /// The digest of the tar inside it.
+    pub diff_id: Digest,
+}
+
+impl Image {
+    /// Fetches manifest and config from `source`, chooses the manifest for `platform` where there is an index, and
+    /// verifies all of it. `expected` is the digest in the reference, if it has one: the index's or the manifest's.
+    ///
+    /// # Errors
+    /// When something is missing, is not what its digest says, or is no image that a store can hold.
+    pub fn open(source: &dyn ImageSource, expected: Option<Digest>, platform: &Platform) -> Result<Self, Error> {
+        let top = source.manifest(None)?;
+        let top_digest = checked(&top, expected)?;
+        let (kind, document) = manifest::classify(&top, &top_digest)?;
+        let (raw, digest, kind, document, index) = if kind.is_index() {
+            let chosen = manifest::choose(kind, &document, platform, &top_digest)?;
+            let raw = source.manifest(Some(&chosen))?;
+            let digest = checked(&raw, Some(chosen))?;
+            let (kind, document) = manifest::classify(&raw, &digest)?;
+            if kind.is_index() {
+                return Err(Error::NestedIndex { index: top_digest, nested: digest });
+            }
+            (raw, digest, kind, document, Some((top, top_digest)))
+        } else {
+            (top, top_digest, kind, document, None)
+        };
+        let manifest = manifest::Manifest::parse(kind, &document, &digest)?;
+        let config = fetch_config(source, &manifest.config)?;
+        let id = manifest.config.digest;
+        let parsed = config::Config::parse(&config, &id)?;
+        if parsed.diff_ids.len() != manifest.layers.len() {
+            return Err(Error::DiffIds { id, diff_ids: parsed.diff_ids.len(), layers: manifest.layers.len() });
+        }
+        let layers = manifest.layers.into_iter().zip(parsed.diff_ids);
+        Ok(Self {
+            manifest: raw,
+            manifest_digest: digest,
+            index,
+            config,
+            id,
+            layers: layers.map(|(descriptor, diff_id)| Layer { descriptor, diff_id }).collect(),
+            created: parsed.created,
+            platform: parsed.platform,
+        })
+    }
+
+    /// The manifest as it came.
+    #[must_use]
+    pub fn manifest(&self) -> &RawManifest {
+        &self.manifest
+    }
+
+    /// The digest of [`Self::manifest`].
+    #[must_use]
+    pub fn manifest_digest(&self) -> Digest {
+        self.manifest_digest
+    }
+
+    /// The index that the manifest was chosen from, if the source gave one.
+    #[must_use]
+    pub fn index(&self) -> Option<&RawManifest> {
+        self.index.as_ref().map(|(raw, _)| raw)
+    }
+
+    /// The digest of [`Self::index`].
+    #[must_use]
+    pub fn index_digest(&self) -> Option<Digest> {
+        self.index.as_ref().map(|(_, digest)| *digest)
+    }
+
+    /// The digest that the reference resolves to: the index's where there is one, else the manifest's.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.index_digest().unwrap_or(self.manifest_digest)
+    }
+
+    /// The config as it came.
+    #[must_use]
+    pub fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    /// The config's digest, which is the image's id.
+    #[must_use]
+    pub fn id(&self) -> Digest {
+        self.id
+    }
+
+    /// The layers, lowest first. An image may have none, and may have one twice.
+    #[must_use]
+    pub fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    /// The ids of the layers in a store, lowest first: see [`chain_ids`].
+    #[must_use]
+    pub fn chain_ids(&self) -> Vec<Digest> {
+        let diff_ids: Vec<Digest> = self.layers.iter().map(|layer| layer.diff_id).collect();
+        chain_ids(&diff_ids)
+    }
+
+    /// The config's `created`, exactly as written, a time of RFC 3339; `None` when absent.
+    #[must_use]
+    pub fn created(&self) -> Option<&str> {
+        self.created.as_deref()
+    }
+
+    /// The platform that the config names. Where the source gave a single manifest and no index, it may be another than
+    /// the one that was asked for: containers/image takes such an image all the same and warns.
+    #[must_use]
+    pub fn platform(&self) -> &Platform {
+        &self.platform
+    }
+}
+
+/// The ids that containers/storage gives the layers with these diffIDs, one on top of the other: the first layer's is its
+/// diffID, each other's the SHA-256 of its parent's id, `+` and its own diffID, both in hexadecimal digits
+/// (containers/image `storage/storage_dest.go`, `computeNextLayerID`).
+#[must_use]
+pub fn chain_ids(diff_ids: &[Digest]) -> Vec<Digest> {
+    let mut chain: Vec<Digest> = Vec::with_capacity(diff_ids.len());
+    for diff_id in diff_ids {
+        chain.push(match chain.last() {
+            None => *diff_id,
+            Some(parent) => {
+                let mut hasher = Hasher::new();
+                hasher.update(parent.hex().as_bytes());
+                hasher.update(b"+");
+                hasher.update(diff_id.hex().as_bytes());
+                hasher.finish()
+            }
+        });
+    }
+    chain
+}
+
+/// The digest of `raw`, which is `expected` where there is one.
+fn checked(raw: &RawManifest, expected: Option<Digest>) -> Result<Digest, Error> {
+    if raw.bytes.len() as u64 > MANIFEST_MAX {
+        return Err(Error::ManifestSize { size: raw.bytes.len() as u64 });
+    }
+    let found = raw.digest();
+    match expected {
+        Some(expected) if expected != found => Err(Error::ManifestDigest { expected, found }),
+        _ => Ok(found),
+    }
+}
+
+fn fetch_config(source: &dyn ImageSource, descriptor: &Descriptor) -> Result<Vec<u8>, Error> {
+    let (digest, size) = (descriptor.digest, descriptor.size);
+    if size > CONFIG_MAX {
+        return Err(Error::ConfigSize { digest, size });
+    }
+    let mut bytes = Vec::new();
+    VerifyReader::new(source.blob(descriptor)?, digest, size)
+        .read_to_end(&mut bytes)
+        .map_err(|error| Error::ReadConfig { digest, error })?;
+    Ok(bytes)
+}
+
+/// Why a source's image cannot be used. The caller adds which image.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The source cannot give what it was asked for.
+    #[error(transparent)]
+    Source(#[from] source::Error),
+    /// More than [`MANIFEST_MAX`] bytes.
+    #[error("the manifest has {size} bytes, at most {MANIFEST_MAX} are allowed")]
+    ManifestSize {
+        /// Its size.
+        size: u64,
+    },
+    /// Not the manifest that was asked for.
+    #[error(
+        "the manifest has the digest {found}, expected {expected} (the source gave another image, or damaged bytes)"
+    )]
+    ManifestDigest {
+        /// What the reference or the index says.
+        expected: Digest,
+        /// What came.
+        found: Digest,
+    },
+    /// Not JSON, or a field of the wrong type.
+    #[error("manifest {digest}: {error}")]
+    Manifest {
+        /// Which.
+        digest: Digest,
+        /// What is wrong.
+        error: json::Error,
+    },
+    /// The fields of two kinds of manifest at once (CVE-2021-41190).
+    #[error("manifest {digest}: ambiguous, it has the field `{field}` of another kind of manifest")]
+    Ambiguous {
+        /// Which.
+        digest: Digest,
+        /// The field that does not belong.
+        field: String,
+    },
+    /// A kind of manifest that is unknown.
+    #[error("manifest {digest}: {media_type} is not a media type of an image (OCI and Docker schema 2 are)")]
+    MediaType {
+        /// Which.
+        digest: Digest,
+        /// What it says it is.
+        media_type: String,
+    },
+    /// The format before 2016.
+    #[error(
+        "manifest {digest}: Docker schema 1 is not supported, convert the image first (skopeo copy --format v2s2 ...)"
+    )]
+    Schema1 {
+        /// Which.
+        digest: Digest,
+    },
+    /// An index in an index.
+    #[error("index {index}: its entry {nested} is an index again, not an image; name the image by its own digest")]
+    NestedIndex {
+        /// The outer one.
+        index: Digest,
+        /// The inner one.
+        nested: Digest,
+    },
+    /// The index has no image for the platform.
+    #[error("no image for the platform {wanted}; there are: {there} (choose one with --platform)")]
+    NoPlatform {
+        /// What was asked for.
+        wanted: Platform,
+        /// What there is.
+        there: String,
+    },
+    /// A digest that is none.
+    #[error("manifest {digest}: {what}: {error}")]
+    Descriptor {
+        /// Which manifest.
+        digest: Digest,
+        /// Whose descriptor.
+        what: String,
+        /// What is wrong.
+        error: ParseDigestError,
+    },
+    /// No `config`.
+    #[error("manifest {digest}: no config, so it is not an image")]
+    NoConfig {
+        /// Which.
+        digest: Digest,
+    },
+    /// Something else in an OCI manifest: a chart, a signature.
+    #[error("manifest {digest}: an artifact with a config of type {media_type:?}, not a container image")]
+    Artifact {
+        /// Which.
+        digest: Digest,
+        /// What it says it is.
+        media_type: String,
+    },
+    /// More than [`LAYERS_MAX`] layers.
+    #[error("manifest {digest}: {layers} layers, containers/storage allows at most {LAYERS_MAX}")]
+    TooManyLayers {
+        /// Which.
+        digest: Digest,
+        /// How many.
+        layers: usize,
+    },
+    /// A layer that is not read.
+    #[error("layer {layer} of {layers}: media type {media_type:?}: {why}")]
+    LayerMediaType {
+        /// The layer, from 1.
+        layer: usize,
+        /// Of how many.
+        layers: usize,
+        /// As written.
+        media_type: String,
+        /// The reason.
+        why: &'static str,
+    },
+    /// More than [`CONFIG_MAX`] bytes.
+    #[error("config {digest}: {size} bytes, at most {CONFIG_MAX} are allowed")]
+    ConfigSize {
+        /// Which.
+        digest: Digest,
+        /// Its size.
+        size: u64,
+    },
+    /// It cannot be read, or is not what its descriptor says.
+    #[error("read config {digest}: {error}")]
+    ReadConfig {
+        /// Which.
+        digest: Digest,
+        /// What is wrong.
+        error: std::io::Error,
+    },
+    /// Not JSON, or a field of the wrong type.
+    #[error("config {id}: {error}")]
+    Config {
+        /// Which.
+        id: Digest,
+        /// What is wrong.
+        error: json::Error,
+    },
+    /// A time that is none.
+    #[error("config {id}: created: {created:?} is not a time as RFC 3339 writes it, for instance 2024-01-02T03:04:05Z")]
+    Created {
+        /// Which config.
+        id: Digest,
+        /// What it says.
+        created: String,
+    },
+    /// A diffID that is none.
+    #[error("config {id}: rootfs.diff_ids: {error}")]
+    DiffId {
+        /// Which config.
+        id: Digest,
+        /// What is wrong.
+        error: ParseDigestError,
+    },
+    /// Not as many diffIDs as layers.
+    #[error("config {id}: {diff_ids} rootfs.diff_ids, but the manifest has {layers} layers")]
+    DiffIds {
+        /// Which config.
+        id: Digest,
+        /// How many it has.
+        diff_ids: usize,
+        /// How many the manifest has.
+        layers: usize,
+    },
+}
+
+impl Error {
+    fn manifest(digest: &Digest, error: json::Error) -> Self {
+        Self::Manifest { digest: *digest, error }
+    }
+}

@@ -1,12 +1,28 @@
 //! Where an image's bytes lie. One file a transport; all of them answer the two questions of [`ImageSource`].
+//! [`open`] chooses the transport that a [`Location`] names.
+
+mod archive;
+mod compression;
+mod dir;
+mod docker_archive;
+mod docker_daemon;
+mod oci_archive;
+mod oci_layout;
 
 pub mod registry;
 
 use std::fmt;
 use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::digest::Digest;
-use crate::reference::Reference;
+use crate::json::{self, Document};
+use crate::reference::{Location, Reference, show_path};
+
+pub use archive::{EXTENSION_MAX, MEMBER_NAME_MAX, MEMBERS_MAX, NAMES_MAX};
+pub use docker_archive::ARCHIVE_MANIFEST_MAX;
+pub use docker_daemon::DEFAULT_DOCKER_HOST;
 
 /// The largest manifest or index that is read, in bytes: 4 MiB, what containers/image allows
 /// (`internal/iolimits`, `MaxManifestBodySize`) and the OCI distribution specification tells registries to accept.
@@ -93,4 +109,143 @@ pub enum Error {
     /// The registry's or the daemon's answer.
     #[error(transparent)]
     Registry(#[from] crate::registry::Error),
+}
+
+/// What the transports need to know besides the location.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Where the Docker daemon listens: `unix:///PATH` or `tcp://HOST:PORT`; [`DEFAULT_DOCKER_HOST`] if `None`.
+    pub docker_host: Option<String>,
+    /// Where large temporary files go; `/var/tmp` if `None`, as for containers/image, since `/tmp` may be memory.
+    pub tmpdir: Option<PathBuf>,
+    /// How registries are spoken to.
+    pub registry: crate::registry::Options,
+}
+
+impl Options {
+    /// What the environment says: `DOCKER_HOST` and `TMPDIR`.
+    #[must_use]
+    pub fn from_env() -> Self {
+        let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        Self {
+            docker_host: variable("DOCKER_HOST").map(|value| value.to_string_lossy().into_owned()),
+            tmpdir: variable("TMPDIR").map(PathBuf::from),
+            registry: crate::registry::Options::default(),
+        }
+    }
+
+    fn tmpdir(&self) -> &Path {
+        self.tmpdir.as_deref().unwrap_or(Path::new("/var/tmp"))
+    }
+}
+
+/// Opens the source that `location` names. The Docker daemon's answer and compressed archives are copied to a temporary
+/// file here; all other sources only look for the image.
+///
+/// # Errors
+/// When the source, or the image in it, is not there or cannot be read.
+pub fn open(location: &Location, options: &Options) -> Result<Arc<dyn ImageSource>, Error> {
+    Ok(match location {
+        Location::Registry(reference) => Arc::new(registry::RegistrySource::new(
+            reference.domain(),
+            reference.path(),
+            reference.tag(),
+            reference.digest().copied(),
+            vec![reference.clone()],
+            &options.registry,
+        )?),
+        Location::DockerDaemon(image) => Arc::new(docker_daemon::open(image, options)?),
+        Location::OciLayout { path, reference } => Arc::new(oci_layout::open(path, reference.as_deref())?),
+        Location::OciArchive { path, reference } => Arc::new(oci_archive::open(path, reference.as_deref(), options)?),
+        Location::DockerArchive { path, select } => Arc::new(docker_archive::open(path, select, options)?),
+        Location::Dir { path } => Arc::new(dir::open(path)?),
+        Location::Overlay(overlay) => {
+            return Err(Error::Invalid(format!(
+                "{overlay}: xcluster overlays are not read yet; for an image the version must be included, \
+                 for instance {overlay}:latest"
+            )));
+        }
+    })
+}
+
+/// Files by name: a directory's, or an archive's. The names are made here, of constants and verified digests, so that
+/// nothing in an image can choose a path.
+trait Files: Send + Sync + fmt::Debug {
+    /// The file's bytes; `None` when there is no such file.
+    fn open(&self, name: &str) -> Result<Option<Box<dyn Read + Send>>, Error>;
+
+    /// The transport and the path, for messages.
+    fn shown(&self) -> &str;
+
+    /// Whether there is such a file: for hints in errors.
+    fn has(&self, name: &str) -> bool {
+        matches!(self.open(name), Ok(Some(_)))
+    }
+
+    /// The whole file, which has at most `max` bytes; `None` when there is no such file.
+    fn read(&self, name: &str, max: u64) -> Result<Option<Vec<u8>>, Error> {
+        let Some(file) = self.open(name)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        file.take(max + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|error| Error::Io { what: format!("{}: read {name}", self.shown()), error })?;
+        if bytes.len() as u64 > max {
+            return Err(Error::Invalid(format!("{}: {name} has more than {max} bytes", self.shown())));
+        }
+        Ok(Some(bytes))
+    }
+}
+
+/// The files below a directory.
+#[derive(Debug)]
+struct Directory {
+    path: PathBuf,
+    shown: String,
+}
+
+impl Directory {
+    /// The directory must be there; `transport` is for messages.
+    fn open(transport: &str, path: &Path) -> Result<Self, Error> {
+        let shown = format!("{transport}:{}", show_path(path));
+        match fs_err::metadata(path) {
+            Ok(metadata) if metadata.is_dir() => Ok(Self { path: path.to_owned(), shown }),
+            Ok(_) => {
+                let hint = if transport == "oci" { "; for an archive write oci-archive:PATH" } else { "" };
+                Err(Error::Invalid(format!("{shown}: not a directory{hint}")))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Err(Error::NotFound(format!("{shown}: no such directory{}", archive::hint(path))))
+            }
+            Err(error) => Err(Error::Io { what: shown, error }),
+        }
+    }
+}
+
+impl Files for Directory {
+    fn open(&self, name: &str) -> Result<Option<Box<dyn Read + Send>>, Error> {
+        let path = self.path.join(name);
+        let io = |error| Error::Io { what: self.shown.clone(), error };
+        // Looked at before it is opened: opening a named pipe would wait for ever.
+        match fs_err::metadata(&path) {
+            Ok(metadata) if metadata.is_file() => {}
+            Ok(_) => return Err(Error::Invalid(format!("{}: {name} is not a regular file", self.shown))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io(error)),
+        }
+        Ok(Some(Box::new(fs_err::File::open(&path).map_err(io)?.into_file())))
+    }
+
+    fn shown(&self) -> &str {
+        &self.shown
+    }
+}
+
+/// Reads and parses a JSON file of a source.
+fn document(files: &dyn Files, name: &str, max: u64) -> Result<Option<Document>, Error> {
+    let Some(bytes) = files.read(name, max)? else { return Ok(None) };
+    Document::parse_first(&bytes).map(Some).map_err(|error| bad_json(files, name, &error))
+}
+
+fn bad_json(files: &dyn Files, name: &str, error: &json::Error) -> Error {
+    Error::Invalid(format!("{}: {name}: {error}", files.shown()))
 }

@@ -1,0 +1,186 @@
+//! What can be typed.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser, Subcommand, ValueEnum, ValueHint};
+
+use crate::image::Platform;
+use crate::storage::store::{StoreKind, Unpacker};
+
+/// Container images into machines before they boot
+///
+/// prepull writes a tar with a containers-storage tree that CRI-O or podman in a virtual machine takes as its own: the
+/// images are there at boot. It needs no root, no user namespace, no daemon, and the same images give the same bytes.
+#[derive(Debug, Parser)]
+#[command(name = "prepull", version, max_term_width = 100, disable_help_subcommand = true)]
+pub struct Args {
+    /// Say only what went wrong
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+
+    /// Say more (repeat for even more; PREPULL_LOG takes a filter)
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Write images into a tar that a machine unpacks at its root
+    Make(Box<MakeArgs>),
+}
+
+/// `prepull make`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = MAKE_HELP)]
+pub struct MakeArgs {
+    /// Images: references with their version, or transport names; ITEM=NAME gives a name
+    #[arg(value_name = "ITEM", required_unless_present_any = ["images", "pause"])]
+    pub items: Vec<OsString>,
+
+    /// Read more items from FILE (`-`: standard input), one per line, `#` begins a comment
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub images: Vec<PathBuf>,
+
+    /// Include IMAGE, and make it CRI-O's pause_image
+    #[arg(long, value_name = "IMAGE")]
+    pub pause: Option<OsString>,
+
+    /// Where to write (`-`: standard output) [default: $XCLUSTER_TMP/images.tar, else ./images.tar]
+    #[arg(long, short = 'o', visible_alias = "output", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub tar: Option<PathBuf>,
+
+    /// Platform of the images, as os/arch[/variant] [default: this machine's]
+    #[arg(long, value_name = "PLATFORM")]
+    pub platform: Option<Platform>,
+
+    /// Where the store lies in the machine [default: /var/lib/containers/storage; with --store additional
+    /// /usr/lib/containers/storage]
+    #[arg(long, value_name = "DIR")]
+    pub graphroot: Option<String>,
+
+    /// The machine's own store, or a read-only one beside it that survives `crio wipe`, power loss and upgrades
+    #[arg(long, value_enum, default_value_t)]
+    pub store: StoreArg,
+
+    /// What unpacks the tar in the machine
+    #[arg(long, value_enum, default_value_t)]
+    pub unpacker: UnpackerArg,
+
+    /// Leave out etc/containers and etc/crio
+    #[arg(long)]
+    pub no_config: bool,
+
+    /// Print the result as JSON on standard output
+    #[arg(long)]
+    pub json: bool,
+
+    /// What to do with registries
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+
+    /// What to keep
+    #[command(flatten)]
+    pub cache: CacheArgs,
+}
+
+/// Options for whatever talks to a registry.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Registry")]
+pub struct RegistryArgs {
+    /// Credentials for all registries (better: `podman login`, since others can see a command line)
+    #[arg(long, value_name = "USER[:PASSWORD]")]
+    pub creds: Option<String>,
+
+    /// Credentials file [default: $REGISTRY_AUTH_FILE, then those of podman, skopeo and docker]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub authfile: Option<PathBuf>,
+
+    /// Directory with *.crt, *.cert and *.key for all registries
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub cert_dir: Option<PathBuf>,
+
+    /// Require HTTPS with a valid certificate; `false` also allows plain HTTP
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, num_args = 0..=1,
+          require_equals = true, default_missing_value = "true")]
+    pub tls_verify: bool,
+
+    /// How often to try again after a failure without progress
+    #[arg(long, value_name = "N", default_value_t = crate::registry::retry::RETRY_TIMES)]
+    pub retry_times: u32,
+
+    /// Wait this many seconds before each retry [default: 1, 2, 4, ...]
+    #[arg(long, value_name = "SECONDS")]
+    pub retry_delay: Option<u64>,
+}
+
+/// Options for the segment cache.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Cache")]
+pub struct CacheArgs {
+    /// Keep converted layers below DIR [default: $XDG_CACHE_HOME/prepull, else ~/.cache/prepull]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, conflicts_with = "no_cache")]
+    pub cache_dir: Option<PathBuf>,
+
+    /// Keep nothing
+    #[arg(long)]
+    pub no_cache: bool,
+}
+
+/// `--store`.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub enum StoreArg {
+    /// graphroot
+    #[default]
+    Primary,
+    /// additionalimagestores
+    Additional,
+}
+
+/// `--unpacker`.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub enum UnpackerArg {
+    /// busybox tar, also with -o: no attributes, owners given back by etc/init.d/25prepull.rc
+    #[default]
+    Busybox,
+    /// GNU tar --xattrs --xattrs-include='*', bsdtar: everything is in the tar itself
+    Gnu,
+}
+
+impl From<StoreArg> for StoreKind {
+    fn from(arg: StoreArg) -> Self {
+        match arg {
+            StoreArg::Primary => Self::Primary,
+            StoreArg::Additional => Self::Additional,
+        }
+    }
+}
+
+impl From<UnpackerArg> for Unpacker {
+    fn from(arg: UnpackerArg) -> Self {
+        match arg {
+            UnpackerArg::Busybox => Self::Busybox,
+            UnpackerArg::Gnu => Self::Gnu,
+        }
+    }
+}
+
+const MAKE_HELP: &str = "\
+Items:
+  registry.k8s.io/pause:3.9              an image in a registry; the version must be included
+  alpine:3.20@sha256:...                 the same, and it must be this very image
+  docker-daemon:NAME:TAG                 from the Docker daemon (DOCKER_HOST)
+  oci:DIR[:REF]  oci-archive:FILE[:REF]  an OCI image layout
+  docker-archive:FILE[:REF|:@N]          what `docker save` wrote
+  dir:DIR                                what `skopeo copy ... dir:DIR` wrote
+  ITEM=NAME                              called NAME in the machine: oci:build/app=registry.local/app:v1
+
+Examples:
+  prepull make registry.k8s.io/pause:3.9 docker.io/library/alpine:3.20
+  prepull make --pause registry.k8s.io/pause:3.9 --images images.txt --tar - | ssh vm tar -C / -x
+  SOURCE_DATE_EPOCH=0 prepull make --store additional --unpacker gnu -o store.tar oci:build/app=localhost/app:v1";

@@ -1,0 +1,315 @@
+//! `prepull make`.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use serde::Serialize;
+
+use super::args::{CacheArgs, MakeArgs, RegistryArgs, StoreArg};
+use super::output::{self, Printer, human};
+use super::progress::Bars;
+use super::{Exit, Failure};
+use crate::config::auth::Credentials;
+use crate::digest::Digest;
+use crate::image::Platform;
+use crate::make::{Output, Report, make};
+use crate::plan::Plan;
+use crate::reference::{Item, LIST_BYTES_MAX, parse_list};
+use crate::segment::cache::Cache;
+use crate::sink::{TarFile, TarStream};
+use crate::source;
+use crate::storage::store::Settings;
+
+/// The largest file that genisoimage puts on a CD: 4 GiB - 1 (it writes one extent per file).
+const ISO_FILE_MAX: u64 = (4 << 30) - 1;
+
+/// Runs it.
+pub fn run(args: MakeArgs, printer: &Printer) -> Result<(), Failure> {
+    let mut items = parse_items(&args.items).map_err(Failure::usage)?;
+    for list in &args.images {
+        items.extend(read_list(list)?);
+    }
+    let platform = args.platform.clone().unwrap_or_else(Platform::host);
+    let graphroot = graphroot(&args).map_err(Failure::usage)?;
+    let options = source_options(&args.registry)?;
+    let tar = args.tar.clone().unwrap_or_else(default_tar);
+    // What cannot be written is said before anything is fetched.
+    let target = Target::open(&tar)?;
+
+    let mut plan = Plan::new(&items, &platform, &options).map_err(plan_failure)?;
+    let pause = add_pause(&args, &mut plan, &platform, &options)?;
+    for warning in &plan.warnings {
+        printer.warn(warning);
+    }
+    let stamp = stamp(plan.newest)?;
+    let settings = Settings {
+        graphroot,
+        kind: args.store.into(),
+        unpacker: args.unpacker.into(),
+        config: !args.no_config,
+        pause,
+        stamp,
+    };
+    let cache = open_cache(&args.cache, &tar)?;
+    let bars = Bars::new(*printer);
+    let to_stdout = matches!(target, Target::Stdout);
+    let report = make(&plan, &settings, &cache, target.output(stamp), &bars).map_err(|error| Failure {
+        exit: if error.is_not_found() { Exit::Usage } else { Exit::Failure },
+        error: error.into(),
+    })?;
+    for warning in &report.warnings {
+        printer.warn(warning);
+    }
+    if report.bytes > ISO_FILE_MAX {
+        printer.warn(&format!(
+            "the tar has {}: genisoimage (`xc mkcdrom`) takes no file of 4 GiB or more; make two tars with some of the images each, \
+             the second with --store additional",
+            human(report.bytes)
+        ));
+    }
+    let summary = Summary::new(&plan, &report, &tar);
+    match (args.json, to_stdout) {
+        (true, false) => output::data(&format!("{}\n", serde_json::to_string(&summary)?))?,
+        // Standard output is the tar.
+        (true, true) => printer.say(&serde_json::to_string(&summary)?),
+        (false, _) => printer.say(&summary.table()),
+    }
+    Ok(())
+}
+
+fn plan_failure(error: crate::plan::Error) -> Failure {
+    Failure { exit: if error.is_not_found() { Exit::Usage } else { Exit::Failure }, error: error.into() }
+}
+
+fn parse_items(typed: &[OsString]) -> anyhow::Result<Vec<Item>> {
+    typed.iter().map(|typed| Ok(Item::parse(typed)?)).collect()
+}
+
+fn read_list(path: &Path) -> Result<Vec<Item>, Failure> {
+    let mut bytes = Vec::new();
+    let limit = LIST_BYTES_MAX as u64 + 1;
+    if path == Path::new("-") {
+        io::stdin().lock().take(limit).read_to_end(&mut bytes).context("reading standard input")?;
+    } else {
+        fs_err::File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes))?;
+    }
+    parse_list(&bytes).with_context(|| path.display().to_string()).map_err(Failure::usage)
+}
+
+/// The pause image is an image like any other; it is fetched only if no item is called so.
+fn add_pause(
+    args: &MakeArgs,
+    plan: &mut Plan,
+    platform: &Platform,
+    options: &source::Options,
+) -> Result<Option<String>, Failure> {
+    let Some(typed) = &args.pause else { return Ok(None) };
+    let item = Item::parse(typed).map_err(Failure::usage)?;
+    if let crate::reference::Location::Registry(reference) = &item.location {
+        let name = if reference.tag().is_some() { reference.without_digest() } else { reference.clone() }.to_string();
+        if item.name.is_none() && reference.digest().is_none() && plan.has_name(&name) {
+            return Ok(Some(name));
+        }
+    }
+    let names = plan.add(&[item], platform, options).map_err(plan_failure)?;
+    Ok(names.into_iter().next())
+}
+
+fn graphroot(args: &MakeArgs) -> anyhow::Result<String> {
+    let default = match args.store {
+        StoreArg::Primary => "/var/lib/containers/storage",
+        StoreArg::Additional => "/usr/lib/containers/storage",
+    };
+    let typed = args.graphroot.as_deref().unwrap_or(default);
+    let parts: Vec<_> = typed.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    if !typed.starts_with('/') || parts.is_empty() || parts.contains(&"..") || typed.chars().any(char::is_control) {
+        bail!("--graphroot {typed:?}: not an absolute path in the machine (for instance {default})");
+    }
+    if parts.starts_with(&["var", "lib", "crio"]) {
+        bail!("--graphroot {typed:?}: /var/lib/crio is where CRI-O keeps its own state");
+    }
+    Ok(format!("/{}", parts.join("/")))
+}
+
+fn source_options(args: &RegistryArgs) -> Result<source::Options, Failure> {
+    let mut options = source::Options::from_env();
+    options.registry.tls_verify = args.tls_verify;
+    options.registry.auth_file.clone_from(&args.authfile);
+    options.registry.cert_dir.clone_from(&args.cert_dir);
+    options.registry.retry.times = args.retry_times;
+    options.registry.retry.delay = args.retry_delay.map(Duration::from_secs);
+    if let Some(creds) = &args.creds {
+        options.registry.credentials = Some(Credentials::parse(creds).map_err(Failure::usage)?);
+    }
+    Ok(options)
+}
+
+/// `$XCLUSTER_TMP`, else what `$XCLUSTER env` says of it, else here.
+fn default_tar() -> PathBuf {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    let directory = variable("XCLUSTER_TMP").map(PathBuf::from).or_else(|| {
+        let output = std::process::Command::new(variable("XCLUSTER")?)
+            .arg("env")
+            .stderr(std::process::Stdio::null())
+            .output()
+            .ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        let value = text.lines().find_map(|line| line.strip_prefix("XCLUSTER_TMP="))?;
+        Some(PathBuf::from(value.trim_matches('\''))).filter(|path| path.is_dir())
+    });
+    directory.unwrap_or_default().join("images.tar")
+}
+
+/// `SOURCE_DATE_EPOCH` (reproducible-builds.org), else the newest image's time.
+fn stamp(newest: i64) -> Result<i64, Failure> {
+    match std::env::var("SOURCE_DATE_EPOCH") {
+        Ok(text) if !text.is_empty() => match text.parse() {
+            // Beyond year 9999 no RFC 3339 time can be written.
+            Ok(seconds @ 0..=253_402_300_799) => Ok(seconds),
+            _ => Err(Failure::usage(anyhow!("SOURCE_DATE_EPOCH={text:?} is no number of seconds since 1970"))),
+        },
+        _ => Ok(newest.clamp(0, 253_402_300_799)),
+    }
+}
+
+/// `$XDG_CACHE_HOME/prepull` unless `--cache-dir` says otherwise.
+pub fn cache_dir(typed: Option<&Path>) -> anyhow::Result<PathBuf> {
+    if let Some(typed) = typed {
+        return Ok(typed.to_owned());
+    }
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    match (absolute("XDG_CACHE_HOME"), absolute("HOME")) {
+        (Some(cache), _) => Ok(cache.join("prepull")),
+        (None, Some(home)) => Ok(home.join(".cache/prepull")),
+        (None, None) => {
+            bail!("neither XDG_CACHE_HOME nor HOME is set: where is the cache? (--cache-dir DIR or --no-cache)")
+        }
+    }
+}
+
+fn open_cache(args: &CacheArgs, tar: &Path) -> anyhow::Result<Cache> {
+    if args.no_cache {
+        let temporary = std::env::var_os("TMPDIR").map(PathBuf::from);
+        let beside =
+            || if tar == Path::new("-") { PathBuf::from("/var/tmp") } else { crate::atomic::parent(tar).to_owned() };
+        return Ok(Cache::none(&temporary.unwrap_or_else(beside)));
+    }
+    Cache::open(&cache_dir(args.cache_dir.as_deref())?)
+        .context("opening the cache (--cache-dir DIR or --no-cache goes around it)")
+}
+
+/// Where the tar goes, opened.
+enum Target {
+    Stdout,
+    File(TarFile),
+    Device(fs_err::File),
+}
+
+impl Target {
+    fn open(path: &Path) -> Result<Self, Failure> {
+        if path == Path::new("-") {
+            return Ok(Self::Stdout);
+        }
+        // Renaming over a pipe or a device (`-o /dev/null`) would replace it.
+        let kind = fs_err::metadata(path).map(|metadata| metadata.file_type());
+        if kind.is_ok_and(|kind| kind.is_fifo() || kind.is_char_device() || kind.is_block_device()) {
+            return Ok(Self::Device(fs_err::File::options().write(true).open(path)?));
+        }
+        Ok(Self::File(TarFile::create(path)?))
+    }
+
+    fn output(self, stamp: i64) -> Output<'static> {
+        let stream = |out: Box<dyn Write>, name: &str| Output::Stream(TarStream::new(out, name, stamp));
+        match self {
+            Self::Stdout => stream(Box::new(io::stdout().lock()), "standard output"),
+            Self::File(file) => Output::File(file),
+            Self::Device(file) => {
+                let name = file.path().display().to_string();
+                stream(Box::new(file), &name)
+            }
+        }
+    }
+}
+
+/// What was made, for people and machines.
+#[derive(Debug, Serialize)]
+struct Summary {
+    tar: String,
+    bytes: u64,
+    layers: usize,
+    cached_layers: usize,
+    images: Vec<ImageSummary>,
+    warnings: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct ImageSummary {
+    names: Vec<String>,
+    id: String,
+    digest: Digest,
+    layers: usize,
+    size: u64,
+    shared: u64,
+}
+
+impl Summary {
+    fn new(plan: &Plan, report: &Report, tar: &Path) -> Self {
+        let mut uses: BTreeMap<&Digest, usize> = BTreeMap::new();
+        for image in plan.images.values() {
+            let unique: std::collections::BTreeSet<_> = image.chain().iter().collect();
+            unique.into_iter().for_each(|id| *uses.entry(id).or_default() += 1);
+        }
+        let size = |id: &Digest| report.layers.get(id).copied().unwrap_or(0);
+        let mut images: Vec<_> = plan
+            .images
+            .values()
+            .map(|image| ImageSummary {
+                names: image.names().map(str::to_owned).collect(),
+                id: image.id().hex(),
+                digest: image.digest(),
+                layers: image.chain().len(),
+                size: image.chain().iter().map(size).sum(),
+                shared: image.chain().iter().filter(|id| uses[id] > 1).map(size).sum(),
+            })
+            .collect();
+        images.sort_by(|a, b| a.names.cmp(&b.names));
+        Self {
+            tar: tar.display().to_string(),
+            bytes: report.bytes,
+            layers: report.layers.len(),
+            cached_layers: report.cached,
+            images,
+            warnings: plan.warnings.iter().chain(&report.warnings).cloned().collect(),
+        }
+    }
+
+    fn table(&self) -> String {
+        let mut rows = vec![["IMAGE", "IMAGE ID", "LAYERS", "SIZE", "SHARED"].map(str::to_owned)];
+        for image in &self.images {
+            for name in &image.names {
+                rows.push([
+                    name.clone(),
+                    image.id[..13].to_owned(),
+                    image.layers.to_string(),
+                    human(image.size),
+                    human(image.shared),
+                ]);
+            }
+        }
+        let mut text = output::table(&rows);
+        text += &format!(
+            "{}: {}, {} image(s), {} layer(s), {} of them from the cache",
+            self.tar,
+            human(self.bytes),
+            self.images.len(),
+            self.layers,
+            self.cached_layers
+        );
+        text
+    }
+}

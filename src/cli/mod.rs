@@ -1,0 +1,123 @@
+//! The command line: what is typed, what is said, and how it ends.
+//!
+//! Data go to standard output, talk goes to standard error; `make --tar -` and the `tar` contract of xcluster depend on it.
+
+pub mod args;
+mod make;
+mod output;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+pub use args::Args;
+use args::Command;
+use output::Printer;
+
+/// How a command ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// All done.
+    Success = 0,
+    /// Something failed.
+    Failure = 1,
+    /// Wrong usage, or an image that is not there (as skopeo).
+    Usage = 2,
+    /// Stopped by SIGINT or SIGTERM (as a shell reports it).
+    Interrupted = 130,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// An error with the exit code that it asks for.
+#[derive(Debug)]
+pub struct Failure {
+    exit: Exit,
+    error: anyhow::Error,
+}
+
+impl Failure {
+    fn usage(error: impl Into<anyhow::Error>) -> Self {
+        Self { exit: Exit::Usage, error: error.into() }
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self { exit: Exit::Failure, error: error.into() }
+    }
+}
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Help and version are data and end well; clap knows which is which.
+            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Success };
+            let _ = error.print();
+            return exit.into();
+        }
+    };
+    let printer = Printer::new(args.quiet);
+    init_log(args.verbose);
+    if let Err(error) = stop_on_signals() {
+        printer.warn(&format!("signals cannot be handled: {error}"));
+    }
+    let result = match args.command {
+        Command::Make(make) => make::run(*make, &printer),
+    };
+    match result {
+        Ok(()) => Exit::Success.into(),
+        // Whoever read our output has seen enough.
+        Err(failure) if is_broken_pipe(&failure.error) => Exit::Success.into(),
+        Err(failure) => {
+            printer.error(&failure.error);
+            failure.exit.into()
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let io = cause.downcast_ref::<std::io::Error>().or_else(|| match cause.downcast_ref::<crate::sink::Error>() {
+            Some(crate::sink::Error::Write { error, .. }) => Some(error),
+            _ => None,
+        });
+        io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    })
+}
+
+fn init_log(verbose: u8) {
+    use tracing_subscriber::EnvFilter;
+    let default = match verbose {
+        0 => "error",
+        1 => "prepull=info",
+        2 => "prepull=debug",
+        _ => "debug",
+    };
+    let filter = EnvFilter::try_from_env("PREPULL_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    // Only a second initialisation could fail.
+    let _ = subscriber.try_init();
+}
+
+/// On SIGINT, SIGTERM and SIGHUP: no rubbish, one line, 130.
+fn stop_on_signals() -> std::io::Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        if signals.forever().next().is_some() {
+            crate::atomic::remove_temporary_files();
+            output::interrupted();
+            std::process::exit(Exit::Interrupted as i32);
+        }
+    })?;
+    Ok(())
+}

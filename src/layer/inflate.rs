@@ -1,0 +1,235 @@
+//! From a blob to the uncompressed layer, on a thread of its own.
+//!
+//! ```text
+//!  blob reader ─▶ SHA-256 of the blob ─▶ inflate ─▶ buffers ═══════▶ Inflated (BufRead) ─▶ SHA-256 of the layer ─▶ tar
+//!  `─────────────── this thread ──────────────────´    channel      `──────────── the caller's thread ────────────´
+//! ```
+//!
+//! Inflating costs about as much as all the rest, so two threads keep two cores busy even with one large layer.
+
+use std::io::{self, BufRead, BufReader, Read};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread::Scope;
+
+use crate::digest::{Digest, Hasher, VerifyReader};
+use crate::source::Descriptor;
+
+/// Bytes in one buffer between the threads: small enough for both to stay in a core's second-level cache.
+const BUFFER: usize = 256 << 10;
+
+/// Buffers under way between the threads.
+const BUFFERS: usize = 4;
+
+/// How a blob is compressed, told by its first bytes as containers/storage does (`pkg/archive`, `DetectCompression`);
+/// the number is the one in layers.json.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all.
+    None = 0,
+    /// RFC 1952.
+    Gzip = 2,
+    /// RFC 8878.
+    Zstd = 4,
+}
+
+enum Message {
+    Start(Compression),
+    Buffer(Vec<u8>),
+    End(io::Result<()>),
+}
+
+/// What is known when the whole layer has been read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inflation {
+    /// How the blob was compressed.
+    pub compression: Compression,
+    /// Digest of the uncompressed bytes.
+    pub diff_id: Digest,
+    /// Number of uncompressed bytes.
+    pub size: u64,
+}
+
+/// The uncompressed bytes of a layer, hashed as they pass. An error of the other thread comes out as a read error.
+#[derive(Debug)]
+pub struct Inflated {
+    full: Receiver<Message>,
+    empty: Sender<Vec<u8>>,
+    buffer: Vec<u8>,
+    at: usize,
+    /// `None` for a plain blob: its bytes are hashed on the other thread, against the same digest.
+    hasher: Option<Hasher>,
+    compression: Compression,
+    size: u64,
+    blob: Digest,
+    ended: bool,
+}
+
+/// Starts to read and inflate `blob`, which must be what `descriptor` says.
+pub fn inflate<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    blob: Box<dyn Read + Send>,
+    descriptor: &Descriptor,
+) -> Inflated {
+    let (full_sender, full) = sync_channel(BUFFERS);
+    let (empty, empty_receiver) = channel();
+    for _ in 0..BUFFERS {
+        let _ = empty.send(Vec::new());
+    }
+    let verified = VerifyReader::new(blob, descriptor.digest, descriptor.size);
+    scope.spawn(move || {
+        let end = pump(verified, &empty_receiver, &full_sender);
+        // Nobody listens any more when the other side gave up.
+        let _ = full_sender.send(Message::End(end));
+    });
+    Inflated {
+        full,
+        empty,
+        buffer: Vec::new(),
+        at: 0,
+        hasher: Some(Hasher::new()),
+        compression: Compression::None,
+        size: 0,
+        blob: descriptor.digest,
+        ended: false,
+    }
+}
+
+fn pump(
+    verified: VerifyReader<Box<dyn Read + Send>>,
+    empty: &Receiver<Vec<u8>>,
+    full: &SyncSender<Message>,
+) -> io::Result<()> {
+    let mut input = BufReader::with_capacity(128 << 10, verified);
+    let magic = input.fill_buf()?;
+    let compression = detect(magic)?;
+    let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
+    full.send(Message::Start(compression)).map_err(|_| gone())?;
+    let send = |reader: &mut dyn Read| -> io::Result<()> {
+        while let Ok(mut buffer) = empty.recv() {
+            buffer.resize(BUFFER, 0);
+            let mut filled = 0;
+            while filled < BUFFER {
+                match reader.read(&mut buffer[filled..]) {
+                    Ok(0) => break,
+                    Ok(count) => filled += count,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            buffer.truncate(filled);
+            if filled == 0 {
+                return Ok(());
+            }
+            full.send(Message::Buffer(buffer)).map_err(|_| gone())?;
+        }
+        Err(gone())
+    };
+    match compression {
+        Compression::None => send(&mut input)?,
+        // Several members in a row are one layer: pigz and eStargz write such.
+        Compression::Gzip => {
+            send(&mut flate2::bufread::MultiGzDecoder::new(&mut input)).map_err(|error| said_by("gzip", error))?;
+        }
+        Compression::Zstd => {
+            let mut decoder = zstd::Decoder::with_buffer(&mut input)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+            send(&mut decoder).map_err(|error| said_by("zstd", error))?;
+        }
+    }
+    // What follows the compressed stream is part of the blob's digest; only the end of file gives the verdict.
+    io::copy(&mut input, &mut io::sink())?;
+    Ok(())
+}
+
+/// The largest zstd window, as a power of two: 128 MiB, what `zstd -d` takes without `--long` and klauspost/compress by default.
+const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+
+/// Names the decompressor where the error does not come from below it.
+fn said_by(format: &str, error: io::Error) -> io::Error {
+    let from_below = error.get_ref().is_some_and(|inner| {
+        inner.is::<crate::digest::VerifyError>()
+            || inner.is::<crate::source::Error>()
+            || inner.is::<crate::registry::Error>()
+    });
+    if from_below || error.raw_os_error().is_some() {
+        return error;
+    }
+    let kind = error.kind();
+    io::Error::new(kind, format!("corrupt {format} stream: {error}"))
+}
+
+fn detect(magic: &[u8]) -> io::Result<Compression> {
+    let refuse = |format| {
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            format!("{format} compression is not supported (use gzip or zstd)"),
+        ))
+    };
+    match magic {
+        [0x1f, 0x8b, ..] => Ok(Compression::Gzip),
+        // A frame, or one of the skippable frames with which zstd:chunked blobs may begin.
+        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Ok(Compression::Zstd),
+        [b'B', b'Z', b'h', ..] => refuse("bzip2"),
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => refuse("xz"),
+        _ => Ok(Compression::None),
+    }
+}
+
+impl Inflated {
+    /// What the layer was. To be called when it has been read to its end.
+    ///
+    /// # Errors
+    /// When it was not.
+    pub fn finish(mut self) -> io::Result<Inflation> {
+        if !self.fill_buf()?.is_empty() {
+            return Err(io::Error::other("the layer was not read to its end"));
+        }
+        let diff_id = self.hasher.map_or(self.blob, Hasher::finish);
+        Ok(Inflation { compression: self.compression, diff_id, size: self.size })
+    }
+}
+
+impl Read for Inflated {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.fill_buf()?;
+        let count = bytes.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&bytes[..count]);
+        self.consume(count);
+        Ok(count)
+    }
+}
+
+impl BufRead for Inflated {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.at == self.buffer.len() && !self.ended {
+            match self.full.recv() {
+                Ok(Message::Start(compression)) => {
+                    self.compression = compression;
+                    if compression == Compression::None {
+                        self.hasher = None;
+                    }
+                }
+                Ok(Message::Buffer(buffer)) => {
+                    if let Some(hasher) = &mut self.hasher {
+                        hasher.update(&buffer);
+                    }
+                    self.size += buffer.len() as u64;
+                    let used = std::mem::replace(&mut self.buffer, buffer);
+                    // The other thread may have ended already.
+                    let _ = self.empty.send(used);
+                    self.at = 0;
+                }
+                Ok(Message::End(end)) => {
+                    end?;
+                    self.ended = true;
+                }
+                Err(_) => return Err(io::Error::other("the reading thread died")),
+            }
+        }
+        Ok(&self.buffer[self.at..])
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.at += count;
+    }
+}

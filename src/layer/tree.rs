@@ -1,0 +1,655 @@
+//! What is on the disk while a layer is unpacked, without a disk.
+//!
+//! [`Tree::place`] does to a tree in memory what `archive.Unpack` and `extractTarFileEntry` of containers/storage
+//! (`pkg/archive/archive.go`) and its overlay whiteout converter (`archive_linux.go`) do to the layer's `diff` directory, chrooted
+//! and as root with umask 022: parents made, symlinks walked, entries replaced, hardlinks sharing one inode whose last header
+//! wins. Where the kernel would say no, so does this.
+
+use hashbrown::HashTable;
+use std::hash::BuildHasher as _;
+
+use super::path::{NAME_MAX, PATH_MAX, below_root, clean, components, split_last};
+use super::tar::Header;
+use crate::entry::{Device, Timestamp, Xattr};
+
+/// The prefix of a whiteout's name (OCI image spec, layer.md, "Whiteouts").
+pub const WHITEOUT_PREFIX: &[u8] = b".wh.";
+
+/// The name of an opaque marker (OCI image spec, layer.md, "Opaque Whiteout").
+pub const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
+
+/// The most entries of one layer: ten times what the largest known images have; each takes about 150 bytes of memory.
+pub const ENTRIES_MAX: usize = 10_000_000;
+
+/// The most symbolic links followed in one walk (Linux `MAXSYMLINKS`).
+const SYMLINKS_MAX: usize = 40;
+
+/// The largest value of an extended attribute, in bytes (Linux `XATTR_SIZE_MAX`).
+const XATTR_SIZE_MAX: usize = 65536;
+
+/// A name in a directory. The root is number 0.
+pub type DirentId = u32;
+
+/// Why an entry cannot be placed: what the kernel would have said, and to what.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum PlaceError {
+    /// A parent is no directory.
+    #[error("a parent of it is not a directory")]
+    NotDirectory,
+    /// A parent is a symbolic link to nothing in this layer.
+    #[error("it lies behind a symbolic link that leads nowhere in this layer")]
+    DanglingParent,
+    /// Too many symbolic links.
+    #[error("too many levels of symbolic links")]
+    Loop,
+    /// A component or the path is too long.
+    #[error("the name is too long for a file system (255 bytes a component, 4095 a path)")]
+    NameTooLong,
+    /// A hardlink to something that this layer does not have (yet).
+    #[error("hardlink to {0:?}, which is not (yet) in this layer")]
+    NoTarget(String),
+    /// A hardlink to a directory.
+    #[error("hardlink to {0:?}, which is a directory")]
+    LinkToDirectory(String),
+    /// A whiteout of something that the same layer has already.
+    #[error("whiteout of an entry that the same layer has already")]
+    WhiteoutExists,
+    /// The root replaced by something else.
+    #[error("it would replace the root directory")]
+    Root,
+    /// A symbolic link that is empty or too long.
+    #[error("symbolic link with an empty or overlong target")]
+    BadSymlink,
+    /// An unknown type.
+    #[error("tar entry type {:?} is not supported", char::from(*.0))]
+    Type(u8),
+    /// An attribute that the kernel would refuse.
+    #[error("extended attribute {0:?} is not valid here")]
+    Xattr(String),
+    /// Too many entries.
+    #[error("more than {ENTRIES_MAX} entries in one layer")]
+    TooMany,
+}
+
+/// What a [`Tree`] did with an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placed {
+    /// It names the root without claiming it, or a whiteout that changes nothing.
+    Ignored,
+    /// A whiteout or an opaque marker: no content of its own.
+    Whiteout,
+    /// A new name.
+    New(DirentId),
+    /// Metadata of something that was there.
+    Changed,
+}
+
+/// The type of an inode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InodeKind {
+    /// A directory.
+    Directory,
+    /// A regular file: size in bytes, and where its content stands in the segment's body.
+    Regular {
+        /// Bytes.
+        size: u64,
+        /// Offset in the body.
+        data: u64,
+    },
+    /// A symbolic link.
+    Symlink(Box<[u8]>),
+    /// A character device.
+    CharDevice(Device),
+    /// A block device.
+    BlockDevice(Device),
+    /// A fifo.
+    Fifo,
+}
+
+/// What `stat` knows.
+#[derive(Debug, Clone)]
+pub struct Inode {
+    /// Type.
+    pub kind: InodeKind,
+    /// At most 0o7777.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Modification time; meaningless when `stamped`.
+    pub mtime: Timestamp,
+    /// Made by us, not by a header: its time is the time stamp of the store.
+    pub stamped: bool,
+    /// A directory that hides what lower layers have in it.
+    pub opaque: bool,
+    /// Made of a `.wh.` entry.
+    pub whiteout: bool,
+    /// Attributes in ascending order of their names.
+    pub xattrs: Vec<Xattr>,
+}
+
+#[derive(Debug)]
+struct Dirent {
+    parent: DirentId,
+    name: (u32, u8),
+    inode: u32,
+    live: bool,
+}
+
+enum Walk {
+    Found(DirentId),
+    /// The directory is there, the name is not.
+    Missing(DirentId, Vec<u8>),
+}
+
+enum WalkError {
+    NotFound,
+    NotDirectory,
+    Loop,
+    NameTooLong,
+}
+
+impl From<WalkError> for PlaceError {
+    fn from(error: WalkError) -> Self {
+        match error {
+            WalkError::NotFound => Self::DanglingParent,
+            WalkError::NotDirectory => Self::NotDirectory,
+            WalkError::Loop => Self::Loop,
+            WalkError::NameTooLong => Self::NameTooLong,
+        }
+    }
+}
+
+/// A layer's tree under construction.
+#[derive(Debug)]
+pub struct Tree {
+    names: Vec<u8>,
+    dirents: Vec<Dirent>,
+    inodes: Vec<Inode>,
+    /// The name under which each inode was made.
+    first_names: Vec<DirentId>,
+    lookup: HashTable<DirentId>,
+    hasher: hashbrown::DefaultHashBuilder,
+    root_claimed: bool,
+    disturbed: bool,
+    created_parents: Vec<DirentId>,
+    dropped_xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Default for Tree {
+    fn default() -> Self {
+        let root = Inode {
+            kind: InodeKind::Directory,
+            mode: 0o555,
+            uid: 0,
+            gid: 0,
+            mtime: Timestamp::default(),
+            stamped: true,
+            opaque: false,
+            whiteout: false,
+            xattrs: Vec::new(),
+        };
+        Self {
+            names: Vec::new(),
+            dirents: vec![Dirent { parent: 0, name: (0, 0), inode: 0, live: true }],
+            inodes: vec![root],
+            first_names: vec![0],
+            lookup: HashTable::new(),
+            hasher: hashbrown::DefaultHashBuilder::default(),
+            root_claimed: false,
+            disturbed: false,
+            created_parents: Vec::new(),
+            dropped_xattrs: Vec::new(),
+        }
+    }
+}
+
+impl Tree {
+    /// An empty layer.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether something changed that had been placed before: then entries in order of arrival are not the final tree.
+    pub fn is_disturbed(&self) -> bool {
+        self.disturbed
+    }
+
+    /// Whether an entry `/` gave the root owner, mode and time of its own.
+    pub fn root_claimed(&self) -> bool {
+        self.root_claimed
+    }
+
+    /// Directories made since the last call because an entry's parents were missing, outermost first.
+    pub fn take_created_parents(&mut self) -> Vec<DirentId> {
+        std::mem::take(&mut self.created_parents)
+    }
+
+    /// Attributes left out since they would steer the overlay mount: (path, attribute).
+    pub fn dropped_xattrs(&self) -> &[(Vec<u8>, Vec<u8>)] {
+        &self.dropped_xattrs
+    }
+
+    /// All names that are left, in order of arrival, which puts parents before children. The root is not among them.
+    pub fn live(&self) -> impl Iterator<Item = DirentId> + '_ {
+        (1..self.dirents.len() as u32).filter(|&dirent| self.dirents[dirent as usize].live)
+    }
+
+    /// The directory that holds a name.
+    pub fn parent(&self, dirent: DirentId) -> DirentId {
+        self.dirents[dirent as usize].parent
+    }
+
+    /// A name without its directory.
+    pub fn name(&self, dirent: DirentId) -> &[u8] {
+        let (start, length) = self.dirents[dirent as usize].name;
+        &self.names[start as usize..][..length.into()]
+    }
+
+    /// The number of the inode behind a name.
+    pub fn inode_number(&self, dirent: DirentId) -> u32 {
+        self.dirents[dirent as usize].inode
+    }
+
+    /// The name under which the inode behind a name was made. It is gone if the tree [is disturbed](Self::is_disturbed).
+    pub fn first_name(&self, dirent: DirentId) -> DirentId {
+        self.first_names[self.inode_number(dirent) as usize]
+    }
+
+    /// The inode behind a name.
+    pub fn inode(&self, dirent: DirentId) -> &Inode {
+        &self.inodes[self.dirents[dirent as usize].inode as usize]
+    }
+
+    /// The inode behind a name, to be changed.
+    pub fn inode_mut(&mut self, dirent: DirentId) -> &mut Inode {
+        &mut self.inodes[self.dirents[dirent as usize].inode as usize]
+    }
+
+    /// The path of a name below the layer's root.
+    pub fn path(&self, dirent: DirentId) -> Vec<u8> {
+        let mut chain = Vec::new();
+        let mut at = dirent;
+        while at != 0 {
+            chain.push(at);
+            at = self.parent(at);
+        }
+        let mut path = Vec::new();
+        for at in chain.into_iter().rev() {
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend_from_slice(self.name(at));
+        }
+        path
+    }
+
+    /// Does what unpacking `header` would do. Content is the caller's to write.
+    ///
+    /// # Errors
+    /// When unpacking would fail.
+    pub fn place(&mut self, header: &Header) -> Result<Placed, PlaceError> {
+        if self.dirents.len() > ENTRIES_MAX {
+            return Err(PlaceError::TooMany);
+        }
+        let name = clean(&header.name);
+        let path = below_root(&name);
+        if path.len() >= PATH_MAX {
+            return Err(PlaceError::NameTooLong);
+        }
+        let (directory, base) = split_last(&path);
+        if !name.ends_with(b"/") {
+            // Lexists: only "no such file" makes parents; other errors show up below.
+            let parent = below_root(split_last(&name).0);
+            if let Err(WalkError::NotFound) | Ok(Walk::Missing(..)) = self.walk(&parent, false) {
+                self.make_parents(&parent)?;
+            }
+        }
+        let is_directory = header.typeflag == b'5';
+        if let Ok(Walk::Found(old)) = self.walk(&path, false) {
+            let old_is_directory = self.inode(old).kind == InodeKind::Directory;
+            if old_is_directory && name == b"." {
+                return Ok(Placed::Ignored);
+            }
+            if !(old_is_directory && is_directory) {
+                if old == 0 {
+                    return Err(PlaceError::Root);
+                }
+                self.remove(old);
+            }
+        }
+        if base == OPAQUE_MARKER {
+            return self.mark_opaque(directory);
+        }
+        if let Some(hidden) = base.strip_prefix(WHITEOUT_PREFIX) {
+            return self.place_whiteout(header, directory, hidden);
+        }
+        self.create(header, &path)
+    }
+
+    fn mark_opaque(&mut self, directory: &[u8]) -> Result<Placed, PlaceError> {
+        match self.walk(directory, true)? {
+            Walk::Found(found) => {
+                let inode = self.inode_mut(found);
+                if inode.kind == InodeKind::Directory {
+                    inode.opaque = true;
+                }
+                Ok(Placed::Whiteout)
+            }
+            Walk::Missing(..) => Err(PlaceError::DanglingParent),
+        }
+    }
+
+    fn place_whiteout(&mut self, header: &Header, directory: &[u8], hidden: &[u8]) -> Result<Placed, PlaceError> {
+        let path = below_root(&[directory, b"/", hidden].concat());
+        match self.walk(&path, false) {
+            // `rm -rf foo` leaves `.wh.foo` and then `foo/.wh.bar` in some builders' layers.
+            Err(WalkError::NotDirectory) => Ok(Placed::Ignored),
+            Err(error) => Err(error.into()),
+            Ok(Walk::Found(_)) => Err(PlaceError::WhiteoutExists),
+            Ok(Walk::Missing(parent, name)) => {
+                let mut inode = new_inode(InodeKind::CharDevice(Device::WHITEOUT));
+                (inode.stamped, inode.whiteout) = (true, true);
+                set_owner(&mut inode, header);
+                self.add(parent, &name, inode);
+                Ok(Placed::Whiteout)
+            }
+        }
+    }
+
+    fn create(&mut self, header: &Header, path: &[u8]) -> Result<Placed, PlaceError> {
+        if header.typeflag == b'1' {
+            return self.create_hardlink(header, path);
+        }
+        let device = Device { major: (header.major & 0xfff) as u32, minor: (header.minor & 0xf_ffff) as u32 };
+        let kind = match header.typeflag {
+            b'0' => InodeKind::Regular { size: header.size, data: 0 },
+            b'2' if header.link.is_empty() || header.link.len() > PATH_MAX => return Err(PlaceError::BadSymlink),
+            b'2' => InodeKind::Symlink(header.link.clone().into()),
+            b'3' => InodeKind::CharDevice(device),
+            b'4' => InodeKind::BlockDevice(device),
+            b'5' => InodeKind::Directory,
+            b'6' => InodeKind::Fifo,
+            other => return Err(PlaceError::Type(other)),
+        };
+        match self.walk(path, false)? {
+            // Only a directory is left in place, and only for a directory.
+            Walk::Found(found) => {
+                self.disturbed |= found != 0;
+                self.root_claimed |= found == 0;
+                self.apply(found, header)?;
+                Ok(Placed::Changed)
+            }
+            Walk::Missing(parent, name) => {
+                let dirent = self.add(parent, &name, new_inode(kind));
+                self.apply(dirent, header)?;
+                Ok(Placed::New(dirent))
+            }
+        }
+    }
+
+    fn create_hardlink(&mut self, header: &Header, path: &[u8]) -> Result<Placed, PlaceError> {
+        let shown = || String::from_utf8_lossy(&header.link).into_owned();
+        let target = match self.walk(&below_root(&header.link), false) {
+            Ok(Walk::Found(target)) => target,
+            Ok(Walk::Missing(..)) | Err(WalkError::NotFound) => return Err(PlaceError::NoTarget(shown())),
+            Err(error) => return Err(error.into()),
+        };
+        if self.inode(target).kind == InodeKind::Directory {
+            return Err(PlaceError::LinkToDirectory(shown()));
+        }
+        let Walk::Missing(parent, name) = self.walk(path, false)? else { return Err(PlaceError::WhiteoutExists) };
+        let inode = self.inode_number(target);
+        let before = self.inodes[inode as usize].clone();
+        let dirent = self.add_name(parent, &name, inode);
+        self.apply(dirent, header)?;
+        let after = &self.inodes[inode as usize];
+        self.disturbed |= (before.mode, before.uid, before.gid, before.mtime, before.stamped, before.xattrs)
+            != (after.mode, after.uid, after.gid, after.mtime, after.stamped, after.xattrs.clone());
+        Ok(Placed::New(dirent))
+    }
+
+    /// `chown`, `chmod`, `utimes` and `setxattr` as `extractTarFileEntry` calls them.
+    fn apply(&mut self, dirent: DirentId, header: &Header) -> Result<(), PlaceError> {
+        let mut dropped = Vec::new();
+        let inode = self.inode_mut(dirent);
+        set_owner(inode, header);
+        let is_symlink = matches!(inode.kind, InodeKind::Symlink(_));
+        if !is_symlink {
+            inode.mode = (header.mode & 0o7777) as u16;
+        }
+        // A hardlink's header does not change the times of a symbolic link.
+        if !(is_symlink && header.typeflag == b'1') {
+            inode.mtime = if is_symlink { symlink_time(header.mtime) } else { file_time(header.mtime) };
+            inode.stamped = false;
+        }
+        for (name, value) in &header.xattrs {
+            match judge_xattr(&inode.kind, name, value) {
+                Verdict::Keep => {
+                    let at = inode.xattrs.binary_search_by(|xattr| xattr.0.cmp(name));
+                    match at {
+                        Ok(at) => inode.xattrs[at].1.clone_from(value),
+                        Err(at) => inode.xattrs.insert(at, (name.clone(), value.clone())),
+                    }
+                }
+                Verdict::Opaque => inode.opaque = true,
+                Verdict::Skip => {}
+                Verdict::Drop => dropped.push(name.clone()),
+                Verdict::Refuse => return Err(PlaceError::Xattr(String::from_utf8_lossy(name).into_owned())),
+            }
+        }
+        if !dropped.is_empty() {
+            let path = self.path(dirent);
+            self.dropped_xattrs.extend(dropped.into_iter().map(|name| (path.clone(), name)));
+        }
+        Ok(())
+    }
+
+    /// `idtools.MkdirAllAndChownNew(path, 0777 &^ 022, 0, 0)`.
+    fn make_parents(&mut self, path: &[u8]) -> Result<(), PlaceError> {
+        let mut prefix = Vec::new();
+        for component in components(path) {
+            if !prefix.is_empty() {
+                prefix.push(b'/');
+            }
+            prefix.extend_from_slice(component);
+            match self.walk(&prefix, true) {
+                Ok(Walk::Found(found)) if self.inode(found).kind == InodeKind::Directory => continue,
+                Ok(Walk::Found(_)) => return Err(PlaceError::NotDirectory),
+                Ok(Walk::Missing(..)) | Err(WalkError::NotFound) => {}
+                Err(error) => return Err(error.into()),
+            }
+            // mkdir does not follow a dangling link in the last place: EEXIST.
+            let Walk::Missing(parent, name) = self.walk(&prefix, false)? else {
+                return Err(PlaceError::DanglingParent);
+            };
+            let mut inode = new_inode(InodeKind::Directory);
+            inode.mode = 0o755 | self.inode(parent).mode & 0o2000;
+            inode.stamped = true;
+            let dirent = self.add(parent, &name, inode);
+            self.created_parents.push(dirent);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, parent: DirentId, name: &[u8], mut inode: Inode) -> DirentId {
+        // A new inode in a setgid directory gets its group; a header's group replaces it unless it is -1.
+        if self.inode(parent).mode & 0o2000 != 0 && inode.gid == 0 && !inode.stamped {
+            inode.gid = self.inode(parent).gid;
+        }
+        let number = self.inodes.len() as u32;
+        self.inodes.push(inode);
+        self.first_names.push(self.dirents.len() as DirentId);
+        self.add_name(parent, name, number)
+    }
+
+    fn add_name(&mut self, parent: DirentId, name: &[u8], inode: u32) -> DirentId {
+        debug_assert!(!name.is_empty() && name.len() <= NAME_MAX);
+        let dirent = self.dirents.len() as DirentId;
+        let start = self.names.len() as u32;
+        self.names.extend_from_slice(name);
+        self.dirents.push(Dirent { parent, name: (start, name.len() as u8), inode, live: true });
+        let hash = self.hash(parent, name);
+        let (names, dirents, hasher) = (&self.names, &self.dirents, &self.hasher);
+        self.lookup.insert_unique(hash, dirent, |&other| {
+            let other = &dirents[other as usize];
+            hasher.hash_one((other.parent, &names[other.name.0 as usize..][..other.name.1.into()]))
+        });
+        dirent
+    }
+
+    fn remove(&mut self, dirent: DirentId) {
+        // What was never written to the body may go without a trace.
+        self.disturbed |= !self.inode(dirent).whiteout;
+        let hash = self.hash(self.parent(dirent), self.name(dirent));
+        if let Ok(found) = self.lookup.find_entry(hash, |&other| other == dirent) {
+            found.remove();
+        }
+        self.dirents[dirent as usize].live = false;
+        if self.inode(dirent).kind == InodeKind::Directory {
+            let children: Vec<_> = self.live().filter(|&child| self.parent(child) == dirent).collect();
+            for child in children {
+                self.remove(child);
+            }
+        }
+    }
+
+    fn hash(&self, parent: DirentId, name: &[u8]) -> u64 {
+        self.hasher.hash_one((parent, name))
+    }
+
+    fn child(&self, parent: DirentId, name: &[u8]) -> Option<DirentId> {
+        let hash = self.hash(parent, name);
+        self.lookup.find(hash, |&other| self.parent(other) == parent && self.name(other) == name).copied()
+    }
+
+    /// The kernel's path walk below the layer's root: `..` stops there, absolute links start there.
+    fn walk(&self, path: &[u8], follow_last: bool) -> Result<Walk, WalkError> {
+        let mut pending: Vec<&[u8]> = components(path).rev().collect();
+        let mut at: DirentId = 0;
+        let mut links = 0;
+        while let Some(component) = pending.pop() {
+            if self.inode(at).kind != InodeKind::Directory {
+                return Err(WalkError::NotDirectory);
+            }
+            match component {
+                b"." => continue,
+                b".." => {
+                    at = self.parent(at);
+                    continue;
+                }
+                _ => {}
+            }
+            if component.len() > NAME_MAX {
+                return Err(WalkError::NameTooLong);
+            }
+            let Some(next) = self.child(at, component) else {
+                return if pending.is_empty() {
+                    Ok(Walk::Missing(at, component.to_vec()))
+                } else {
+                    Err(WalkError::NotFound)
+                };
+            };
+            match &self.inode(next).kind {
+                InodeKind::Symlink(target) if !pending.is_empty() || follow_last => {
+                    links += 1;
+                    if links > SYMLINKS_MAX {
+                        return Err(WalkError::Loop);
+                    }
+                    if target.starts_with(b"/") {
+                        at = 0;
+                    }
+                    pending.extend(components(target).rev());
+                }
+                _ => at = next,
+            }
+        }
+        Ok(Walk::Found(at))
+    }
+}
+
+fn new_inode(kind: InodeKind) -> Inode {
+    let mode = if matches!(kind, InodeKind::Symlink(_)) { 0o777 } else { 0 };
+    Inode {
+        kind,
+        mode,
+        uid: 0,
+        gid: 0,
+        mtime: Timestamp::default(),
+        stamped: false,
+        opaque: false,
+        whiteout: false,
+        xattrs: Vec::new(),
+    }
+}
+
+/// `lchown`: the kernel takes 32 bits, and -1 means "leave it".
+fn set_owner(inode: &mut Inode, header: &Header) {
+    if header.uid as u32 != u32::MAX {
+        inode.uid = header.uid as u32;
+    }
+    if header.gid as u32 != u32::MAX {
+        inode.gid = header.gid as u32;
+    }
+}
+
+/// `system.Chtimes`: what is before 1970 or after 2262 becomes 1970.
+fn file_time(time: Timestamp) -> Timestamp {
+    let last = Timestamp { seconds: 9_223_372_036, nanoseconds: 854_775_807 };
+    if time.seconds < 0 || time > last { Timestamp::default() } else { time }
+}
+
+/// `system.LUtimesNano` through `time.UnixNano`, which wraps around.
+fn symlink_time(time: Timestamp) -> Timestamp {
+    let nanoseconds = time.seconds.wrapping_mul(1_000_000_000).wrapping_add(time.nanoseconds.into());
+    Timestamp {
+        seconds: nanoseconds.div_euclid(1_000_000_000),
+        nanoseconds: nanoseconds.rem_euclid(1_000_000_000) as u32,
+    }
+}
+
+enum Verdict {
+    Keep,
+    Opaque,
+    Skip,
+    Drop,
+    Refuse,
+}
+
+/// What `lsetxattr` as root does, but for overlayfs's own attributes: those would steer the mount in the machine.
+fn judge_xattr(kind: &InodeKind, name: &[u8], value: &[u8]) -> Verdict {
+    let plain = matches!(kind, InodeKind::Directory | InodeKind::Regular { .. });
+    if name == b"security.selinux" {
+        // containers/storage ≥ 1.38 skips it: labels belong to the machine.
+        return Verdict::Skip;
+    }
+    if name == b"trusted.overlay.opaque" && value == b"y" && *kind == InodeKind::Directory {
+        return Verdict::Opaque;
+    }
+    if name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") {
+        return Verdict::Drop;
+    }
+    let namespace = |prefix: &[u8]| name.len() > prefix.len() && name.starts_with(prefix);
+    if name.len() > NAME_MAX || value.len() > XATTR_SIZE_MAX || name.is_empty() || name.contains(&0) {
+        return Verdict::Refuse;
+    }
+    if namespace(b"user.") {
+        return if plain { Verdict::Keep } else { Verdict::Refuse };
+    }
+    if name == b"security.capability" {
+        // cap_convert_nscap(): revision 2 of 20 bytes or revision 3 of 24.
+        let revision = value.get(..4).map(|magic| u32::from_le_bytes([magic[0], magic[1], magic[2], magic[3]]) & !1);
+        return match (revision, value.len()) {
+            (Some(0x0200_0000), 20) | (Some(0x0300_0000), 24) => Verdict::Keep,
+            _ => Verdict::Refuse,
+        };
+    }
+    let acl = matches!(name, b"system.posix_acl_access" | b"system.posix_acl_default") && plain;
+    if namespace(b"trusted.") || namespace(b"security.") || acl {
+        return Verdict::Keep;
+    }
+    // No handler: ENOTSUP, which containers/storage ignores.
+    Verdict::Skip
+}

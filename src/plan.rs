@@ -1,0 +1,241 @@
+//! From what the user typed to verified images with names: all that is known before a layer is touched.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::digest::Digest;
+use crate::image::{self, Image, Platform};
+use crate::reference::{Item, Location};
+use crate::source::{self, Descriptor, ImageSource};
+use crate::storage::record::{StoreImage, seconds_since_epoch};
+
+/// Images whose manifests are fetched at once.
+const PARALLEL: usize = 8;
+
+/// Why an item cannot be planned. The text begins with the item.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its source cannot be opened.
+    #[error("{item}: {error}")]
+    Source {
+        /// As typed.
+        item: String,
+        /// Why.
+        error: source::Error,
+    },
+    /// Its manifest or config is no good.
+    #[error("{item}: {error}")]
+    Image {
+        /// As typed.
+        item: String,
+        /// Why.
+        error: image::Error,
+    },
+    /// Nothing says what it is called.
+    #[error(
+        "{item}: the image has no full name there; say what it shall be called, for instance {item}=localhost/name:tag"
+    )]
+    Nameless {
+        /// As typed.
+        item: String,
+    },
+    /// A name that containers/image cannot read back.
+    #[error(
+        "{item}: a machine's tools do not understand the name {name}; say what it shall be called, for instance {item}=localhost/name:tag"
+    )]
+    Unstorable {
+        /// As typed.
+        item: String,
+        /// The name.
+        name: String,
+    },
+    /// One name for two images.
+    #[error("{first} and {second} are different images ({first_id} and {second_id}), but both would be called {name}")]
+    NameTwice {
+        /// The name.
+        name: String,
+        /// An item.
+        first: String,
+        /// Its image.
+        first_id: Digest,
+        /// The other item.
+        second: String,
+        /// Its image.
+        second_id: Digest,
+    },
+}
+
+impl Error {
+    /// Whether the image is simply not there.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(
+            self,
+            Self::Source { error: source::Error::NotFound(_), .. }
+                | Self::Image { error: image::Error::Source(source::Error::NotFound(_)), .. }
+        )
+    }
+}
+
+/// Where a blob can be read.
+#[derive(Debug, Clone)]
+pub struct BlobSource {
+    /// The item that needs it first, for messages.
+    pub item: String,
+    /// Where it lies.
+    pub source: Arc<dyn ImageSource>,
+}
+
+/// What a store is to be made of.
+#[derive(Debug)]
+pub struct Plan {
+    /// Images by id.
+    pub images: BTreeMap<Digest, StoreImage>,
+    /// Blobs of layers by digest.
+    pub blobs: BTreeMap<Digest, BlobSource>,
+    /// The newest `created` of the images' configs, in seconds since 1970; 0 if none has a later one.
+    pub newest: i64,
+    /// For the user: one line each.
+    pub warnings: Vec<String>,
+    names: BTreeMap<String, (Digest, String)>,
+}
+
+impl Plan {
+    /// Opens all items and gives every image its names.
+    ///
+    /// # Errors
+    /// The first item, in the order given, that cannot be had.
+    pub fn new(items: &[Item], platform: &Platform, options: &source::Options) -> Result<Self, Error> {
+        let mut plan = Self {
+            images: BTreeMap::new(),
+            blobs: BTreeMap::new(),
+            newest: 0,
+            warnings: Vec::new(),
+            names: BTreeMap::new(),
+        };
+        plan.add(items, platform, options)?;
+        Ok(plan)
+    }
+
+    /// Adds more items; gives the names of their images.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn add(
+        &mut self,
+        items: &[Item],
+        platform: &Platform,
+        options: &source::Options,
+    ) -> Result<Vec<String>, Error> {
+        let opened = in_parallel(items, |item| open(item, platform, options));
+        let (mut remote, mut names) = (Vec::new(), Vec::new());
+        for (item, opened) in items.iter().zip(opened) {
+            let (source, image) = opened?;
+            for name in names_of(item, source.as_ref())? {
+                self.name(&image, name.clone(), &item.typed)?;
+                names.push(name);
+            }
+            if image.platform() != platform && image.index().is_none() && platform.rank(image.platform()).is_none() {
+                self.warnings.push(format!("{item}: the image is for {}, not for {platform}", image.platform()));
+            }
+            let seconds = image.created().and_then(seconds_since_epoch).unwrap_or(0);
+            self.newest = self.newest.max(seconds);
+            let blob = BlobSource { item: item.typed.clone(), source };
+            if matches!(item.location, Location::Registry(_)) {
+                remote.push((image, blob));
+            } else {
+                self.add_blobs(&image, &blob);
+            }
+        }
+        // What also lies on this machine is not fetched.
+        for (image, blob) in remote {
+            self.add_blobs(&image, &blob);
+        }
+        Ok(names)
+    }
+
+    /// Whether an image has this name.
+    #[must_use]
+    pub fn has_name(&self, name: &str) -> bool {
+        self.names.contains_key(name)
+    }
+
+    fn name(&mut self, image: &Image, name: String, item: &str) -> Result<(), Error> {
+        let id = image.id();
+        let (first_id, first) = self.names.entry(name.clone()).or_insert_with(|| (id, item.to_owned()));
+        if *first_id != id {
+            let (first, first_id) = (first.clone(), *first_id);
+            return Err(Error::NameTwice { name, first, first_id, second: item.to_owned(), second_id: id });
+        }
+        let stored = self.images.entry(id).or_insert_with(|| StoreImage::new(image));
+        stored.merge(image);
+        stored.add_name(name);
+        Ok(())
+    }
+
+    fn add_blobs(&mut self, image: &Image, source: &BlobSource) {
+        for layer in image.layers() {
+            self.blobs.entry(layer.descriptor.digest).or_insert_with(|| source.clone());
+        }
+    }
+}
+
+impl BlobSource {
+    /// The bytes of `blob`, not verified.
+    ///
+    /// # Errors
+    /// Those of the source.
+    pub fn open(&self, blob: &Descriptor) -> Result<Box<dyn std::io::Read + Send>, source::Error> {
+        self.source.blob(blob)
+    }
+}
+
+fn open(item: &Item, platform: &Platform, options: &source::Options) -> Result<(Arc<dyn ImageSource>, Image), Error> {
+    let typed = || item.typed.clone();
+    let source = source::open(&item.location, options).map_err(|error| Error::Source { item: typed(), error })?;
+    let reference = match &item.location {
+        Location::Registry(reference) => Some(reference),
+        _ => item.name.as_ref(),
+    };
+    let expected = reference.and_then(|reference| reference.digest().copied());
+    let image =
+        Image::open(source.as_ref(), expected, platform).map_err(|error| Error::Image { item: typed(), error })?;
+    Ok((source, image))
+}
+
+/// `name:tag@digest` says which image `name:tag` must be; the store then calls it `name:tag`, which CRI-O finds by
+/// either (containers/image `storage/storage_reference.go`, `resolveImage`).
+fn names_of(item: &Item, source: &dyn ImageSource) -> Result<Vec<String>, Error> {
+    let given = item.name.as_ref().map_or_else(|| source.names(), |name| vec![name.clone()]);
+    if given.is_empty() {
+        return Err(Error::Nameless { item: item.typed.clone() });
+    }
+    match given.iter().find(|name| !name.is_storable()) {
+        Some(name) => Err(Error::Unstorable { item: item.typed.clone(), name: name.to_string() }),
+        None => Ok(given.iter().map(|name| name.without_digest().to_string()).collect()),
+    }
+}
+
+/// The results of `work`, in the order of `inputs`.
+fn in_parallel<I: Sync, O: Send>(inputs: &[I], work: impl Fn(&I) -> O + Sync) -> Vec<O> {
+    let next = AtomicUsize::new(0);
+    let take = || {
+        let mut done = Vec::new();
+        while let Some((index, input)) =
+            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|at| Some((at, inputs.get(at)?)))
+        {
+            done.push((index, work(input)));
+        }
+        done
+    };
+    let mut all: Vec<(usize, O)> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..PARALLEL.min(inputs.len())).map(|_| scope.spawn(take)).collect();
+        workers
+            .into_iter()
+            .flat_map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    });
+    all.sort_by_key(|(index, _)| *index);
+    all.into_iter().map(|(_, output)| output).collect()
+}

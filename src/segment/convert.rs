@@ -1,0 +1,329 @@
+//! From a layer's blob to its segment, in one pass.
+//!
+//! Entries go into the body as they come. Only when a later entry changes an earlier one (a replaced file, a directory's header
+//! after its children, a hardlink with metadata of its own) is the body written again from the final tree: rare, and then
+//! the content is copied from the first body, not inflated again.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+
+use hashbrown::HashSet;
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::file::{Facts, Writer};
+use super::index::Index;
+use crate::digest::Digest;
+use crate::entry::{Entry, Kind, Meta};
+use crate::layer::inflate::{Inflated, inflate};
+use crate::layer::path::clean;
+use crate::layer::tar::{Header, TarError, TarReader};
+use crate::layer::tar_split::{TAIL_CHUNK, TarSplit};
+use crate::layer::tree::{DirentId, InodeKind, PlaceError, Placed, Tree, WHITEOUT_PREFIX};
+use crate::source::Descriptor;
+use crate::wire;
+
+/// Compressed tar-split that is kept in memory before it goes to a file.
+const SPLIT_IN_MEMORY: usize = 1 << 20;
+
+/// What is wrong with a layer, or with the place where its segment is written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The tar, or the blob below it.
+    #[error("{}{error}", after(.entry))]
+    Tar {
+        /// The last entry that was read.
+        entry: Option<String>,
+        /// What is wrong.
+        error: TarError,
+    },
+    /// An entry that cannot be unpacked.
+    #[error("entry {entry:?}: {error}")]
+    Entry {
+        /// Its name in the tar.
+        entry: String,
+        /// Why not.
+        error: PlaceError,
+    },
+    /// One path twice, which tar-split does not allow (`ErrDuplicatePath`).
+    #[error("entry {0:?}: the layer has this path twice")]
+    Duplicate(String),
+    /// The uncompressed bytes are not those of the config.
+    #[error("the layer's diffID is {found}, but the image's config says {expected}")]
+    DiffId {
+        /// From the config.
+        expected: Digest,
+        /// Of the bytes.
+        found: Digest,
+    },
+    /// The segment cannot be written.
+    #[error("writing the converted layer: {0} (--cache-dir DIR puts the cache on another file system)")]
+    Output(#[source] io::Error),
+}
+
+fn after(entry: &Option<String>) -> String {
+    entry.as_ref().map(|entry| format!("after entry {entry:?}: ")).unwrap_or_default()
+}
+
+/// What is to be converted.
+#[derive(Debug)]
+pub struct Job<'a> {
+    /// The blob.
+    pub descriptor: &'a Descriptor,
+    /// What it must be when uncompressed.
+    pub diff_id: Digest,
+    /// Where the layer's root lies in the output: `…/overlay/<id>/diff/`.
+    pub prefix: &'a [u8],
+    /// The segment's key.
+    pub key: Digest,
+    /// A directory for scratch files.
+    pub scratch: &'a std::path::Path,
+}
+
+/// Converts `blob` into a segment; `new_file` gives empty files for it. Nothing counts before `Ok`.
+///
+/// # Errors
+/// When the blob does not verify, cannot be unpacked, or the segment cannot be written.
+pub fn convert(
+    blob: Box<dyn Read + Send>,
+    job: &Job<'_>,
+    new_file: &dyn Fn() -> io::Result<File>,
+) -> Result<File, Error> {
+    std::thread::scope(|scope| {
+        let inflated = inflate(scope, blob, job.descriptor);
+        let split = tempfile::spooled_tempfile_in(SPLIT_IN_MEMORY, job.scratch);
+        let mut pass = Pass {
+            job,
+            tree: Tree::new(),
+            body: Writer::new(new_file().map_err(Error::Output)?, &job.key),
+            split: TarSplit::new(split),
+            seen: HashSet::new(),
+            uids: BTreeSet::new(),
+            gids: BTreeSet::new(),
+            stamped: Vec::new(),
+            headers: Vec::new(),
+        };
+        let mut reader = TarReader::new(inflated);
+        pass.read(&mut reader)?;
+        let inflation =
+            reader.into_inner().finish().map_err(|error| Error::Tar { entry: None, error: error.into() })?;
+        if inflation.diff_id != job.diff_id {
+            return Err(Error::DiffId { expected: job.diff_id, found: inflation.diff_id });
+        }
+        pass.finish(inflation.compression as u8, inflation.size, new_file)
+    })
+}
+
+struct Pass<'a> {
+    job: &'a Job<'a>,
+    tree: Tree,
+    body: Writer,
+    split: TarSplit<tempfile::SpooledTempFile>,
+    seen: HashSet<u128>,
+    uids: BTreeSet<u32>,
+    gids: BTreeSet<u32>,
+    stamped: Vec<u64>,
+    headers: Vec<u8>,
+}
+
+impl Pass<'_> {
+    fn read(&mut self, reader: &mut TarReader<Inflated>) -> Result<(), Error> {
+        let mut last = None;
+        loop {
+            let header = reader.next_header().map_err(|error| Error::Tar { entry: last.take(), error })?;
+            let Some(header) = header else { break };
+            self.split.segment(reader.raw()).map_err(Error::Output)?;
+            reader.clear_raw();
+            let size = self.entry(&header, reader)?;
+            last = Some(shown(&header));
+            // A header without content may still carry a size: tar-split records it with the CRC of nothing.
+            let (size, crc) = size;
+            self.split.file(&header.name, size, crc).map_err(Error::Output)?;
+        }
+        self.split.segment(reader.raw()).map_err(Error::Output)?;
+        let (split, mut piece) = (&mut self.split, Vec::new());
+        reader.drain(|mut bytes| {
+            while !bytes.is_empty() {
+                let (part, rest) = bytes.split_at(bytes.len().min(TAIL_CHUNK - piece.len()));
+                piece.extend_from_slice(part);
+                bytes = rest;
+                if piece.len() == TAIL_CHUNK {
+                    split.segment(&piece).map_err(Error::Output)?;
+                    piece.clear();
+                }
+            }
+            Ok::<_, Error>(())
+        })?;
+        split.segment(&piece).map_err(Error::Output)
+    }
+
+    /// Places one entry and writes it to the body; gives the size and CRC for tar-split.
+    fn entry(&mut self, header: &Header, reader: &mut TarReader<Inflated>) -> Result<(u64, u64), Error> {
+        if !self.seen.insert(xxh3_128(&clean(&header.name))) {
+            return Err(Error::Duplicate(shown(header)));
+        }
+        // Go's path.Base of a name with a trailing slash is the component before it.
+        let base = header.name.split(|&byte| byte == b'/').rfind(|part| !part.is_empty()).unwrap_or_default();
+        if !base.starts_with(WHITEOUT_PREFIX) {
+            self.uids.insert(header.uid as u32);
+            self.gids.insert(header.gid as u32);
+        }
+        if header.typeflag == b'g' {
+            return Ok((0, 0));
+        }
+        let placed = self.tree.place(header).map_err(|error| Error::Entry { entry: shown(header), error })?;
+        for parent in self.tree.take_created_parents() {
+            self.write_header(parent).map_err(Error::Output)?;
+        }
+        let mut to_body = false;
+        if let Placed::New(dirent) = placed {
+            self.write_header(dirent).map_err(Error::Output)?;
+            let position = self.body.position();
+            if let (b'0', InodeKind::Regular { data, .. }) = (header.typeflag, &mut self.tree.inode_mut(dirent).kind) {
+                *data = position;
+                to_body = true;
+            }
+        }
+        if header.size == 0 {
+            return Ok((0, 0));
+        }
+        let mut crc = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64GoIso);
+        loop {
+            let fail = |error| Error::Tar { entry: Some(shown(header)), error };
+            let part = reader.content().map_err(fail)?;
+            if part.is_empty() {
+                break;
+            }
+            crc.update(part);
+            if to_body {
+                self.body.write_all(part).map_err(Error::Output)?;
+            }
+            let count = part.len();
+            reader.consume(count);
+        }
+        if to_body {
+            pad(&mut self.body, header.size).map_err(Error::Output)?;
+        }
+        // The CRC of nothing is 0; the crate's initial state is not.
+        let crc = if header.has_body() { crc.finalize() } else { 0 };
+        Ok((header.size, crc))
+    }
+
+    fn write_header(&mut self, dirent: DirentId) -> io::Result<()> {
+        let first = self.tree.first_name(dirent);
+        let inode = self.tree.inode(dirent);
+        let below = |dirent| [self.job.prefix, &self.tree.path(dirent)].concat();
+        let kind = match &inode.kind {
+            _ if first != dirent => Kind::Hardlink(below(first)),
+            InodeKind::Directory => Kind::Directory,
+            InodeKind::Regular { size, .. } => Kind::Regular { size: *size },
+            InodeKind::Symlink(target) => Kind::Symlink(target.to_vec()),
+            InodeKind::CharDevice(device) => Kind::CharDevice(*device),
+            InodeKind::BlockDevice(device) => Kind::BlockDevice(*device),
+            InodeKind::Fifo => Kind::Fifo,
+        };
+        let meta =
+            Meta { mode: inode.mode, uid: inode.uid, gid: inode.gid, mtime: inode.mtime, xattrs: inode.xattrs.clone() };
+        let entry = Entry { path: below(dirent), meta, kind };
+        write_entry(&mut self.body, &entry, inode.stamped, &mut self.stamped, &mut self.headers)
+    }
+
+    fn finish(
+        mut self,
+        compression: u8,
+        diff_size: u64,
+        new_file: &dyn Fn() -> io::Result<File>,
+    ) -> Result<File, Error> {
+        let mut index = Index::of(&self.tree);
+        if self.tree.is_disturbed() {
+            let body = Writer::new(new_file().map_err(Error::Output)?, &self.job.key);
+            let first = std::mem::replace(&mut self.body, body);
+            self.rewrite(first, &mut index).map_err(Error::Output)?;
+        }
+        let facts = Facts {
+            blob: self.job.descriptor.digest,
+            blob_size: self.job.descriptor.size,
+            diff_id: self.job.diff_id,
+            diff_size,
+            compression,
+            uids: self.uids.into_iter().collect(),
+            gids: self.gids.into_iter().collect(),
+            root_claimed: self.tree.root_claimed(),
+            stamped: self.stamped,
+            warnings: warnings(&self.tree),
+        };
+        let close = || {
+            let body = self.body.position();
+            let mut split = self.split.finish()?;
+            split.rewind()?;
+            let split = io::copy(&mut split, &mut self.body)?;
+            self.body.write_all(&index.encode())?;
+            self.body.finish(&self.job.key, body, split, &facts)
+        };
+        close().map_err(Error::Output)
+    }
+
+    fn rewrite(&mut self, mut first: Writer, index: &mut Index) -> io::Result<()> {
+        self.stamped.clear();
+        let mut buffer = vec![0; 256 << 10];
+        for number in 1..index.nodes().len() as u32 {
+            let entry = index.entry(number, self.job.prefix, 0);
+            let node = &index.nodes()[number as usize];
+            if node.inode.whiteout {
+                continue;
+            }
+            write_entry(&mut self.body, &entry, node.inode.stamped, &mut self.stamped, &mut self.headers)?;
+            if let (None, InodeKind::Regular { size, data }) = (node.link_to, &node.inode.kind) {
+                let (size, data) = (*size, *data);
+                index.set_data(number, self.body.position());
+                let mut copied = 0;
+                while copied < size {
+                    let part = buffer.len().min(usize::try_from(size - copied).unwrap_or(usize::MAX));
+                    first.read_back(data + copied, &mut buffer[..part])?;
+                    self.body.write_all(&buffer[..part])?;
+                    copied += part as u64;
+                }
+                pad(&mut self.body, size)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn write_entry(
+    body: &mut Writer,
+    entry: &Entry,
+    is_stamped: bool,
+    stamped: &mut Vec<u64>,
+    headers: &mut Vec<u8>,
+) -> io::Result<()> {
+    headers.clear();
+    wire::header(entry, headers);
+    body.write_all(headers)?;
+    if is_stamped && !matches!(entry.kind, Kind::Hardlink(_)) {
+        stamped.push(body.position() - wire::BLOCK);
+    }
+    Ok(())
+}
+
+fn pad(body: &mut Writer, size: u64) -> io::Result<()> {
+    body.write_all(&[0; wire::BLOCK as usize][..wire::padding(size) as usize])
+}
+
+fn warnings(tree: &Tree) -> Vec<String> {
+    let lossy = String::from_utf8_lossy;
+    let drop = |(path, name): &(Vec<u8>, Vec<u8>)| {
+        format!("{:?}: attribute {:?} left out: it would steer the overlay mount", lossy(path), lossy(name))
+    };
+    tree.dropped_xattrs().iter().map(drop).collect()
+}
+
+fn shown(header: &Header) -> String {
+    String::from_utf8_lossy(&header.name).into_owned()
+}
+
+impl From<TarError> for Error {
+    fn from(error: TarError) -> Self {
+        Self::Tar { entry: None, error }
+    }
+}

@@ -1,0 +1,152 @@
+//! What the machine needs beside the store: configuration of its container tools, and the way to mend what its unpacker breaks.
+//!
+//! The templates lie in `policy/`. Nothing of the build host gets into them.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use crate::layer::tree::InodeKind;
+use crate::segment::index::Index;
+
+/// `etc/containers/policy.json`: containers-policy.json(5). CRI-O wants one before it pulls anything else.
+pub const POLICY: &str = include_str!("../../policy/policy.json");
+
+const STORAGE: &str = include_str!("../../policy/storage.conf");
+const STORAGE_ADDITIONAL: &str = include_str!("../../policy/storage-additional.conf");
+const CRIO: &str = include_str!("../../policy/crio.conf");
+const RESTORE: &str = include_str!("../../policy/25prepull.rc");
+
+/// Nobody: the owner of `usr/share/prepull/state`, by which the machine sees whether its unpacker kept owners.
+pub const NOBODY: u32 = 65534;
+
+/// `etc/containers/storage.conf` for a store at `graphroot` (absolute).
+#[must_use]
+pub fn storage_conf(graphroot: &str, additional: bool) -> String {
+    let template = if additional { STORAGE_ADDITIONAL } else { STORAGE };
+    template.replace("@GRAPHROOT@", &toml_escape(graphroot))
+}
+
+/// `etc/crio/crio.conf.d/10-prepull.conf`: pins `names`, and sets the pause image if there is one.
+#[must_use]
+pub fn crio_conf<'a>(names: impl Iterator<Item = &'a str>, pause: Option<&str>) -> String {
+    let mut pinned = String::new();
+    for name in names {
+        let _ = write!(pinned, "\n    \"{}\",", toml_escape(name));
+    }
+    if !pinned.is_empty() {
+        pinned.push('\n');
+    }
+    let pause = pause.map(|name| format!("pause_image = \"{}\"\n", toml_escape(name))).unwrap_or_default();
+    CRIO.replace("@PINNED@", &pinned).replace("@PAUSE@\n", &pause)
+}
+
+/// The rc script, for an `overlay` directory relative to the machine's root.
+#[must_use]
+pub fn restore_script(overlay: &[u8]) -> Vec<u8> {
+    let (before, after) = RESTORE.split_once("@OVERLAY@").unwrap_or((RESTORE, ""));
+    // In double quotes in the script.
+    let mut escaped = Vec::new();
+    for &byte in overlay {
+        if matches!(byte, b'$' | b'`' | b'"' | b'\\') {
+            escaped.push(b'\\');
+        }
+        escaped.push(byte);
+    }
+    [before.as_bytes(), &escaped, after.as_bytes()].concat()
+}
+
+fn toml_escape(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"")
+}
+
+/// What an unpacker without owners or extended attributes loses, collected over all layers.
+#[derive(Debug, Default)]
+pub struct Losses {
+    owners: BTreeMap<String, Vec<u8>>,
+    modes: BTreeMap<String, Vec<u8>>,
+    links: BTreeMap<String, Vec<u8>>,
+    xattrs: Vec<u8>,
+    files_with_xattrs: Vec<String>,
+}
+
+impl Losses {
+    /// Takes in the layer `id`.
+    pub fn add(&mut self, id: &str, index: &Index) {
+        for (number, node) in index.nodes().iter().enumerate() {
+            let inode = &node.inode;
+            let owned = (inode.uid, inode.gid) != (0, 0);
+            if node.link_to.is_some() || !owned && inode.xattrs.is_empty() {
+                continue;
+            }
+            let path = [id.as_bytes(), b"/diff/", &index.path(number as u32)].concat();
+            if owned {
+                self.add_owner(&path, inode.uid, inode.gid, inode.mode, &inode.kind);
+            }
+            if !inode.xattrs.is_empty() {
+                self.add_xattrs(&path, &inode.xattrs);
+            }
+        }
+    }
+
+    fn add_owner(&mut self, path: &[u8], uid: u32, gid: u32, mode: u16, kind: &InodeKind) {
+        let owner = format!("{uid}:{gid}");
+        let list = if matches!(kind, InodeKind::Symlink(_)) { &mut self.links } else { &mut self.owners };
+        let push = |list: &mut BTreeMap<String, Vec<u8>>, key| {
+            let list = list.entry(key).or_default();
+            list.extend_from_slice(path);
+            list.push(0);
+        };
+        push(list, owner);
+        if mode & 0o6000 != 0 && !matches!(kind, InodeKind::Symlink(_) | InodeKind::Directory) {
+            push(&mut self.modes, format!("{mode:04o}"));
+        }
+    }
+
+    /// As `getfattr --dump --absolute-names -e base64` writes them, for `setfattr --restore` in the overlay directory.
+    fn add_xattrs(&mut self, path: &[u8], xattrs: &[(Vec<u8>, Vec<u8>)]) {
+        use base64::Engine as _;
+        let mut names = Vec::new();
+        self.xattrs.extend_from_slice(b"# file: ");
+        quote(&mut self.xattrs, path);
+        self.xattrs.push(b'\n');
+        for (name, value) in xattrs {
+            quote(&mut self.xattrs, name);
+            self.xattrs.extend_from_slice(b"=0s");
+            self.xattrs.extend_from_slice(base64::engine::general_purpose::STANDARD.encode(value).as_bytes());
+            self.xattrs.push(b'\n');
+            names.push(String::from_utf8_lossy(name).into_owned());
+        }
+        self.xattrs.push(b'\n');
+        self.files_with_xattrs.push(format!("{} ({})", String::from_utf8_lossy(path), names.join(", ")));
+    }
+
+    /// Lists of paths for the rc script: (path below `usr/share/prepull/`, content).
+    pub fn lists(&self) -> impl Iterator<Item = (String, &[u8])> {
+        [("owners", &self.owners), ("modes", &self.modes), ("links", &self.links)].into_iter().flat_map(
+            |(directory, lists)| lists.iter().map(move |(key, list)| (format!("{directory}/{key}"), &list[..])),
+        )
+    }
+
+    /// The dump of all extended attributes.
+    #[must_use]
+    pub fn xattrs(&self) -> &[u8] {
+        &self.xattrs
+    }
+
+    /// The files that have any, with their names, for a warning.
+    #[must_use]
+    pub fn files_with_xattrs(&self) -> &[String] {
+        &self.files_with_xattrs
+    }
+}
+
+/// getfattr's quoting: what is no printable ASCII, `\` and `=` in octal.
+fn quote(out: &mut Vec<u8>, bytes: &[u8]) {
+    for &byte in bytes {
+        if matches!(byte, b' '..=b'~') && !matches!(byte, b'\\' | b'=') {
+            out.push(byte);
+        } else {
+            out.extend_from_slice(format!("\\{byte:03o}").as_bytes());
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! The records of a store: layers.json and images.json.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use crate::digest::Digest;
+use crate::image::{Image, Layer};
+use crate::segment::file::Facts;
+
+/// An entry of layers.json (containers/storage `layers.go`, `Layer`), its fields in Go's order.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct LayerRecord {
+    id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent: Option<String>,
+    created: String,
+    compressed_diff_digest: Digest,
+    #[serde(skip_serializing_if = "is_zero")]
+    compressed_size: u64,
+    diff_digest: Digest,
+    #[serde(skip_serializing_if = "is_zero")]
+    diff_size: u64,
+    #[serde(skip_serializing_if = "is_no_compression")]
+    compression: u8,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    uidset: Vec<u32>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    gidset: Vec<u32>,
+}
+
+impl LayerRecord {
+    /// The record of the layer `id` on top of `parent`, made at `created`.
+    #[must_use]
+    pub fn new(id: &Digest, parent: Option<&Digest>, facts: &Facts, created: &str) -> Self {
+        Self {
+            id: id.hex(),
+            parent: parent.map(Digest::hex),
+            created: created.to_owned(),
+            compressed_diff_digest: facts.blob,
+            compressed_size: facts.blob_size,
+            diff_digest: facts.diff_id,
+            diff_size: facts.diff_size,
+            compression: facts.compression,
+            uidset: facts.uids.clone(),
+            gidset: facts.gids.clone(),
+        }
+    }
+}
+
+/// An entry of images.json (containers/storage `images.go`, `Image`), its fields in Go's order.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ImageRecord {
+    id: String,
+    digest: Digest,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    names: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    names_history: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    layer: Option<String>,
+    metadata: &'static str,
+    big_data_names: Vec<String>,
+    big_data_sizes: BTreeMap<String, usize>,
+    big_data_digests: BTreeMap<String, Digest>,
+    created: String,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+fn is_no_compression(number: &u8) -> bool {
+    *number == 0
+}
+
+/// One image of a store: all that refers to one config.
+///
+/// The record does not depend on the order in which references were given: names and manifests are sorted, an index goes before
+/// a manifest, and of several manifests (one config, layers compressed in several ways) the one with the smallest digest is
+/// the image's.
+#[derive(Debug)]
+pub struct StoreImage {
+    id: Digest,
+    config: Vec<u8>,
+    created: Option<String>,
+    chain: Vec<Digest>,
+    names: BTreeSet<String>,
+    indexes: BTreeMap<Digest, Vec<u8>>,
+    manifests: BTreeMap<Digest, (Vec<u8>, Vec<Layer>)>,
+}
+
+/// The key of the image's own manifest (containers/storage `images.go`, `ImageDigestBigDataKey`).
+const MANIFEST_KEY: &str = "manifest";
+
+impl StoreImage {
+    /// An image without names.
+    #[must_use]
+    pub fn new(image: &Image) -> Self {
+        let mut new = Self {
+            id: image.id(),
+            config: image.config().to_vec(),
+            created: image.created().and_then(go_time),
+            chain: image.chain_ids(),
+            names: BTreeSet::new(),
+            indexes: BTreeMap::new(),
+            manifests: BTreeMap::new(),
+        };
+        new.merge(image);
+        new
+    }
+
+    /// Takes in another reference to the same config.
+    pub fn merge(&mut self, image: &Image) {
+        debug_assert_eq!(self.id, image.id());
+        if let (Some(index), Some(digest)) = (image.index(), image.index_digest()) {
+            self.indexes.insert(digest, index.bytes.clone());
+        }
+        self.manifests.insert(image.manifest_digest(), (image.manifest().bytes.clone(), image.layers().to_vec()));
+    }
+
+    /// Gives the image one more name.
+    pub fn add_name(&mut self, name: String) {
+        self.names.insert(name);
+    }
+
+    /// The digest of the config.
+    #[must_use]
+    pub fn id(&self) -> &Digest {
+        &self.id
+    }
+
+    /// The digest that a registry answers for the image: the index's if it came through one.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.indexes.keys().chain(self.manifests.keys()).next().copied().unwrap_or(self.id)
+    }
+
+    /// All names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().map(String::as_str)
+    }
+
+    /// Layer ids, lowest first.
+    #[must_use]
+    pub fn chain(&self) -> &[Digest] {
+        &self.chain
+    }
+
+    /// The layers of the image's own manifest, lowest first, as many as [`Self::chain`].
+    #[must_use]
+    pub fn layers(&self) -> &[Layer] {
+        self.manifests.values().next().map_or(&[], |(_, layers)| layers)
+    }
+
+    /// The digest of the image's own manifest.
+    #[must_use]
+    pub fn manifest_digest(&self) -> Option<&Digest> {
+        self.manifests.keys().next()
+    }
+
+    /// Time of creation in Go's form, if the config has one.
+    #[must_use]
+    pub fn created(&self) -> Option<&str> {
+        self.created.as_deref()
+    }
+
+    /// Big data items in the order of containers/image: config, indexes, manifests, the manifest once more under its own key.
+    #[must_use]
+    pub fn big_data(&self) -> Vec<(String, &[u8])> {
+        let mut items = vec![(self.id.to_string(), &self.config[..])];
+        let manifests = self.manifests.iter().map(|(digest, (bytes, _))| (digest, bytes));
+        for (digest, bytes) in self.indexes.iter().chain(manifests) {
+            items.push((format!("{MANIFEST_KEY}-{digest}"), bytes));
+        }
+        if let Some((bytes, _)) = self.manifests.values().next() {
+            items.push((MANIFEST_KEY.to_owned(), bytes));
+        }
+        items
+    }
+
+    /// The record for images.json. `stamp` is the time of an image whose config has none.
+    #[must_use]
+    pub fn record(&self, stamp: &str) -> ImageRecord {
+        let big_data = self.big_data();
+        let names: Vec<String> = self.names.iter().cloned().collect();
+        ImageRecord {
+            id: self.id.hex(),
+            digest: self.digest(),
+            names: names.clone(),
+            names_history: names,
+            layer: self.chain.last().map(Digest::hex),
+            metadata: "{}",
+            big_data_sizes: big_data.iter().map(|(key, bytes)| (key.clone(), bytes.len())).collect(),
+            big_data_digests: big_data.iter().map(|(key, bytes)| (key.clone(), Digest::of(bytes))).collect(),
+            big_data_names: big_data.into_iter().map(|(key, _)| key).collect(),
+            created: self.created.clone().unwrap_or_else(|| stamp.to_owned()),
+        }
+    }
+}
+
+/// A time of RFC 3339 as Go writes it again: the zone kept, trailing zeros of the fraction cut. `None` if Go cannot read it.
+#[must_use]
+pub fn go_time(text: &str) -> Option<String> {
+    seconds_since_epoch(text)?;
+    let (date, rest) = text.split_at_checked(19)?;
+    let zone_at = rest.find(['Z', '+', '-'])?;
+    let (fraction, zone) = rest.split_at(zone_at);
+    let fraction = fraction.get(..fraction.len().min(10))?.trim_end_matches('0').replace(',', ".");
+    let fraction = fraction.trim_end_matches('.');
+    let zone = if matches!(zone, "+00:00" | "-00:00") { "Z" } else { zone };
+    Some(format!("{date}{fraction}{zone}"))
+}
+
+/// The time of RFC 3339 `text` in seconds since 1970.
+#[must_use]
+pub fn seconds_since_epoch(text: &str) -> Option<i64> {
+    let bytes = text.as_bytes();
+    // jiff takes more forms than Go does.
+    let shape = bytes.len() >= 20 && bytes[4] == b'-' && bytes[10] == b'T' && bytes[13] == b':' && bytes[16] == b':';
+    if !shape || bytes.contains(&b'[') || !text.ends_with(|last: char| last == 'Z' || last.is_ascii_digit()) {
+        return None;
+    }
+    text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_second)
+}
+
+/// `seconds` since 1970 as Go writes a UTC time.
+#[must_use]
+pub fn utc(seconds: i64) -> String {
+    jiff::Timestamp::from_second(seconds).unwrap_or_default().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_go_writes_them_again() {
+        for (text, written) in [
+            ("2024-01-02T03:04:05Z", "2024-01-02T03:04:05Z"),
+            ("2024-01-02T03:04:05.120Z", "2024-01-02T03:04:05.12Z"),
+            ("2024-01-02T03:04:05.000000000Z", "2024-01-02T03:04:05Z"),
+            ("2024-01-02T03:04:05+02:00", "2024-01-02T03:04:05+02:00"),
+            ("2024-01-02T03:04:05.5+00:00", "2024-01-02T03:04:05.5Z"),
+            ("0001-01-01T00:00:00Z", "0001-01-01T00:00:00Z"),
+        ] {
+            assert_eq!(go_time(text).as_deref(), Some(written), "{text}");
+        }
+        for bad in ["", "now", "2024-01-02", "2024-01-02 03:04:05Z", "2024-01-02T03:04:05"] {
+            assert_eq!(go_time(bad), None, "{bad}");
+        }
+        assert_eq!(utc(1_700_000_000), "2023-11-14T22:13:20Z");
+    }
+}

@@ -1,0 +1,457 @@
+//! The store as one sequence of tar pieces.
+//!
+//! ```text
+//!  skeleton ─▶ layer ─▶ layer ─▶ … ─▶ images ─▶ layers.json, images.json ─▶ the machine's files ─▶ end
+//! ```
+//!
+//! Layers come in an order that follows from the images alone, parents before children. Every piece is either a few bytes made
+//! here or a range of a segment, so what is large is never held.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::machine::{self, Losses};
+use super::opaque::{MergedView, has_opaque_directories};
+use super::record::{LayerRecord, StoreImage, utc};
+use super::{big_data_file_name, go_json, link_name};
+use crate::digest::Digest;
+use crate::entry::{Device, Entry, Kind, Meta, Timestamp};
+use crate::layer::tree::InodeKind;
+use crate::segment::file::{Error as SegmentError, Segment};
+use crate::segment::index::Index;
+use crate::wire;
+
+/// How the store will be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreKind {
+    /// As the machine's own store: `graphroot`.
+    Primary,
+    /// As a read-only store beside it: `additionalimagestores`.
+    Additional,
+}
+
+/// What unpacks the tar in the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unpacker {
+    /// `busybox tar`, perhaps with `-o`: no extended attributes, perhaps no owners.
+    Busybox,
+    /// GNU tar with `--xattrs --xattrs-include='*'`, bsdtar, or anything as able.
+    Gnu,
+}
+
+/// What of the output does not follow from the images.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where the store lies in the machine: absolute, cleaned, not `/`.
+    pub graphroot: String,
+    /// How it will be used.
+    pub kind: StoreKind,
+    /// What will unpack it.
+    pub unpacker: Unpacker,
+    /// Whether the machine's configuration goes along.
+    pub config: bool,
+    /// The pause image's name in the store.
+    pub pause: Option<String>,
+    /// The time of everything that no image dates, in seconds since 1970.
+    pub stamp: i64,
+}
+
+/// A part of the output.
+#[derive(Debug)]
+pub enum Piece {
+    /// Bytes.
+    Bytes(Vec<u8>),
+    /// Part of a segment's data.
+    Segment {
+        /// The segment.
+        segment: Arc<Segment>,
+        /// Whose segment it is.
+        layer: Digest,
+        /// First byte.
+        start: u64,
+        /// Number of bytes.
+        length: u64,
+        /// Header blocks in it (by their offsets in the data) whose time is to be set.
+        stamped: Vec<u64>,
+    },
+}
+
+impl Piece {
+    /// Bytes in the output.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Segment { length, .. } => *length,
+        }
+    }
+
+    /// Whether it adds nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A layer that a store needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreLayer {
+    /// Its id.
+    pub id: Digest,
+    /// The layer below.
+    pub parent: Option<Digest>,
+    /// The manifest's and config's view of it.
+    pub layer: crate::image::Layer,
+}
+
+/// All layers of `images`, each once, parents before children.
+///
+/// The order follows from the set of images. Of two blobs for one layer (compressed differently in two images) the one with
+/// the smaller digest is taken.
+#[must_use]
+pub fn layers_of(images: &BTreeMap<Digest, StoreImage>) -> Vec<StoreLayer> {
+    let mut order: Vec<StoreLayer> = Vec::new();
+    let mut place: BTreeMap<Digest, usize> = BTreeMap::new();
+    for image in images.values() {
+        let mut parent = None;
+        for (id, layer) in image.chain().iter().zip(image.layers()) {
+            match place.get(id) {
+                Some(&at) if order[at].layer.descriptor.digest <= layer.descriptor.digest => {}
+                Some(&at) => order[at].layer = layer.clone(),
+                None => {
+                    place.insert(*id, order.len());
+                    order.push(StoreLayer { id: *id, parent, layer: layer.clone() });
+                }
+            }
+            parent = Some(*id);
+        }
+    }
+    order
+}
+
+/// The path in front of a layer's entries: what its segment depends on beside the layer.
+#[must_use]
+pub fn body_prefix(graphroot: &str, layer: &Digest) -> Vec<u8> {
+    format!("{}/overlay/{}/diff/", graphroot.trim_start_matches('/'), layer.hex()).into_bytes()
+}
+
+/// Mode and owner of a layer's root directory.
+#[derive(Debug, Clone, Copy)]
+struct Root {
+    mode: u16,
+    uid: u32,
+    gid: u32,
+}
+
+/// What has been put into a store so far.
+#[derive(Debug)]
+pub struct Store<'a> {
+    settings: &'a Settings,
+    images: &'a BTreeMap<Digest, StoreImage>,
+    segments: BTreeMap<Digest, (Option<Digest>, Arc<Segment>)>,
+    roots: BTreeMap<Digest, Root>,
+    records: Vec<LayerRecord>,
+    losses: Losses,
+    /// The merged view of the layer named and all below it.
+    view: (Option<Digest>, MergedView),
+    warnings: Vec<String>,
+}
+
+impl<'a> Store<'a> {
+    /// An empty store for `images`.
+    #[must_use]
+    pub fn new(settings: &'a Settings, images: &'a BTreeMap<Digest, StoreImage>) -> Self {
+        Self {
+            settings,
+            images,
+            segments: BTreeMap::new(),
+            roots: BTreeMap::new(),
+            records: Vec::new(),
+            losses: Losses::default(),
+            view: (None, MergedView::default()),
+            warnings: Vec::new(),
+        }
+    }
+
+    /// What could not be kept, one line each; complete after [`Self::finish`].
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The directories down to the store and in it, and the files that do not depend on images.
+    #[must_use]
+    pub fn skeleton(&self) -> Piece {
+        let mut out = Vec::new();
+        let graphroot = self.graphroot();
+        let mut path = String::new();
+        for component in graphroot.split('/') {
+            path += component;
+            // The machine has most of these: they must not become less accessible by unpacking.
+            let mode = if path == graphroot { self.directory_mode() } else { 0o755 };
+            self.directory(&mut out, &path, mode);
+            path.push('/');
+        }
+        for directory in ["overlay", "overlay-layers", "overlay-images", "overlay-containers"] {
+            self.directory(&mut out, &self.below(directory), self.directory_mode());
+        }
+        self.directory(&mut out, &self.below("overlay/l"), 0o755);
+        self.file(&mut out, &self.below("overlay/.has-mount-program"), self.file_mode(), b"false");
+        let locks = [
+            "storage.lock",
+            "userns.lock",
+            "overlay-layers/layers.lock",
+            "overlay-images/images.lock",
+            "overlay-containers/containers.lock",
+        ];
+        for lock in locks {
+            self.file(&mut out, &self.below(lock), 0o644, b"");
+        }
+        Piece::Bytes(out)
+    }
+
+    /// The pieces of one layer, whose parent must have been added before.
+    ///
+    /// # Errors
+    /// When a segment turns out to be damaged: whose, and how.
+    pub fn layer(&mut self, layer: &StoreLayer, segment: &Arc<Segment>) -> Result<Vec<Piece>, (Digest, SegmentError)> {
+        let index = segment.index().map_err(|error| (layer.id, error))?;
+        let whiteouts = self.opaque_whiteouts(layer, &index)?;
+        let id = layer.id.hex();
+        self.warnings.extend(segment.facts().warnings.iter().map(|warning| format!("layer {id}: entry {warning}")));
+        if self.settings.unpacker == Unpacker::Busybox {
+            self.losses.add(&id, &index);
+        }
+        self.records.push(LayerRecord::new(
+            &layer.id,
+            layer.parent.as_ref(),
+            segment.facts(),
+            &utc(self.settings.stamp),
+        ));
+        self.segments.insert(layer.id, (layer.parent, Arc::clone(segment)));
+
+        let root = self.root_entry(layer, &index, segment.facts().root_claimed);
+        let mut head = Vec::new();
+        self.layer_head(&mut head, layer);
+        wire::header(&root, &mut head);
+
+        let mut tail = Vec::new();
+        self.layer_tail(&mut tail, &layer.id, &index, &root, whiteouts);
+        let link = Kind::Symlink(format!("../{id}/diff").into_bytes());
+        let link_path = self.below(&format!("overlay/l/{}", link_name(&layer.id)));
+        wire::header(&self.entry(&link_path, 0o777, link), &mut tail);
+        let split = self.below(&format!("overlay-layers/{id}.tar-split.gz"));
+        wire::header(&self.entry(&split, self.file_mode(), Kind::Regular { size: segment.split_len() }), &mut tail);
+
+        let range = |start, length, stamped| Piece::Segment {
+            segment: Arc::clone(segment),
+            layer: layer.id,
+            start,
+            length,
+            stamped,
+        };
+        Ok(vec![
+            Piece::Bytes(head),
+            range(0, segment.body_len(), segment.facts().stamped.clone()),
+            Piece::Bytes(tail),
+            range(segment.body_len(), segment.split_len(), Vec::new()),
+            Piece::Bytes(vec![0; wire::padding(segment.split_len()) as usize]),
+        ])
+    }
+
+    /// What comes after the last layer.
+    ///
+    /// # Errors
+    /// When a record cannot be JSON, which would be a defect.
+    pub fn finish(&mut self) -> Result<Piece, serde_json::Error> {
+        let mut out = Vec::new();
+        for image in self.images.values() {
+            let directory = self.below(&format!("overlay-images/{}", image.id().hex()));
+            self.directory(&mut out, &directory, self.directory_mode());
+            for (key, bytes) in image.big_data() {
+                self.file(&mut out, &format!("{directory}/{}", big_data_file_name(&key)), self.file_mode(), bytes);
+            }
+        }
+        self.machine_files(&mut out);
+        let stamp = utc(self.settings.stamp);
+        let images: Vec<_> = self.images.values().map(|image| image.record(&stamp)).collect();
+        let layers = go_json::to_vec(&self.records)?;
+        self.file(&mut out, &self.below("overlay-layers/layers.json"), self.file_mode(), &layers);
+        self.file(&mut out, &self.below("overlay-images/images.json"), self.file_mode(), &go_json::to_vec(&images)?);
+        out.extend_from_slice(&wire::END);
+        if !self.losses.files_with_xattrs().is_empty() {
+            let files = self.losses.files_with_xattrs();
+            self.warnings.push(format!(
+                "busybox tar will drop the extended attributes of {} file(s) (listed in usr/share/prepull/xattrs): {}",
+                files.len(),
+                some_of(files)
+            ));
+        }
+        Ok(Piece::Bytes(out))
+    }
+
+    fn layer_head(&self, out: &mut Vec<u8>, layer: &StoreLayer) {
+        let directory = self.below(&format!("overlay/{}", layer.id.hex()));
+        self.directory(out, &directory, self.directory_mode());
+        self.file(out, &format!("{directory}/link"), 0o644, link_name(&layer.id).as_bytes());
+        let lowers = self.lowers(layer.parent);
+        if lowers.is_empty() {
+            self.directory(out, &format!("{directory}/empty"), self.directory_mode());
+        } else {
+            let links: Vec<_> = lowers.iter().map(|id| format!("l/{}", link_name(id))).collect();
+            let ids: Vec<_> = lowers.iter().map(Digest::hex).collect();
+            self.file(out, &format!("{directory}/lower"), 0o644, links.join(":").as_bytes());
+            self.file(out, &format!("{directory}/lower-layers"), 0o644, ids.join(":").as_bytes());
+        }
+        self.directory(out, &format!("{directory}/merged"), self.directory_mode());
+        self.directory(out, &format!("{directory}/work"), self.directory_mode());
+    }
+
+    /// What of a layer's tree is not in its segment's body: whiteouts, and directories once more.
+    fn layer_tail(&self, out: &mut Vec<u8>, id: &Digest, index: &Index, root: &Entry, opaque: Vec<Vec<u8>>) {
+        let prefix = body_prefix(&self.settings.graphroot, id);
+        for (number, _) in index.nodes().iter().enumerate().filter(|(_, node)| node.inode.whiteout) {
+            wire::header(&index.entry(number as u32, &prefix, self.settings.stamp), out);
+        }
+        for path in opaque {
+            let meta = Meta { mtime: Timestamp::whole(self.settings.stamp), ..Meta::default() };
+            let path = [&prefix[..], &path].concat();
+            wire::header(&Entry { path, meta, kind: Kind::CharDevice(Device::WHITEOUT) }, out);
+        }
+        for (number, node) in index.nodes().iter().enumerate().rev() {
+            if node.inode.kind != InodeKind::Directory {
+                continue;
+            }
+            let mut entry =
+                if number == 0 { root.clone() } else { index.entry(number as u32, &prefix, self.settings.stamp) };
+            match self.settings.unpacker {
+                // busybox sets a directory's time before it fills the directory; the second header mends it.
+                Unpacker::Busybox => wire::header(&entry, out),
+                Unpacker::Gnu if node.inode.opaque => {
+                    entry.meta.xattrs.push((b"trusted.overlay.opaque".to_vec(), b"y".to_vec()));
+                    entry.meta.xattrs.sort();
+                    wire::header(&entry, out);
+                }
+                Unpacker::Gnu => {}
+            }
+        }
+    }
+
+    /// A root that no entry `/` claims has its parent's mode and owner (containers/storage `drivers/overlay/overlay.go`, `create`).
+    fn root_entry(&mut self, layer: &StoreLayer, index: &Index, claimed: bool) -> Entry {
+        let mut entry = index.entry(0, &body_prefix(&self.settings.graphroot, &layer.id), self.settings.stamp);
+        let inherited = layer.parent.and_then(|parent| self.roots.get(&parent).copied());
+        if let (false, Some(Root { mode, uid, gid })) = (claimed, inherited) {
+            entry.meta = Meta { mode, uid, gid, ..entry.meta };
+        }
+        let Meta { mode, uid, gid, .. } = entry.meta;
+        self.roots.insert(layer.id, Root { mode, uid, gid });
+        entry
+    }
+
+    /// Ids of the layers from `parent` down, nearest first.
+    fn lowers(&self, parent: Option<Digest>) -> Vec<Digest> {
+        let below = |id: &Digest| self.segments.get(id).and_then(|(parent, _)| *parent);
+        std::iter::successors(parent, below).collect()
+    }
+
+    fn opaque_whiteouts(&mut self, layer: &StoreLayer, index: &Index) -> Result<Vec<Vec<u8>>, (Digest, SegmentError)> {
+        if self.settings.unpacker == Unpacker::Gnu || layer.parent.is_none() || !has_opaque_directories(index) {
+            return Ok(Vec::new());
+        }
+        // Chains come from the bottom up, so what is at hand is often a part of what is needed.
+        let lowers = self.lowers(layer.parent);
+        let have = lowers.iter().position(|id| self.view.0.as_ref() == Some(id)).unwrap_or(lowers.len());
+        if have == lowers.len() {
+            self.view = (None, MergedView::default());
+        }
+        for id in lowers[..have].iter().rev() {
+            if let Some((_, segment)) = self.segments.get(id) {
+                let index = segment.index().map_err(|error| (*id, error))?;
+                self.view.1.stack(&index);
+            }
+        }
+        self.view.0 = layer.parent;
+        Ok(self.view.1.whiteouts_for(index))
+    }
+
+    fn machine_files(&self, out: &mut Vec<u8>) {
+        let settings = self.settings;
+        let mut files: Vec<(String, u16, Vec<u8>, u32)> = Vec::new();
+        let mut add =
+            |path: &str, mode, content: &[u8], owner| files.push((path.to_owned(), mode, content.to_vec(), owner));
+        if settings.config {
+            let names = self.images.values().flat_map(StoreImage::names);
+            let crio = machine::crio_conf(
+                names.collect::<std::collections::BTreeSet<_>>().into_iter(),
+                settings.pause.as_deref(),
+            );
+            let storage = machine::storage_conf(&settings.graphroot, settings.kind == StoreKind::Additional);
+            add("etc/containers/policy.json", 0o644, machine::POLICY.as_bytes(), 0);
+            add("etc/containers/storage.conf", 0o644, storage.as_bytes(), 0);
+            add("etc/crio/crio.conf.d/10-prepull.conf", 0o644, crio.as_bytes(), 0);
+        }
+        if settings.unpacker == Unpacker::Busybox {
+            let script = machine::restore_script(self.below("overlay").as_bytes());
+            add("etc/init.d/25prepull.rc", 0o755, &script, 0);
+            for (path, list) in self.losses.lists() {
+                add(&format!("usr/share/prepull/{path}"), 0o644, list, 0);
+            }
+            if !self.losses.xattrs().is_empty() {
+                add("usr/share/prepull/xattrs", 0o644, self.losses.xattrs(), 0);
+            }
+            add("usr/share/prepull/state", 0o644, b"pending\n", machine::NOBODY);
+        }
+        let mut made = std::collections::BTreeSet::new();
+        for (path, mode, content, owner) in files {
+            for (slash, _) in path.match_indices('/') {
+                if made.insert(path[..slash].to_owned()) {
+                    self.directory(out, &path[..slash], 0o755);
+                }
+            }
+            let mut entry = self.entry(&path, mode, Kind::Regular { size: content.len() as u64 });
+            (entry.meta.uid, entry.meta.gid) = (owner, owner);
+            wire::small_file(out, &entry, &content);
+        }
+    }
+
+    fn graphroot(&self) -> &str {
+        self.settings.graphroot.trim_start_matches('/')
+    }
+
+    fn below(&self, path: &str) -> String {
+        format!("{}/{path}", self.graphroot())
+    }
+
+    /// An additional store is read by users who are not root, too.
+    fn directory_mode(&self) -> u16 {
+        if self.settings.kind == StoreKind::Additional { 0o755 } else { 0o700 }
+    }
+
+    fn file_mode(&self) -> u16 {
+        if self.settings.kind == StoreKind::Additional { 0o644 } else { 0o600 }
+    }
+
+    fn entry(&self, path: &str, mode: u16, kind: Kind) -> Entry {
+        let meta = Meta { mode, mtime: Timestamp::whole(self.settings.stamp), ..Meta::default() };
+        Entry { path: path.as_bytes().to_vec(), meta, kind }
+    }
+
+    fn directory(&self, out: &mut Vec<u8>, path: &str, mode: u16) {
+        wire::header(&self.entry(path, mode, Kind::Directory), out);
+    }
+
+    fn file(&self, out: &mut Vec<u8>, path: &str, mode: u16, content: &[u8]) {
+        wire::small_file(out, &self.entry(path, mode, Kind::Regular { size: content.len() as u64 }), content);
+    }
+}
+
+/// The first few of a list, for a line that a person reads.
+fn some_of(list: &[String]) -> String {
+    const SHOWN: usize = 10;
+    let mut text = list[..list.len().min(SHOWN)].join(", ");
+    if list.len() > SHOWN {
+        text += &format!(" and {} more", list.len() - SHOWN);
+    }
+    text
+}
