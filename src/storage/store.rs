@@ -13,9 +13,10 @@ use std::sync::Arc;
 use super::machine::{self, Losses};
 use super::opaque::{MergedView, has_opaque_directories};
 use super::record::{LayerRecord, StoreImage, utc};
-use super::{big_data_file_name, go_json, link_name};
+use super::{big_data_file_name, link_name};
 use crate::digest::Digest;
 use crate::entry::{Device, Entry, Kind, Meta, Timestamp};
+use crate::json;
 use crate::layer::tree::InodeKind;
 use crate::segment::file::{Error as SegmentError, Segment};
 use crate::segment::index::Index;
@@ -275,9 +276,14 @@ impl<'a> Store<'a> {
         self.machine_files(&mut out);
         let stamp = utc(self.settings.stamp);
         let images: Vec<_> = self.images.values().map(|image| image.record(&stamp)).collect();
-        let layers = go_json::to_vec(&self.records)?;
+        let layers = json::write::to_vec(&self.records)?;
         self.file(&mut out, &self.below("overlay-layers/layers.json"), self.file_mode(), &layers);
-        self.file(&mut out, &self.below("overlay-images/images.json"), self.file_mode(), &go_json::to_vec(&images)?);
+        self.file(
+            &mut out,
+            &self.below("overlay-images/images.json"),
+            self.file_mode(),
+            &json::write::to_vec(&images)?,
+        );
         out.extend_from_slice(&wire::END);
         if !self.losses.files_with_xattrs().is_empty() {
             let files = self.losses.files_with_xattrs();
