@@ -33,6 +33,24 @@ pub struct Args {
 pub enum Command {
     /// Write images into a tar that a machine unpacks at its root
     Make(Box<MakeArgs>),
+    /// List the images in a store
+    Ls(LsArgs),
+}
+
+/// `prepull ls`.
+#[derive(Debug, clap::Args)]
+pub struct LsArgs {
+    /// A tar with a store (also compressed with gzip or zstd; `-`: standard input), a graphroot, or a root directory
+    #[arg(value_name = "TAR|DIR", value_hint = ValueHint::AnyPath)]
+    pub path: PathBuf,
+
+    /// Show digests
+    #[arg(long)]
+    pub digests: bool,
+
+    /// Print the images as JSON, as `crictl images -o json` does
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `prepull make`.

@@ -3,6 +3,7 @@
 //! Data go to standard output, talk goes to standard error; `make --tar -` and the `tar` contract of xcluster depend on it.
 
 pub mod args;
+mod ls;
 mod make;
 mod output;
 mod progress;
@@ -72,6 +73,7 @@ pub fn main() -> ExitCode {
     }
     let result = match args.command {
         Command::Make(make) => make::run(*make, &printer),
+        Command::Ls(ls) => ls::run(&ls, &printer),
     };
     match result {
         Ok(()) => Exit::Success.into(),
