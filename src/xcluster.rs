@@ -9,10 +9,8 @@ use std::path::{Path, PathBuf};
 use crate::atomic::Unnamed;
 
 /// Name, mode and content of each file of the overlay.
-const FILES: [(&str, u32, &str); 2] = [
-    ("README.md", 0o644, include_str!("../policy/ovl/README.md")),
-    ("tar", 0o755, include_str!("../policy/ovl/tar")),
-];
+const FILES: [(&str, u32, &str); 2] =
+    [("README.md", 0o644, include_str!("../policy/ovl/README.md")), ("tar", 0o755, include_str!("../policy/ovl/tar"))];
 
 /// Why an overlay cannot be written.
 #[derive(Debug, thiserror::Error)]

@@ -5,9 +5,9 @@ use std::path::Path;
 use clap::CommandFactory as _;
 use clap_complete::Shell;
 
+use super::Failure;
 use super::args::Args;
 use super::output::{self, Printer};
-use super::Failure;
 
 /// Runs `completions`.
 pub fn completions(shell: Shell) -> Result<(), Failure> {

@@ -93,14 +93,9 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Only of what is printed: a tar that could not be written to its end is a failure, whoever closed the pipe.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        let io = cause.downcast_ref::<std::io::Error>().or_else(|| match cause.downcast_ref::<crate::sink::Error>() {
-            Some(crate::sink::Error::Write { error, .. }) => Some(error),
-            _ => None,
-        });
-        io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
-    })
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 fn init_log(verbose: u8) {

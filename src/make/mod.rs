@@ -74,7 +74,7 @@ pub enum Error {
         /// The layer's blob.
         blob: Digest,
         /// Why.
-        error: convert::Error,
+        error: Box<convert::Error>,
     },
     /// The cache cannot be used.
     #[error("cache: {0} (--cache-dir DIR or --no-cache goes around it)")]
@@ -238,6 +238,7 @@ impl Make<'_> {
         segments: &mut Segments,
         consume: impl FnOnce(&mut dyn FnMut(&StoreLayer) -> Result<Arc<Segment>, Error>) -> Result<T, Error>,
     ) -> Result<T, Error> {
+        self.stop.store(false, Ordering::Relaxed);
         let mut missing: Vec<_> = layers.iter().filter(|layer| !segments.contains_key(&layer.id)).collect();
         missing.sort_by_key(|layer| std::cmp::Reverse(layer.layer.descriptor.size));
         let workers = std::thread::available_parallelism().map_or(WORKERS_MIN, |cores| WORKERS_MIN.max(cores.get()));
@@ -285,7 +286,7 @@ impl Make<'_> {
         convert(Box::new(blob_reader), &job, &new_file).map_err(|error| Error::Convert {
             item: from.item.clone(),
             blob: blob.digest,
-            error,
+            error: Box::new(error),
         })?;
         self.progress.end(layer);
         let file = last.into_inner().ok_or(Error::Stopped)?;

@@ -224,10 +224,7 @@ mod tests {
         let cache = cache(scratch.path());
         let names = |items: &[Item]| items.iter().map(|item| item.path.clone()).collect::<Vec<_>>();
         let all = names(&cache.items().unwrap());
-        let keep = |max_bytes, age| Keep {
-            max_bytes,
-            used_since: Some(SystemTime::now() - Duration::from_secs(age)),
-        };
+        let keep = |max_bytes, age| Keep { max_bytes, used_since: Some(SystemTime::now() - Duration::from_secs(age)) };
         assert_eq!(names(&cache.prune(&keep(300, 2000)).unwrap()), all[..1]);
         assert_eq!(names(&cache.prune(&keep(u64::MAX, 2000)).unwrap()), [""; 0].map(PathBuf::from));
         assert_eq!(names(&cache.prune(&Keep { max_bytes: 150, used_since: None }).unwrap()), all[1..3]);
@@ -241,15 +238,17 @@ mod tests {
         let cache = cache(scratch.path());
         let mut dead = std::process::Command::new("true").spawn().unwrap();
         dead.wait().unwrap();
-        let touch = |name: &str| fs_err::write(cache.directory().join(name), "x").unwrap();
         let left = format!(".file.prepull-{}-7", dead.id());
         let live = format!(".file.prepull-{}-7", std::process::id());
-        [&left, &live, "notes", ".file.prepull-x-1"].map(touch);
+        for name in [&left, &live, "notes", ".file.prepull-x-1"] {
+            fs_err::write(cache.directory().join(name), "x").unwrap();
+        }
         assert_eq!(cache.items().unwrap().len(), 4);
         let removed = cache.prune(&Keep { max_bytes: u64::MAX, used_since: None }).unwrap();
         assert_eq!(removed.iter().map(|item| item.path.file_name().unwrap()).collect::<Vec<_>>(), [left.as_str()]);
         cache.prune(&Keep { max_bytes: 0, used_since: None }).unwrap();
-        let there: Vec<_> = fs_err::read_dir(cache.directory()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let there: Vec<_> =
+            fs_err::read_dir(cache.directory()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(there.len(), 3, "{there:?}");
         assert!(Cache::at(&scratch.path().join("none")).items().unwrap().is_empty());
     }

@@ -108,7 +108,7 @@ pub enum Error {
     Ambiguous(String),
     /// The registry's or the daemon's answer.
     #[error(transparent)]
-    Registry(#[from] crate::registry::Error),
+    Registry(Box<crate::registry::Error>),
 }
 
 /// What the transports need to know besides the location.

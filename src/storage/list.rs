@@ -73,7 +73,8 @@ pub fn list(stores: &[Found]) -> Result<Vec<Listed>, Error> {
         let records: Vec<ImageRecord> = parse(store, &store.images, "images/images.json")?;
         images.extend(records.into_iter().map(|image| listed(image, &layers, store)));
     }
-    let key = |image: &Listed| (image.repo_tags.clone(), image.repo_digests.clone(), image.id.clone(), image.store.clone());
+    let key =
+        |image: &Listed| (image.repo_tags.clone(), image.repo_digests.clone(), image.id.clone(), image.store.clone());
     images.sort_by_cached_key(key);
     Ok(images)
 }

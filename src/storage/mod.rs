@@ -4,7 +4,6 @@
 //! (`storage/storage_dest.go`); readable by every version since 1.20.
 
 pub mod find;
-pub mod go_json;
 pub mod list;
 pub mod machine;
 pub mod opaque;
