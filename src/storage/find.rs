@@ -250,8 +250,9 @@ fn drivers(root: &Path, graphroot: &str) -> Result<Vec<Found>, Error> {
 fn record(path: &Path) -> Result<Vec<u8>, Error> {
     match fs_err::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        metadata if !metadata?.is_file() => return Ok(Vec::new()),
-        _ => {}
+        Err(error) => return Err(error.into()),
+        Ok(metadata) if !metadata.is_file() => return Ok(Vec::new()),
+        Ok(_) => {}
     }
     let mut bytes = Vec::new();
     fs_err::File::open(path)?.take(RECORDS_MAX + 1).read_to_end(&mut bytes)?;
