@@ -2,8 +2,12 @@
 //!
 //! Tests that need a Debian package fail with its name when it is not there; none is skipped in silence.
 
+/// Runs the `prepull` that is tested: no tests of its own.
+mod command;
 /// A real dockerd on a private socket; needs root.
 mod daemon;
+/// `prepull ls` agrees with podman, whoever made the store.
+mod ls;
 /// Hand-made OCI layouts and docker archives, and the tools that judge: no tests of its own.
 mod made;
 /// Names are normalised as the real tools normalise them.
