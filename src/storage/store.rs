@@ -324,25 +324,23 @@ impl<'a> Store<'a> {
             }
             let mut entry =
                 if number == 0 { root.clone() } else { index.entry(number as u32, &prefix, self.settings.stamp) };
-            match self.settings.unpacker {
-                // busybox sets a directory's time before it fills the directory; the second header mends it.
-                Unpacker::Busybox => wire::header(&entry, out),
-                Unpacker::Gnu if node.inode.opaque => {
-                    entry.meta.xattrs.push((b"trusted.overlay.opaque".to_vec(), b"y".to_vec()));
-                    entry.meta.xattrs.sort();
-                    wire::header(&entry, out);
-                }
-                Unpacker::Gnu => {}
+            if self.settings.unpacker == Unpacker::Gnu && node.inode.opaque {
+                entry.meta.xattrs.push((b"trusted.overlay.opaque".to_vec(), b"y".to_vec()));
+                entry.meta.xattrs.sort();
             }
+            // busybox sets a directory's time before it fills the directory, GNU tar when it first leaves it (and the
+            // whiteouts come later): the second header mends it.
+            wire::header(&entry, out);
         }
     }
 
-    /// A root that no entry `/` claims has its parent's mode and owner (containers/storage `drivers/overlay/overlay.go`, `create`).
+    /// A root that no entry `/` claims has its parent's owner, and its mode as far as `mkdir` with umask 022 takes it
+    /// (containers/storage `drivers/overlay/overlay.go`, `getLayerPermissions`).
     fn root_entry(&mut self, layer: &StoreLayer, index: &Index, claimed: bool) -> Entry {
         let mut entry = index.entry(0, &body_prefix(&self.settings.graphroot, &layer.id), self.settings.stamp);
         let inherited = layer.parent.and_then(|parent| self.roots.get(&parent).copied());
         if let (false, Some(Root { mode, uid, gid })) = (claimed, inherited) {
-            entry.meta = Meta { mode, uid, gid, ..entry.meta };
+            entry.meta = Meta { mode: mode & 0o755, uid, gid, ..entry.meta };
         }
         let Meta { mode, uid, gid, .. } = entry.meta;
         self.roots.insert(layer.id, Root { mode, uid, gid });
