@@ -135,3 +135,12 @@ fn hidden_name(directory: &Path, name: &str) -> PathBuf {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     directory.join(format!(".{name}.prepull-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)))
 }
+
+/// The process that gave a temporary file this name, if it is such a name.
+#[must_use]
+pub fn temporary_process(name: &str) -> Option<u32> {
+    let (_, numbers) = name.strip_prefix('.')?.rsplit_once(".prepull-")?;
+    let (process, number) = numbers.split_once('-')?;
+    number.parse::<u64>().ok()?;
+    process.parse().ok()
+}

@@ -45,3 +45,5 @@ pub mod source;
 #[cfg(feature = "front")]
 pub mod storage;
 pub mod wire;
+#[cfg(feature = "front")]
+pub mod xcluster;

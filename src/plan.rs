@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::digest::Digest;
 use crate::image::{self, Image, Platform};
-use crate::reference::{Item, Location, Reference};
+use crate::reference::{Item, Location};
 use crate::source::{self, Descriptor, ImageSource};
 use crate::storage::record::{StoreImage, seconds_since_epoch};
 
@@ -40,6 +40,16 @@ pub enum Error {
         /// As typed.
         item: String,
     },
+    /// A name that containers/image cannot read back.
+    #[error(
+        "{item}: a machine's tools do not understand the name {name}; say what it shall be called, for instance {item}=localhost/name:tag"
+    )]
+    Unstorable {
+        /// As typed.
+        item: String,
+        /// The name.
+        name: String,
+    },
     /// One name for two images.
     #[error("{first} and {second} are different images ({first_id} and {second_id}), but both would be called {name}")]
     NameTwice {
@@ -48,21 +58,23 @@ pub enum Error {
         /// An item.
         first: String,
         /// Its image.
-        first_id: Digest,
+        first_id: String,
         /// The other item.
         second: String,
         /// Its image.
-        second_id: Digest,
+        second_id: String,
     },
 }
 
 impl Error {
-    /// Whether the image is simply not there.
+    /// Whether the image is simply not there, or cannot be asked for like this.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         matches!(
             self,
-            Self::Source { error: source::Error::NotFound(_), .. }
+            Self::Source { error: source::Error::NotFound(_) | source::Error::Overlay(_), .. }
+                | Self::Nameless { .. }
+                | Self::Unstorable { .. }
                 | Self::Image { error: image::Error::Source(source::Error::NotFound(_)), .. }
         )
     }
@@ -155,7 +167,7 @@ impl Plan {
         let id = image.id();
         let (first_id, first) = self.names.entry(name.clone()).or_insert_with(|| (id, item.to_owned()));
         if *first_id != id {
-            let (first, first_id) = (first.clone(), *first_id);
+            let (first, first_id, id) = (first.clone(), first_id.hex(), id.hex());
             return Err(Error::NameTwice { name, first, first_id, second: item.to_owned(), second_id: id });
         }
         let stored = self.images.entry(id).or_insert_with(|| StoreImage::new(image));
@@ -197,15 +209,14 @@ fn open(item: &Item, platform: &Platform, options: &source::Options) -> Result<(
 /// `name:tag@digest` says which image `name:tag` must be; the store then calls it `name:tag`, which CRI-O finds by
 /// either (containers/image `storage/storage_reference.go`, `resolveImage`).
 fn names_of(item: &Item, source: &dyn ImageSource) -> Result<Vec<String>, Error> {
-    let stored = |name: &Reference| match name.tag() {
-        Some(_) => name.without_digest().to_string(),
-        None => name.to_string(),
-    };
-    let names = match &item.name {
-        Some(name) => vec![stored(name)],
-        None => source.names().iter().map(stored).collect(),
-    };
-    if names.is_empty() { Err(Error::Nameless { item: item.typed.clone() }) } else { Ok(names) }
+    let given = item.name.as_ref().map_or_else(|| source.names(), |name| vec![name.clone()]);
+    if given.is_empty() {
+        return Err(Error::Nameless { item: item.typed.clone() });
+    }
+    match given.iter().find(|name| !name.is_storable()) {
+        Some(name) => Err(Error::Unstorable { item: item.typed.clone(), name: name.to_string() }),
+        None => Ok(given.iter().map(|name| name.without_digest().to_string()).collect()),
+    }
 }
 
 /// The results of `work`, in the order of `inputs`.

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum, ValueHint};
 
@@ -33,6 +34,91 @@ pub struct Args {
 pub enum Command {
     /// Write images into a tar that a machine unpacks at its root
     Make(Box<MakeArgs>),
+    /// List the images in a store
+    Ls(LsArgs),
+    /// Write the `images` overlay for xcluster, so that `xc mkcdrom images` takes what `make` has written
+    Ovl(OvlArgs),
+    /// Show what is kept of layers that were converted before
+    Cache(CacheCommandArgs),
+    /// Print completions for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages
+    Man {
+        /// Where to
+        #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+        directory: PathBuf,
+    },
+}
+
+/// `prepull ovl`.
+#[derive(Debug, clap::Args)]
+pub struct OvlArgs {
+    /// The overlay: a directory called `images` in $XCLUSTER_OVLPATH, or in the current directory
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub directory: PathBuf,
+
+    /// Replace files that prepull has not written
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `prepull cache`.
+#[derive(Debug, clap::Args)]
+#[command(disable_help_subcommand = true)]
+pub struct CacheCommandArgs {
+    /// The cache [default: $XDG_CACHE_HOME/prepull, else ~/.cache/prepull]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, global = true)]
+    pub cache_dir: Option<PathBuf>,
+
+    /// Print the result as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// What to do with it; without: show it
+    #[command(subcommand)]
+    pub command: Option<CacheCommand>,
+}
+
+/// What can be done with the cache.
+#[derive(Debug, Subcommand)]
+pub enum CacheCommand {
+    /// Remove what was not used for the longest time, and what killed processes left
+    Prune(PruneArgs),
+}
+
+/// `prepull cache prune`.
+#[derive(Debug, clap::Args)]
+pub struct PruneArgs {
+    /// Leave at most this many bytes (5G, 500M) [default: 10G, unless --older-than is given]
+    #[arg(long, value_name = "SIZE", value_parser = super::cache::parse_size)]
+    pub max_size: Option<u64>,
+
+    /// Remove what was not used for this time (30d, 12h)
+    #[arg(long, value_name = "DURATION", value_parser = super::cache::parse_duration)]
+    pub older_than: Option<Duration>,
+
+    /// Remove everything
+    #[arg(long, conflicts_with_all = ["max_size", "older_than"])]
+    pub all: bool,
+}
+
+/// `prepull ls`.
+#[derive(Debug, clap::Args)]
+pub struct LsArgs {
+    /// A tar with a store (also compressed with gzip or zstd; `-`: standard input), a graphroot, or a root directory
+    #[arg(value_name = "TAR|DIR", value_hint = ValueHint::AnyPath)]
+    pub path: PathBuf,
+
+    /// Show digests
+    #[arg(long)]
+    pub digests: bool,
+
+    /// Print the images as JSON, as `crictl images -o json` does
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `prepull make`.

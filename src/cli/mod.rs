@@ -3,8 +3,12 @@
 //! Data go to standard output, talk goes to standard error; `make --tar -` and the `tar` contract of xcluster depend on it.
 
 pub mod args;
+mod cache;
+mod generate;
+mod ls;
 mod make;
 mod output;
+mod ovl;
 mod progress;
 
 use std::process::ExitCode;
@@ -72,6 +76,11 @@ pub fn main() -> ExitCode {
     }
     let result = match args.command {
         Command::Make(make) => make::run(*make, &printer),
+        Command::Ls(ls) => ls::run(&ls, &printer),
+        Command::Ovl(ovl) => ovl::run(&ovl, &printer),
+        Command::Cache(cache) => cache::run(&cache, &printer),
+        Command::Completions { shell } => generate::completions(shell),
+        Command::Man { directory } => generate::man(&directory, &printer),
     };
     match result {
         Ok(()) => Exit::Success.into(),
@@ -84,14 +93,9 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Only of what is printed: a tar that could not be written to its end is a failure, whoever closed the pipe.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        let io = cause.downcast_ref::<std::io::Error>().or_else(|| match cause.downcast_ref::<crate::sink::Error>() {
-            Some(crate::sink::Error::Write { error, .. }) => Some(error),
-            _ => None,
-        });
-        io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
-    })
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 fn init_log(verbose: u8) {

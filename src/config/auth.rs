@@ -67,7 +67,7 @@ impl fmt::Debug for Secret {
 }
 
 /// What a user proves himself with.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Credentials {
     /// The user; empty when there is only an identity token.
     pub username: String,

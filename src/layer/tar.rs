@@ -94,6 +94,18 @@ pub struct TarReader<R> {
     done: bool,
 }
 
+impl<R: io::Read + io::Seek> TarReader<io::BufReader<R>> {
+    /// As [`Self::skip_content`], without reading it: an archive that ends in it is not noticed here.
+    ///
+    /// # Errors
+    /// When seeking fails.
+    pub fn seek_over_content(&mut self) -> io::Result<()> {
+        self.input.seek_relative(i64::try_from(self.remaining).map_err(io::Error::other)?)?;
+        self.offset += std::mem::take(&mut self.remaining);
+        Ok(())
+    }
+}
+
 impl<R: BufRead> TarReader<R> {
     /// Reads from `input`.
     pub fn new(input: R) -> Self {
@@ -140,6 +152,18 @@ impl<R: BufRead> TarReader<R> {
         self.input.consume(count);
         self.offset += count as u64;
         self.remaining -= count as u64;
+    }
+
+    /// Passes over the rest of the current entry's content.
+    ///
+    /// # Errors
+    /// When the archive ends too early, or reading fails.
+    pub fn skip_content(&mut self) -> Result<(), TarError> {
+        while self.remaining > 0 {
+            let count = self.content()?.len();
+            self.consume(count);
+        }
+        Ok(())
     }
 
     /// The next entry, or `None` at the end of the archive. A global header (`g`) is an entry, as in Go.

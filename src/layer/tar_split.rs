@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use flate2::write::GzEncoder;
 
-use crate::storage::go_json;
+use crate::json;
 
 /// Raw bytes after the end of the archive are recorded in pieces of at most this size (`paddingChunkSize`), 1 MiB.
 pub const TAIL_CHUNK: usize = 1 << 20;
@@ -57,7 +57,7 @@ impl<W: Write> TarSplit<W> {
             Ok("") => {}
             Ok(text) => {
                 self.json.extend_from_slice(br#","name":"#);
-                go_json::string(&mut self.json, text);
+                json::write::string(&mut self.json, text);
             }
             Err(_) => {
                 self.json.extend_from_slice(br#","name_raw":""#);

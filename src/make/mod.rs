@@ -26,6 +26,9 @@ use crate::storage::store::{Piece, Settings, Store, StoreLayer, body_prefix, lay
 /// Layers fetched and converted at once, at least: a network wants more than a processor.
 const WORKERS_MIN: usize = 3;
 
+/// Layers converted at once, at most: each takes a few megabytes.
+const WORKERS_MAX: usize = 8;
+
 /// How often a damaged cache file is made again before prepull gives up: then it is the disk.
 const ATTEMPTS: usize = 5;
 
@@ -74,7 +77,7 @@ pub enum Error {
         /// The layer's blob.
         blob: Digest,
         /// Why.
-        error: convert::Error,
+        error: Box<convert::Error>,
     },
     /// The cache cannot be used.
     #[error("cache: {0} (--cache-dir DIR or --no-cache goes around it)")]
@@ -238,9 +241,11 @@ impl Make<'_> {
         segments: &mut Segments,
         consume: impl FnOnce(&mut dyn FnMut(&StoreLayer) -> Result<Arc<Segment>, Error>) -> Result<T, Error>,
     ) -> Result<T, Error> {
+        self.stop.store(false, Ordering::Relaxed);
         let mut missing: Vec<_> = layers.iter().filter(|layer| !segments.contains_key(&layer.id)).collect();
         missing.sort_by_key(|layer| std::cmp::Reverse(layer.layer.descriptor.size));
-        let workers = std::thread::available_parallelism().map_or(WORKERS_MIN, |cores| WORKERS_MIN.max(cores.get()));
+        let workers = std::thread::available_parallelism()
+            .map_or(WORKERS_MIN, |cores| cores.get().clamp(WORKERS_MIN, WORKERS_MAX));
         let queue = Mutex::new(VecDeque::from(missing));
         std::thread::scope(|scope| {
             let (sender, receiver) = channel();
@@ -285,7 +290,7 @@ impl Make<'_> {
         convert(Box::new(blob_reader), &job, &new_file).map_err(|error| Error::Convert {
             item: from.item.clone(),
             blob: blob.digest,
-            error,
+            error: Box::new(error),
         })?;
         self.progress.end(layer);
         let file = last.into_inner().ok_or(Error::Stopped)?;

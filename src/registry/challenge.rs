@@ -60,10 +60,10 @@ fn parse_field(scanner: &mut Scanner<'_>, challenges: &mut Vec<Challenge>) {
         if open && scanner.take('=') {
             scanner.skip(&[' ', '\t']);
             let Some(value) = scanner.value() else { return };
-            if let Some(challenge) = challenges.last_mut() {
-                if challenge.parameters.len() < PARAMETERS_MAX {
-                    challenge.parameters.push((token.to_ascii_lowercase(), value));
-                }
+            if let Some(challenge) = challenges.last_mut()
+                && challenge.parameters.len() < PARAMETERS_MAX
+            {
+                challenge.parameters.push((token.to_ascii_lowercase(), value));
             }
             scanner.skip(&[' ', '\t']);
             if !(scanner.rest.is_empty() || scanner.rest.starts_with(',')) {

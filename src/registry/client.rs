@@ -24,6 +24,9 @@ const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, \
 /// The longest repository name (distribution/reference `NameTotalLengthMax`).
 const REPOSITORY_MAX: usize = 255;
 
+/// The longest tag (distribution/reference `TagRegexp`).
+const TAG_MAX: usize = 128;
+
 /// Which manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Which<'a> {
@@ -101,8 +104,14 @@ impl Client {
     /// caller verifies.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when there is none, [`Error::TooBig`], and whatever else can go wrong, after all attempts.
+    /// [`Error::NotFound`] when there is none, [`Error::TooBig`], [`Error::Tag`] when it cannot be one, and whatever else can go wrong, after all attempts.
     pub fn manifest(&self, which: Which<'_>, limit: u64) -> Result<Manifest, Error> {
+        if let Which::Tag(tag) = which {
+            let fits = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+            if tag.is_empty() || tag.len() > TAG_MAX || tag.starts_with(['.', '-']) || !tag.chars().all(fits) {
+                return Err(Error::Tag(tag.to_owned()));
+            }
+        }
         self.first(|endpoint| endpoint.manifest(which, limit))
     }
 

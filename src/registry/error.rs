@@ -21,6 +21,9 @@ pub enum Error {
     /// The repository cannot be one.
     #[error("{0:?} is not a repository's name")]
     Repository(String),
+    /// The tag cannot be one.
+    #[error("{0:?} is not a tag")]
+    Tag(String),
     /// Credentials could not be looked up.
     #[error(transparent)]
     Credentials(#[from] auth::Error),
@@ -157,7 +160,7 @@ impl Failed {
         };
         match &mut error {
             Error::Status { attempts, .. } | Error::Transport { attempts, .. } | Error::Broken { attempts, .. } => {
-                *attempts = failures;
+                *attempts = failures.max(*attempts);
             }
             _ => {}
         }

@@ -32,6 +32,7 @@ mod tls;
 mod token;
 mod transport;
 mod url;
+mod validity;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use ureq::Proxy;
 use ureq::http::Uri;
+use ureq::{Proxy, ProxyProtocol};
 
 use super::Error;
 use crate::config::ProxyVariables;
@@ -22,7 +22,8 @@ impl Proxies {
             None | Some("") => Ok(None),
             Some(value) => {
                 let value = if value.contains("://") { value.to_owned() } else { format!("http://{value}") };
-                Proxy::new(&value).map(Some).map_err(|_| Error::Proxy(name))
+                let is_http = |proxy: &Proxy| matches!(proxy.protocol(), ProxyProtocol::Http | ProxyProtocol::Https);
+                Proxy::new(&value).ok().filter(is_http).map(Some).ok_or(Error::Proxy(name))
             }
         };
         let none = variables.none.as_deref().unwrap_or("").split(',').filter_map(Exception::parse).collect();
@@ -151,9 +152,11 @@ mod tests {
 
     #[test]
     fn a_bad_proxy_is_named_but_not_shown() {
-        let variables = ProxyVariables { https: Some("ftp://user:word@x y".to_owned()), ..ProxyVariables::default() };
-        let error = Proxies::new(&variables).unwrap_err().to_string();
-        assert!(error.contains("HTTPS_PROXY") && !error.contains("word"), "{error}");
-        assert!(!format!("{variables:?}").contains("word"));
+        for bad in ["ftp://user:word@x y", "socks5://user:word@host"] {
+            let variables = ProxyVariables { https: Some(bad.to_owned()), ..ProxyVariables::default() };
+            let error = Proxies::new(&variables).unwrap_err().to_string();
+            assert!(error.contains("HTTPS_PROXY") && !error.contains("word"), "{error}");
+            assert!(!format!("{variables:?}").contains("word"));
+        }
     }
 }

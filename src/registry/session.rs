@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use ureq::http::{StatusCode, header};
 
 use super::challenge::{self, Challenge};
-use super::error::{Failed, io_reason, message};
+use super::error::{Failed, Failure, io_reason, message};
 use super::retry::{self, Attempts};
 use super::token::{self, Key, Tokens, lock};
 use super::transport::{Answer, Http, Request};
@@ -157,9 +157,9 @@ impl Session {
         let uri = uri.ok_or_else(|| Error::Host(self.host.clone()))?;
         let request = Request { uri, headers: &[], authorization: None, form: None, may_downgrade: false };
         let answer = self.http.send(&request).map_err(|failure| {
-            // Nobody is there at all: with a mistyped name, waiting does not help.
-            let is_absent = matches!(&failure, super::error::Failure::Transport(ureq::Error::Io(error))
-                if error.kind() == io::ErrorKind::ConnectionRefused);
+            // Nobody is there at all: with a mistyped name, waiting does not help. Later, it may.
+            let is_absent = matches!(&failure, Failure::Transport(ureq::Error::Io(error))
+                if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::HostUnreachable));
             match failure.into_failed(&what) {
                 Failed::Again { error, .. } if is_absent => Failed::Final(error),
                 failed => failed,
@@ -225,8 +225,9 @@ impl Session {
         for challenge in challenges {
             match (challenge.scheme.as_str(), challenge.get("realm")) {
                 ("basic", _) => {
-                    if let Some(user) = user {
-                        return Ok(Some(token::basic(user)));
+                    let basic = user.map(token::basic);
+                    if basic.is_some() && basic.as_ref() != refused {
+                        return Ok(basic);
                     }
                 }
                 ("bearer", Some(realm)) => {
@@ -236,10 +237,10 @@ impl Session {
                         realm: realm.to_owned(),
                         service: challenge.get("service").map(str::to_owned),
                         scopes,
-                        account: user.map_or(String::new(), |user| user.username.clone()),
+                        credentials: get.credentials.cloned(),
                     };
                     let may_be_plain = !self.tls_verify;
-                    let fetch = |key: &Key| token::fetch(&self.http, key, get.credentials, may_be_plain, &self.host);
+                    let fetch = |key: &Key| token::fetch(&self.http, key, may_be_plain, &self.host);
                     return self.tokens.get(key, refused, fetch).map(Some);
                 }
                 (scheme, _) => tracing::debug!("{}: cannot authenticate with {scheme:?}", self.host),

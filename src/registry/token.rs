@@ -37,7 +37,7 @@ pub(crate) struct Key {
     pub(crate) realm: String,
     pub(crate) service: Option<String>,
     pub(crate) scopes: Vec<String>,
-    pub(crate) account: String,
+    pub(crate) credentials: Option<Credentials>,
 }
 
 #[derive(Debug, Clone)]
@@ -62,10 +62,11 @@ impl Tokens {
     ) -> Result<Secret, E> {
         let slot = Arc::clone(lock(&self.0).entry(key.clone()).or_default());
         let mut slot = lock(&slot);
-        if let Some(token) = &*slot {
-            if Instant::now() < token.stale && Some(&token.authorization) != refused {
-                return Ok(token.authorization.clone());
-            }
+        if let Some(token) = &*slot
+            && Instant::now() < token.stale
+            && Some(&token.authorization) != refused
+        {
+            return Ok(token.authorization.clone());
         }
         *slot = None;
         let (authorization, lifetime) = fetch(&key)?;
@@ -90,13 +91,8 @@ pub(crate) fn basic(credentials: &Credentials) -> Secret {
 /// Asks the token server: GET with user and password, or POST with the identity token.
 ///
 /// `may_be_plain` allows an `http:` token server, which otherwise gets no secrets of an `https:` registry.
-pub(crate) fn fetch(
-    http: &Http,
-    key: &Key,
-    credentials: Option<&Credentials>,
-    may_be_plain: bool,
-    host: &str,
-) -> Result<(Secret, Duration), Failed> {
+pub(crate) fn fetch(http: &Http, key: &Key, may_be_plain: bool, host: &str) -> Result<(Secret, Duration), Failed> {
+    let credentials = key.credentials.as_ref();
     let unusable = |reason| Failed::Final(Error::Token { what: format!("authenticating at {host}"), reason });
     let realm = url::absolute(&key.realm).ok_or_else(|| unusable("the token server's address (realm) is not a URL"))?;
     if credentials.is_some() && !Origin::of(&realm).is_https() && !may_be_plain {
@@ -134,7 +130,14 @@ pub(crate) fn fetch(
     };
     let answer = http.send(&request).map_err(|failure| failure.into_failed(&what))?;
     if answer.status() != StatusCode::OK {
-        return Err(super::session::refusal(answer, &what, host, credentials.is_some()));
+        let status = answer.status();
+        return Err(match super::session::refusal(answer, &what, host, credentials.is_some()) {
+            // What is not there is the token server, not the image.
+            Failed::Final(Error::NotFound { what, message }) => {
+                Failed::Final(Error::Status { what, status, message, attempts: 1 })
+            }
+            failed => failed,
+        });
     }
     let mut body = Vec::new();
     let read = answer.response.into_body().into_reader().take(TOKEN_ANSWER_MAX + 1).read_to_end(&mut body);
@@ -142,7 +145,7 @@ pub(crate) fn fetch(
     if body.len() as u64 > TOKEN_ANSWER_MAX {
         return Err(Failed::Final(Error::TooBig { what, limit: TOKEN_ANSWER_MAX }));
     }
-    parse(&body).ok_or_else(|| Failed::Final(Error::Token { what, reason: "the answer holds no usable token" }))
+    parse(&body).ok_or(Failed::Final(Error::Token { what, reason: "the answer holds no usable token" }))
 }
 
 fn query(fields: &[(&str, &str)]) -> String {
@@ -174,7 +177,7 @@ mod tests {
     use super::*;
 
     fn key(scope: &str) -> Key {
-        Key { realm: "r".into(), service: None, scopes: vec![scope.into()], account: String::new() }
+        Key { realm: "r".into(), service: None, scopes: vec![scope.into()], credentials: None }
     }
 
     #[test]

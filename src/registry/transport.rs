@@ -4,9 +4,14 @@
 //! that it was meant for and, once a redirect has left that, nowhere any more.
 
 use std::fmt;
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
+use ureq::config::Config;
 use ureq::http::{self, HeaderValue, Method, Response, StatusCode, Uri, header};
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{ConnectProxyConnector, Connector as _, NextTimeout, TcpConnector};
 use ureq::{Agent, Body};
 
 use super::error::{Failure, RedirectError};
@@ -74,8 +79,7 @@ impl Http {
         let tls = tls::config(certificates, verify)?;
         let proxies = Proxies::new(proxy)?;
         let agent = |proxy: Option<ureq::Proxy>| -> Agent {
-            Agent::config_builder()
-                .tls_config(tls.clone())
+            let config = Agent::config_builder()
                 .proxy(proxy)
                 .http_status_as_error(false)
                 .max_redirects(0)
@@ -88,8 +92,10 @@ impl Http {
                 .timeout_per_read(Some(read_timeout))
                 .timeout_per_write(Some(read_timeout))
                 .max_idle_connections_per_host(IDLE_PER_HOST)
-                .build()
-                .new_agent()
+                .build();
+            let connector = ().chain(ConnectProxyConnector::default());
+            let connector = connector.chain(TcpConnector::default()).chain(tls::TlsConnector(Arc::clone(&tls)));
+            Agent::with_parts(config, connector, Names::default())
         };
         let direct = agent(None);
         let https = proxies.https.clone().map(|proxy| agent(Some(proxy)));
@@ -166,6 +172,21 @@ impl Http {
             None => builder.body(()).map_err(failure).map(|request| agent.run(request)),
         };
         result?.map_err(Failure::Transport)
+    }
+}
+
+/// The system's resolver, whose errors have no kind by which they could be told from others.
+#[derive(Debug, Default)]
+struct Names(DefaultResolver);
+
+impl Resolver for Names {
+    fn resolve(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        self.0.resolve(uri, config, timeout).map_err(|error| match error {
+            ureq::Error::Io(error) => {
+                ureq::Error::Io(io::Error::new(io::ErrorKind::HostUnreachable, error.to_string()))
+            }
+            other => other,
+        })
     }
 }
 

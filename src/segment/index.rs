@@ -306,7 +306,7 @@ mod tests {
         fn decoding_anything_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             if let Ok(index) = Index::decode(&bytes) {
                 for node in 0..index.nodes().len() as u32 {
-                    index.path(node);
+                    let _ = index.path(node);
                 }
             }
         }

@@ -32,7 +32,7 @@ impl RegistrySource {
         names: Vec<Reference>,
         options: &Options,
     ) -> Result<Self, Error> {
-        let client = Client::new(domain, path, options)?;
+        let client = Client::new(domain, path, options).map_err(classify)?;
         Ok(Self { client, tag: tag.map(str::to_owned), digest, names })
     }
 }
@@ -60,6 +60,6 @@ impl ImageSource for RegistrySource {
 fn classify(error: registry::Error) -> Error {
     match error {
         registry::Error::NotFound { .. } => Error::NotFound(error.to_string()),
-        other => Error::Registry(other),
+        other => Error::Registry(Box::new(other)),
     }
 }

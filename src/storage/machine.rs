@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::layer::tree::InodeKind;
+use crate::entry::Meta;
+use crate::layer::tree::{Inode, InodeKind};
 use crate::segment::index::Index;
 
 /// `etc/containers/policy.json`: containers-policy.json(5). CRI-O wants one before it pulls anything else.
@@ -70,17 +71,23 @@ pub struct Losses {
 }
 
 impl Losses {
-    /// Takes in the layer `id`.
-    pub fn add(&mut self, id: &str, index: &Index) {
+    /// Takes in the layer `id`, whose root has `root`.
+    pub fn add(&mut self, id: &str, index: &Index, root: &Meta) {
         for (number, node) in index.nodes().iter().enumerate() {
             let inode = &node.inode;
-            let owned = (inode.uid, inode.gid) != (0, 0);
+            // A root may have its parent's owner.
+            let (uid, gid) = if number == 0 { (root.uid, root.gid) } else { (inode.uid, inode.gid) };
+            let owned = (uid, gid) != (0, 0);
             if node.link_to.is_some() || !owned && inode.xattrs.is_empty() {
                 continue;
             }
-            let path = [id.as_bytes(), b"/diff/", &index.path(number as u32)].concat();
+            let mut path = [id.as_bytes(), b"/diff"].concat();
+            if number != 0 {
+                path.push(b'/');
+                path.extend_from_slice(&index.path(number as u32));
+            }
             if owned {
-                self.add_owner(&path, inode.uid, inode.gid, inode.mode, &inode.kind);
+                self.add_owner(&path, uid, gid, inode);
             }
             if !inode.xattrs.is_empty() {
                 self.add_xattrs(&path, &inode.xattrs);
@@ -88,7 +95,7 @@ impl Losses {
         }
     }
 
-    fn add_owner(&mut self, path: &[u8], uid: u32, gid: u32, mode: u16, kind: &InodeKind) {
+    fn add_owner(&mut self, path: &[u8], uid: u32, gid: u32, Inode { kind, mode, .. }: &Inode) {
         let owner = format!("{uid}:{gid}");
         let list = if matches!(kind, InodeKind::Symlink(_)) { &mut self.links } else { &mut self.owners };
         let push = |list: &mut BTreeMap<String, Vec<u8>>, key| {

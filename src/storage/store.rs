@@ -13,9 +13,10 @@ use std::sync::Arc;
 use super::machine::{self, Losses};
 use super::opaque::{MergedView, has_opaque_directories};
 use super::record::{LayerRecord, StoreImage, utc};
-use super::{big_data_file_name, go_json, link_name};
+use super::{big_data_file_name, link_name};
 use crate::digest::Digest;
 use crate::entry::{Device, Entry, Kind, Meta, Timestamp};
+use crate::json;
 use crate::layer::tree::InodeKind;
 use crate::segment::file::{Error as SegmentError, Segment};
 use crate::segment::index::Index;
@@ -219,9 +220,6 @@ impl<'a> Store<'a> {
         let whiteouts = self.opaque_whiteouts(layer, &index)?;
         let id = layer.id.hex();
         self.warnings.extend(segment.facts().warnings.iter().map(|warning| format!("layer {id}: entry {warning}")));
-        if self.settings.unpacker == Unpacker::Busybox {
-            self.losses.add(&id, &index);
-        }
         self.records.push(LayerRecord::new(
             &layer.id,
             layer.parent.as_ref(),
@@ -231,6 +229,9 @@ impl<'a> Store<'a> {
         self.segments.insert(layer.id, (layer.parent, Arc::clone(segment)));
 
         let root = self.root_entry(layer, &index, segment.facts().root_claimed);
+        if self.settings.unpacker == Unpacker::Busybox {
+            self.losses.add(&id, &index, &root.meta);
+        }
         let mut head = Vec::new();
         self.layer_head(&mut head, layer);
         wire::header(&root, &mut head);
@@ -275,9 +276,14 @@ impl<'a> Store<'a> {
         self.machine_files(&mut out);
         let stamp = utc(self.settings.stamp);
         let images: Vec<_> = self.images.values().map(|image| image.record(&stamp)).collect();
-        let layers = go_json::to_vec(&self.records)?;
+        let layers = json::write::to_vec(&self.records)?;
         self.file(&mut out, &self.below("overlay-layers/layers.json"), self.file_mode(), &layers);
-        self.file(&mut out, &self.below("overlay-images/images.json"), self.file_mode(), &go_json::to_vec(&images)?);
+        self.file(
+            &mut out,
+            &self.below("overlay-images/images.json"),
+            self.file_mode(),
+            &json::write::to_vec(&images)?,
+        );
         out.extend_from_slice(&wire::END);
         if !self.losses.files_with_xattrs().is_empty() {
             let files = self.losses.files_with_xattrs();
@@ -318,18 +324,22 @@ impl<'a> Store<'a> {
             let path = [&prefix[..], &path].concat();
             wire::header(&Entry { path, meta, kind: Kind::CharDevice(Device::WHITEOUT) }, out);
         }
+        let touched = match self.settings.unpacker {
+            // busybox sets a directory's time before it fills the directory.
+            Unpacker::Busybox => vec![true; index.nodes().len()],
+            Unpacker::Gnu => filled_after_left(index),
+        };
         for (number, node) in index.nodes().iter().enumerate().rev() {
-            if node.inode.kind != InodeKind::Directory {
+            let opaque = node.inode.opaque && self.settings.unpacker == Unpacker::Gnu;
+            if node.inode.kind != InodeKind::Directory || !touched[number] && !opaque {
                 continue;
             }
             let mut entry =
                 if number == 0 { root.clone() } else { index.entry(number as u32, &prefix, self.settings.stamp) };
-            if self.settings.unpacker == Unpacker::Gnu && node.inode.opaque {
+            if opaque {
                 entry.meta.xattrs.push((b"trusted.overlay.opaque".to_vec(), b"y".to_vec()));
                 entry.meta.xattrs.sort();
             }
-            // busybox sets a directory's time before it fills the directory, GNU tar when it first leaves it (and the
-            // whiteouts come later): the second header mends it.
             wire::header(&entry, out);
         }
     }
@@ -442,6 +452,28 @@ impl<'a> Store<'a> {
     fn file(&self, out: &mut Vec<u8>, path: &str, mode: u16, content: &[u8]) {
         wire::small_file(out, &self.entry(path, mode, Kind::Regular { size: content.len() as u64 }), content);
     }
+}
+
+/// The directories into which something is put after GNU tar has left them, which is when it sets their times
+/// (`extract.c`, `apply_nonancestor_delayed_set_stat`). Whiteouts come after the body, so their directories are among them.
+fn filled_after_left(index: &Index) -> Vec<bool> {
+    let nodes = index.nodes();
+    let mut touched = vec![false; nodes.len()];
+    let mut last = 0;
+    for (number, node) in nodes.iter().enumerate().skip(1) {
+        if node.inode.whiteout {
+            touched[node.parent as usize] = true;
+            continue;
+        }
+        // Still inside the directory if it is the last entry or one of its parents.
+        let mut at = last;
+        while at > node.parent as usize {
+            at = nodes[at].parent as usize;
+        }
+        touched[node.parent as usize] |= at != node.parent as usize;
+        last = number;
+    }
+    touched
 }
 
 /// The first few of a list, for a line that a person reads.

@@ -6,11 +6,12 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::command::{needs_root, prepull};
 use crate::corpus::{self, Case};
 use crate::made::Layout;
 use crate::stores::{
-    Clock, GRAPHROOT, Tree, chain, differences, each, json as json_of, lone, needs_root, prepull, scratch, skopeo_into,
-    tar_split, unpack_gnu, walk,
+    Clock, GRAPHROOT, Tree, chain, differences, each, json as json_of, lone, scratch, skopeo_into, tar_split,
+    unpack_gnu, walk,
 };
 
 /// What differs on purpose.
@@ -129,7 +130,7 @@ fn compare(case: &Case, at: &Path) -> Result<(), String> {
         (true, true, difference) if !matches!(difference, Some(Difference::Refused | Difference::Accepted)) => {}
         (true, false, _) => return fail("only prepull refuses"),
         (false, true, _) => return fail("only skopeo refuses"),
-        (_, _, Some(difference)) => return fail(&format!("does not show the difference {difference:?}")),
+        (_, _, difference) => return fail(&format!("does not show the difference {difference:?}")),
     }
     if let Err(said) = unpack_gnu(&tar, &at.join("gnu")) {
         return Err(format!("{}: {said}", case.name));

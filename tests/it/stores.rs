@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -15,25 +15,11 @@ use std::time::SystemTime;
 use prepull::digest::Digest;
 use serde_json::Value;
 
-/// The time stamp that prepull is told to use: no image of these tests has it.
+/// The time stamp that [`crate::command::prepull`] is told to use: no image of these tests has it.
 pub const STAMP: i64 = 1_234_567_890;
 
 /// Where the store lies in a machine.
 pub const GRAPHROOT: &str = "var/lib/containers/storage";
-
-/// Whether this runs as root. If not, says so where nobody can overlook it.
-pub fn needs_root(test: &str) -> bool {
-    if rustix::process::geteuid().is_root() {
-        return true;
-    }
-    let line = format!("NOT RUN (needs root): {test}\n");
-    std::io::stderr().write_all(line.as_bytes()).unwrap();
-    if let Some(path) = std::env::var_os("PREPULL_NOT_RUN") {
-        let mut file = fs_err::OpenOptions::new().append(true).create(true).open(PathBuf::from(path)).unwrap();
-        file.write_all(line.as_bytes()).unwrap();
-    }
-    false
-}
 
 /// A directory on a real file system: overlayfs wants one below its layers, and tmpfs has no `user.` attributes.
 pub fn scratch() -> tempfile::TempDir {
@@ -56,16 +42,6 @@ pub fn try_run(program: &str, arguments: &[&dyn AsRef<OsStr>]) -> Output {
         command.arg(argument);
     }
     command.output().unwrap_or_else(|error| panic!("run {program}: {error}"))
-}
-
-/// `prepull`, with a time stamp of its own and nothing of the caller's settings.
-pub fn prepull(home: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_prepull"));
-    for name in ["XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "REGISTRY_AUTH_FILE", "XCLUSTER", "XCLUSTER_TMP", "TMPDIR"] {
-        command.env_remove(name);
-    }
-    command.env("HOME", home).env("SOURCE_DATE_EPOCH", STAMP.to_string());
-    command
 }
 
 /// `skopeo copy` into the store `root`, umask 022, in a mount namespace of its own: it leaves mounts behind.

@@ -1,0 +1,35 @@
+//! `prepull completions` and `prepull man`: written from the very definition of the command line.
+
+use std::path::Path;
+
+use clap::CommandFactory as _;
+use clap_complete::Shell;
+
+use super::Failure;
+use super::args::Args;
+use super::output::{self, Printer};
+
+/// Runs `completions`.
+pub fn completions(shell: Shell) -> Result<(), Failure> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Args::command(), "prepull", &mut text);
+    Ok(output::data(&String::from_utf8(text)?)?)
+}
+
+/// Runs `man`.
+pub fn man(directory: &Path, printer: &Printer) -> Result<(), Failure> {
+    fs_err::create_dir_all(directory)?;
+    let mut command = Args::command();
+    command.build();
+    page(&command, directory, printer)
+}
+
+fn page(command: &clap::Command, directory: &Path, printer: &Printer) -> Result<(), Failure> {
+    let man = clap_mangen::Man::new(command.clone());
+    let path = directory.join(man.get_filename());
+    let mut text = Vec::new();
+    man.render(&mut text)?;
+    fs_err::write(&path, text)?;
+    printer.say(&format!("wrote {}", path.display()));
+    command.get_subcommands().try_for_each(|command| page(command, directory, printer))
+}

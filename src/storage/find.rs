@@ -1,0 +1,345 @@
+//! Finds the stores in a tar or a directory, and reads their records. Nothing is unpacked, and no privilege is needed for a tar.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use crate::layer::tar::{TarError, TarReader};
+
+/// The largest images.json or layers.json, in bytes. containers/storage has no limit; at 2 kB each, this is 30,000 images.
+pub const RECORDS_MAX: u64 = 64 << 20;
+/// The most stores in one input: a machine has a primary one and a few beside it.
+pub const STORES_MAX: usize = 64;
+
+/// Where a root directory may have stores, in the order in which they are listed.
+const PLACES: [&str; 3] = ["var/lib/containers/storage", "usr/lib/containers/storage", "usr/share/containers/storage"];
+
+/// How much of a tar is read at a time, in bytes.
+const BUFFER: usize = 64 << 10;
+
+/// Why stores cannot be found.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Reading failed; the text names the file.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The tar is no good.
+    #[error(transparent)]
+    Tar(TarError),
+    /// A file in the tar is sparse, as GNU tar's `--sparse` makes them: no busybox unpacks it.
+    #[error("has sparse files (make the tar without --sparse)")]
+    Sparse,
+    /// Compressed with something that is not read.
+    #[error("is compressed with {0} (decompress it first, and pipe the result into `prepull ls -`)")]
+    Compressed(&'static str),
+    /// More than [`RECORDS_MAX`].
+    #[error("{0} has more than {max} MiB", max = RECORDS_MAX >> 20)]
+    Size(String),
+    /// More than [`STORES_MAX`].
+    #[error("more than {STORES_MAX} stores")]
+    Stores,
+}
+
+impl From<TarError> for Error {
+    fn from(error: TarError) -> Self {
+        match error {
+            TarError::Io(error) => Self::Io(error),
+            TarError::Sparse => Self::Sparse,
+            error => Self::Tar(error),
+        }
+    }
+}
+
+/// The records of one store as they are written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Its graphroot within the input; empty when the input is the graphroot itself.
+    pub graphroot: String,
+    /// The driver that made it: `overlay`, seldom `vfs`.
+    pub driver: String,
+    /// images.json, or nothing.
+    pub images: Vec<u8>,
+    /// layers.json, or nothing.
+    pub layers: Vec<u8>,
+}
+
+type Stores = BTreeMap<(String, String), Found>;
+
+/// The stores in the tar `file`, which may be compressed with gzip or zstd.
+///
+/// # Errors
+/// When it is no tar, or its records are too large.
+pub fn in_tar(mut file: File) -> Result<Vec<Found>, Error> {
+    let mut magic = [0; 6];
+    // A pipe has no place to go back to.
+    if file.metadata()?.is_file() && file.stream_position().is_ok() {
+        let read = file.read(&mut magic)?;
+        file.seek(SeekFrom::Start(0))?;
+        if !is_compressed(&magic[..read]) {
+            let length = file.metadata()?.len();
+            let mut reader = TarReader::new(BufReader::with_capacity(BUFFER, file));
+            let found = scan(&mut reader, |reader| Ok(reader.seek_over_content()?))?;
+            if reader.offset() > length {
+                return Err(TarError::Truncated { offset: length, what: "a file's content" }.into());
+            }
+            return Ok(found);
+        }
+    }
+    in_stream(file)
+}
+
+/// The stores in a stream of a tar, which is read to its end.
+///
+/// # Errors
+/// As [`in_tar`].
+pub fn in_stream(stream: impl Read) -> Result<Vec<Found>, Error> {
+    let mut stream = BufReader::with_capacity(BUFFER, stream);
+    let magic = stream.fill_buf()?;
+    let plain: Box<dyn BufRead + '_> = match magic {
+        [0x1f, 0x8b, ..] => Box::new(BufReader::new(flate2::bufread::MultiGzDecoder::new(stream))),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(BufReader::new(zstd::stream::read::Decoder::with_buffer(stream)?)),
+        [b'B', b'Z', b'h', ..] => return Err(Error::Compressed("bzip2")),
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => return Err(Error::Compressed("xz")),
+        _ => Box::new(stream),
+    };
+    let mut reader = TarReader::new(plain);
+    let found = scan(&mut reader, TarReader::skip_content)?;
+    // Whoever writes into a pipe would be killed in the middle of the padding.
+    reader.drain(|_| Ok::<_, Error>(()))?;
+    Ok(found)
+}
+
+fn is_compressed(magic: &[u8]) -> bool {
+    matches!(magic, [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] | [b'B', b'Z', b'h', ..] | [0xfd, b'7', b'z', ..])
+}
+
+fn scan<R: BufRead>(
+    reader: &mut TarReader<R>,
+    skip: impl Fn(&mut TarReader<R>) -> Result<(), TarError>,
+) -> Result<Vec<Found>, Error> {
+    let mut stores = Stores::new();
+    loop {
+        reader.clear_raw();
+        let Some(header) = reader.next_header()? else { break };
+        if let (b'0', Some(record)) = (header.typeflag, Record::of(&header.name)) {
+            if header.size > RECORDS_MAX {
+                return Err(Error::Size(String::from_utf8_lossy(&header.name).into_owned()));
+            }
+            let found = record.store(&mut stores)?;
+            // The last of two is what an unpacker leaves.
+            match record.kind {
+                Kind::Images => found.images = content(reader)?,
+                Kind::Layers => found.layers = content(reader)?,
+                Kind::Lock => {}
+            }
+        }
+        skip(reader)?;
+    }
+    Ok(without_nested(stores))
+}
+
+fn content<R: BufRead>(reader: &mut TarReader<R>) -> Result<Vec<u8>, TarError> {
+    let mut bytes = Vec::new();
+    loop {
+        let part = reader.content()?;
+        if part.is_empty() {
+            return Ok(bytes);
+        }
+        bytes.extend_from_slice(part);
+        let count = part.len();
+        reader.consume(count);
+    }
+}
+
+/// The file of a store that a name is.
+#[derive(Debug, PartialEq, Eq)]
+struct Record {
+    graphroot: String,
+    driver: String,
+    kind: Kind,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Kind {
+    Images,
+    Layers,
+    /// It says only that there is a store.
+    Lock,
+}
+
+impl Record {
+    /// `…/DRIVER-images/images.json`, `…/DRIVER-layers/layers.json`; `./` and `/` in front do not count.
+    fn of(name: &[u8]) -> Option<Self> {
+        let name = std::str::from_utf8(name).ok()?;
+        let parts: Vec<&str> = name.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+        let [graphroot @ .., directory, file] = &parts[..] else { return None };
+        let (suffix, kind) = match *file {
+            "images.json" => ("-images", Kind::Images),
+            "images.lock" => ("-images", Kind::Lock),
+            "layers.json" => ("-layers", Kind::Layers),
+            _ => return None,
+        };
+        let driver = directory.strip_suffix(suffix).filter(|driver| !driver.is_empty())?;
+        Some(Self { graphroot: graphroot.join("/"), driver: driver.to_owned(), kind })
+    }
+
+    /// The store that it belongs to.
+    fn store<'a>(&self, stores: &'a mut Stores) -> Result<&'a mut Found, Error> {
+        let key = (self.graphroot.clone(), self.driver.clone());
+        if stores.len() >= STORES_MAX && !stores.contains_key(&key) {
+            return Err(Error::Stores);
+        }
+        Ok(stores.entry(key).or_insert_with(|| Found {
+            graphroot: self.graphroot.clone(),
+            driver: self.driver.clone(),
+            images: Vec::new(),
+            layers: Vec::new(),
+        }))
+    }
+}
+
+/// A layer of an image may hold a store itself (the image of a node): that is not a store of this machine.
+fn without_nested(stores: Stores) -> Vec<Found> {
+    let layers: Vec<String> = stores
+        .keys()
+        .map(|(graphroot, driver)| [graphroot, driver, ""].join("/").trim_start_matches('/').to_owned())
+        .collect();
+    let nested = |found: &Found| layers.iter().any(|layer| found.graphroot.starts_with(layer));
+    stores.into_values().filter(|found| !nested(found)).collect()
+}
+
+/// The stores in `directory`: it is a graphroot, or a root with stores at the usual places.
+///
+/// # Errors
+/// When a record cannot be read, or is too large.
+pub fn in_directory(directory: &Path) -> Result<Vec<Found>, Error> {
+    let mut all = drivers(directory, "")?;
+    if all.is_empty() {
+        for place in PLACES {
+            all.extend(drivers(directory, place)?);
+        }
+    }
+    Ok(all)
+}
+
+fn drivers(root: &Path, graphroot: &str) -> Result<Vec<Found>, Error> {
+    let directory: PathBuf = root.join(graphroot);
+    let entries = match fs_err::read_dir(&directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !graphroot.is_empty() => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut drivers = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        drivers.extend(name.to_str().and_then(|name| name.strip_suffix("-images")).map(str::to_owned));
+    }
+    drivers.sort();
+    let found = |driver: String| {
+        Ok(Found {
+            graphroot: graphroot.to_owned(),
+            images: record(&directory.join(format!("{driver}-images/images.json")))?,
+            layers: record(&directory.join(format!("{driver}-layers/layers.json")))?,
+            driver,
+        })
+    };
+    drivers.into_iter().filter(|driver| !driver.is_empty()).map(found).collect()
+}
+
+/// A store without images may have no images.json yet.
+fn record(path: &Path) -> Result<Vec<u8>, Error> {
+    match fs_err::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+        Ok(metadata) if !metadata.is_file() => return Ok(Vec::new()),
+        Ok(_) => {}
+    }
+    let mut bytes = Vec::new();
+    fs_err::File::open(path)?.take(RECORDS_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > RECORDS_MAX {
+        return Err(Error::Size(path.display().to_string()));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (name, data) in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(data.len() as u64);
+            tar.append_data(&mut header, name, *data).unwrap();
+        }
+        tar.into_inner().unwrap()
+    }
+
+    fn graphroots(found: &[Found]) -> Vec<&str> {
+        found.iter().map(|found| found.graphroot.as_str()).collect()
+    }
+
+    #[test]
+    fn records_are_found_at_any_depth() {
+        for (name, graphroot) in [
+            ("overlay-images/images.json", ""),
+            ("./overlay-images/images.json", ""),
+            ("/var//lib/./s/overlay-images/images.json", "var/lib/s"),
+        ] {
+            let record = Record::of(name.as_bytes()).unwrap();
+            assert_eq!((record.graphroot.as_str(), record.driver.as_str()), (graphroot, "overlay"));
+        }
+        assert_eq!(Record::of(b"s/vfs-layers/layers.json").unwrap().driver, "vfs");
+        for name in ["images.json", "a/images.json", "-images/images.json", "overlay-layers/images.json"] {
+            assert_eq!(Record::of(name.as_bytes()), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn several_stores_are_found_but_none_in_a_layer() {
+        let bytes = tar(&[
+            ("a/overlay-images/images.json", b"old"),
+            ("a/overlay/ab/diff/var/lib/s/overlay-images/images.json", b"in a layer"),
+            ("b/overlay-layers/layers.json", b"[]"),
+            ("a/overlay-images/images.json", b"new"),
+            ("c/overlay-images/images.lock", b""),
+        ]);
+        let found = in_stream(&bytes[..]).unwrap();
+        assert_eq!(graphroots(&found), ["a", "b", "c"]);
+        assert_eq!(found[0].images, b"new");
+        let gzip = {
+            use std::io::Write as _;
+            let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            gzip.write_all(&bytes).unwrap();
+            gzip.finish().unwrap()
+        };
+        assert_eq!(in_stream(&gzip[..]).unwrap(), found);
+        assert_eq!(in_stream(&zstd::encode_all(&bytes[..], 1).unwrap()[..]).unwrap(), found);
+    }
+
+    #[test]
+    fn what_is_no_good_is_refused() {
+        let mut header = tar::Header::new_gnu();
+        header.set_path("overlay-images/images.json").unwrap();
+        header.set_size(RECORDS_MAX + 1);
+        header.set_cksum();
+        assert!(matches!(in_stream(&header.as_bytes()[..]), Err(Error::Size(_))));
+        assert!(matches!(in_stream(&b"BZh91AY"[..]), Err(Error::Compressed("bzip2"))));
+        assert!(matches!(in_stream(&[b'x'; 1024][..]), Err(Error::Tar(_))));
+        let names: Vec<String> = (0..=STORES_MAX).map(|number| format!("{number}/o-layers/layers.json")).collect();
+        let files: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b"[]"[..])).collect();
+        assert!(matches!(in_stream(&tar(&files)[..]), Err(Error::Stores)));
+        assert_eq!(in_stream(&b""[..]).unwrap(), []);
+    }
+
+    #[test]
+    fn a_tar_file_that_is_cut_off_is_refused() {
+        use std::io::Write as _;
+        let bytes = tar(&[("overlay-images/images.json", b"[]"), ("big", &[0; 200_000])]);
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes[..100_000]).unwrap();
+        file.rewind().unwrap();
+        assert!(matches!(in_tar(file), Err(Error::Tar(TarError::Truncated { .. }))));
+    }
+}

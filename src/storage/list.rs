@@ -1,0 +1,193 @@
+//! What images a store has, read from its records: as CRI-O tells crictl (cri-o `internal/storage/image.go`).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::find::Found;
+
+/// One image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Listed {
+    /// Its id: the digest of its config, without `sha256:`.
+    pub id: String,
+    /// Its names with tags.
+    pub repo_tags: Vec<String>,
+    /// Its names with digests.
+    pub repo_digests: Vec<String>,
+    /// The bytes of its layers, unpacked, and of its records; `None` when the store does not know.
+    pub size: Option<u64>,
+    /// How many layers it has.
+    pub layers: usize,
+    /// The time in its config.
+    pub created: String,
+    /// Which store it is in: a path within the input.
+    pub store: String,
+}
+
+/// Why the records of a store cannot be understood.
+#[derive(Debug, thiserror::Error)]
+#[error("{file}: {error}")]
+pub struct Error {
+    /// Which record.
+    pub file: String,
+    /// What is wrong.
+    pub error: serde_json::Error,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct ImageRecord {
+    id: String,
+    digest: Option<String>,
+    names: Option<Vec<String>>,
+    layer: Option<String>,
+    big_data_names: Option<Vec<String>>,
+    big_data_sizes: Option<BTreeMap<String, u64>>,
+    #[serde(default)]
+    created: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct LayerRecord {
+    id: String,
+    parent: Option<String>,
+    diff_digest: Option<String>,
+    diff_size: Option<u64>,
+}
+
+/// The images of all `stores`, sorted by name. A layer may be in another store than its image (additional stores).
+///
+/// # Errors
+/// When a record is no JSON, or lacks what a store needs.
+pub fn list(stores: &[Found]) -> Result<Vec<Listed>, Error> {
+    let mut layers: BTreeMap<String, LayerRecord> = BTreeMap::new();
+    for store in stores {
+        let records: Vec<LayerRecord> = parse(store, &store.layers, "layers/layers.json")?;
+        layers.extend(records.into_iter().map(|layer| (layer.id.clone(), layer)));
+    }
+    let mut images = Vec::new();
+    for store in stores {
+        let records: Vec<ImageRecord> = parse(store, &store.images, "images/images.json")?;
+        images.extend(records.into_iter().map(|image| listed(image, &layers, store)));
+    }
+    let key =
+        |image: &Listed| (image.repo_tags.clone(), image.repo_digests.clone(), image.id.clone(), image.store.clone());
+    images.sort_by_cached_key(key);
+    Ok(images)
+}
+
+fn parse<T: for<'a> Deserialize<'a>>(store: &Found, bytes: &[u8], file: &str) -> Result<Vec<T>, Error> {
+    if bytes.is_empty() {
+        return Ok(Vec::new());
+    }
+    // Go writes `null` for an empty list.
+    let records: Result<Option<Vec<T>>, _> = serde_json::from_slice(bytes);
+    let slash = if store.graphroot.is_empty() { "" } else { "/" };
+    let file = || format!("{}{slash}{}-{file}", store.graphroot, store.driver);
+    Ok(records.map_err(|error| Error { file: file(), error })?.unwrap_or_default())
+}
+
+fn listed(image: ImageRecord, layers: &BTreeMap<String, LayerRecord>, store: &Found) -> Listed {
+    let mut chain = BTreeSet::new();
+    let mut size = Some(0u64);
+    let mut add = |bytes: Option<u64>| size = size.zip(bytes).and_then(|(size, bytes)| size.checked_add(bytes));
+    let mut next = image.layer.filter(|id| !id.is_empty());
+    // A chain that comes back to itself ends there.
+    while let Some(id) = next.filter(|id| !chain.contains(id)) {
+        let layer = layers.get(&id);
+        // containers/storage `store.go`, ImageSize: the size counts only where there is a digest.
+        add(layer
+            .filter(|layer| layer.diff_digest.as_ref().is_some_and(|digest| !digest.is_empty()))
+            .map(|layer| layer.diff_size.unwrap_or(0)));
+        next = layer.and_then(|layer| layer.parent.clone()).filter(|id| !id.is_empty());
+        chain.insert(id);
+    }
+    let sizes = image.big_data_sizes.unwrap_or_default();
+    for name in image.big_data_names.unwrap_or_default() {
+        add(sizes.get(&name).copied());
+    }
+    let (mut repo_tags, mut repo_digests) = (BTreeSet::new(), BTreeSet::new());
+    for name in image.names.unwrap_or_default() {
+        if name.contains('@') {
+            repo_digests.insert(name);
+        } else {
+            let repository = tag_at(&name).map_or(&*name, |at| &name[..at]);
+            if let Some(digest) = image.digest.as_ref().filter(|digest| !digest.is_empty()) {
+                repo_digests.insert(format!("{repository}@{digest}"));
+            }
+            repo_tags.insert(name);
+        }
+    }
+    Listed {
+        id: image.id,
+        repo_tags: repo_tags.into_iter().collect(),
+        repo_digests: repo_digests.into_iter().collect(),
+        size,
+        layers: chain.len(),
+        created: image.created,
+        store: store.graphroot.clone(),
+    }
+}
+
+/// Where the `:` of the tag is, if `name` has one: a port also comes after a colon.
+#[must_use]
+pub fn tag_at(name: &str) -> Option<usize> {
+    name.rfind(':').filter(|at| !name[*at..].contains('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store(images: &str, layers: &str) -> Found {
+        let (images, layers) = (images.as_bytes().to_vec(), layers.as_bytes().to_vec());
+        Found { graphroot: "s".into(), driver: "overlay".into(), images, layers }
+    }
+
+    #[test]
+    fn sizes_are_those_of_containers_storage() {
+        let layers = r#"[{"id":"l1","diff-digest":"sha256:1","diff-size":100},
+            {"id":"l2","parent":"l1","diff-digest":"sha256:2"},{"id":"l3","diff-size":5},
+            {"id":"l4","parent":"l4","diff-digest":"sha256:4","diff-size":7}]"#;
+        let image = |more: &str| format!(r#"[{{"id":"i",{more}}}]"#);
+        for (more, layers_of, size) in [
+            (r#""layer":"l2","big-data-names":["a","b"],"big-data-sizes":{"a":1,"b":2,"c":9}"#, 2, Some(103)),
+            (r#""layer":"""#, 0, Some(0)),
+            (r#""names":null"#, 0, Some(0)),
+            (r#""layer":"l3""#, 1, None),
+            (r#""layer":"l4""#, 1, Some(7)),
+            (r#""layer":"gone""#, 1, None),
+            (r#""big-data-names":["a"]"#, 0, None),
+            (r#""layer":"l1","big-data-names":["a"],"big-data-sizes":{"a":18446744073709551615}"#, 1, None),
+        ] {
+            let listed = list(&[store(&image(more), layers)]).unwrap().remove(0);
+            assert_eq!((listed.layers, listed.size), (layers_of, size), "{more}");
+        }
+    }
+
+    #[test]
+    fn names_are_split_as_crio_splits_them() {
+        let images = r#"[{"id":"i","digest":"sha256:d","names":["h:5000/a:1","h:5000/a","b@sha256:e"]}]"#;
+        let listed = list(&[store(images, "null")]).unwrap().remove(0);
+        assert_eq!(listed.repo_tags, ["h:5000/a", "h:5000/a:1"]);
+        assert_eq!(listed.repo_digests, ["b@sha256:e", "h:5000/a@sha256:d"]);
+    }
+
+    #[test]
+    fn a_layer_may_be_in_another_store() {
+        let primary = store(r#"[{"id":"i","layer":"l"}]"#, "");
+        let additional = store("", r#"[{"id":"l","diff-digest":"sha256:1","diff-size":3}]"#);
+        assert_eq!(list(&[primary, additional]).unwrap()[0].size, Some(3));
+    }
+
+    #[test]
+    fn errors_name_the_file() {
+        for bad in ["{", "{}", "[{}]", r#"[{"id":"i","names":"x"}]"#] {
+            let error = list(&[store(bad, "")]).unwrap_err().to_string();
+            assert!(error.starts_with("s/overlay-images/images.json: "), "{error}");
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Runs the `prepull` that is tested, with nothing of the caller's settings: no tests of its own.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The repository.
+pub const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
+
+/// The image in the repository.
+pub fn hello() -> String {
+    format!("oci:{REPOSITORY}/tests/images/hello:v1")
+}
+
+/// `prepull` with its home in `home`.
+pub fn prepull(home: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_prepull"));
+    for name in ["XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "REGISTRY_AUTH_FILE", "XCLUSTER", "XCLUSTER_TMP", "TMPDIR"] {
+        command.env_remove(name);
+    }
+    command.env("HOME", home).env("SOURCE_DATE_EPOCH", "1234567890");
+    command
+}
+
+/// Runs it; gives what it said on standard output.
+#[track_caller]
+pub fn succeeds(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", stderr(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs it; it must end with `code`, and say in one line why, and nothing else.
+#[track_caller]
+pub fn fails(command: &mut Command, code: i32, part: &str) {
+    let output = command.output().unwrap();
+    let stderr = stderr(&output);
+    assert_eq!(output.status.code(), Some(code), "{command:?}: {stderr}");
+    assert!(stderr.contains(part), "{command:?}: {stderr}");
+    assert!(output.stdout.is_empty(), "{command:?}");
+}
+
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Whether this runs as root. If not, says so where nobody can overlook it: `tests/run` lists it.
+pub fn needs_root(test: &str) -> bool {
+    if rustix::process::geteuid().is_root() {
+        return true;
+    }
+    let line = format!("NOT RUN (needs root): {test}\n");
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
+    if let Some(path) = std::env::var_os("PREPULL_NOT_RUN") {
+        let mut file = fs_err::OpenOptions::new().append(true).create(true).open(PathBuf::from(path)).unwrap();
+        file.write_all(line.as_bytes()).unwrap();
+    }
+    false
+}
