@@ -55,7 +55,7 @@ pub fn run(args: MakeArgs, printer: &Printer) -> Result<(), Failure> {
         pause,
         stamp,
     };
-    let cache = open_cache(&args.cache, &tar)?;
+    let cache = open_cache(&args.cache, &tar, printer)?;
     let bars = Bars::new(*printer);
     let to_stdout = matches!(target, Target::Stdout);
     let report = make(&plan, &settings, &cache, target.output(stamp), &bars).map_err(|error| Failure {
@@ -160,9 +160,12 @@ fn default_tar() -> PathBuf {
             .ok()?;
         let text = String::from_utf8(output.stdout).ok()?;
         let value = text.lines().find_map(|line| line.strip_prefix("XCLUSTER_TMP="))?;
-        Some(PathBuf::from(value.trim_matches('\''))).filter(|path| path.is_dir())
+        Some(PathBuf::from(value.trim_matches('\''))).filter(|path| path.is_absolute())
     });
-    directory.unwrap_or_default().join("images.tar")
+    let directory = directory.unwrap_or_default();
+    // xcluster makes its directory when it first needs it; what fails here fails again, with a message, when the tar is made.
+    let _ = fs_err::create_dir_all(&directory);
+    directory.join("images.tar")
 }
 
 /// `SOURCE_DATE_EPOCH` (reproducible-builds.org), else the newest image's time.
@@ -187,20 +190,25 @@ pub fn cache_dir(typed: Option<&Path>) -> anyhow::Result<PathBuf> {
         (Some(cache), _) => Ok(cache.join("prepull")),
         (None, Some(home)) => Ok(home.join(".cache/prepull")),
         (None, None) => {
-            bail!("neither XDG_CACHE_HOME nor HOME is set: where is the cache? (--cache-dir DIR or --no-cache)")
+            bail!("neither XDG_CACHE_HOME nor HOME is set: where is the cache? (--cache-dir DIR)")
         }
     }
 }
 
-fn open_cache(args: &CacheArgs, tar: &Path) -> anyhow::Result<Cache> {
-    if args.no_cache {
-        let temporary = std::env::var_os("TMPDIR").map(PathBuf::from);
-        let beside =
-            || if tar == Path::new("-") { PathBuf::from("/var/tmp") } else { crate::atomic::parent(tar).to_owned() };
-        return Ok(Cache::none(&temporary.unwrap_or_else(beside)));
+/// A cache that was asked for must work; the usual one is only a convenience (a user in a container may have no home).
+fn open_cache(args: &CacheArgs, tar: &Path, printer: &Printer) -> anyhow::Result<Cache> {
+    let hint = "opening the cache (--cache-dir DIR or --no-cache goes around it)";
+    if let Some(typed) = &args.cache_dir {
+        return Cache::open(typed).context(hint);
     }
-    Cache::open(&cache_dir(args.cache_dir.as_deref())?)
-        .context("opening the cache (--cache-dir DIR or --no-cache goes around it)")
+    if !args.no_cache {
+        match cache_dir(None).and_then(|directory| Ok(Cache::open(&directory)?)) {
+            Ok(cache) => return Ok(cache),
+            Err(error) => printer.warn(&format!("no cache: {error:#}")),
+        }
+    }
+    let beside = if tar == Path::new("-") { Path::new("/var/tmp") } else { crate::atomic::parent(tar) };
+    Ok(Cache::none(&std::env::var_os("TMPDIR").map_or_else(|| beside.to_owned(), PathBuf::from)))
 }
 
 /// Where the tar goes, opened.

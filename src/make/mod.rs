@@ -26,6 +26,9 @@ use crate::storage::store::{Piece, Settings, Store, StoreLayer, body_prefix, lay
 /// Layers fetched and converted at once, at least: a network wants more than a processor.
 const WORKERS_MIN: usize = 3;
 
+/// Layers converted at once, at most: each takes a few megabytes.
+const WORKERS_MAX: usize = 8;
+
 /// How often a damaged cache file is made again before prepull gives up: then it is the disk.
 const ATTEMPTS: usize = 5;
 
@@ -241,7 +244,8 @@ impl Make<'_> {
         self.stop.store(false, Ordering::Relaxed);
         let mut missing: Vec<_> = layers.iter().filter(|layer| !segments.contains_key(&layer.id)).collect();
         missing.sort_by_key(|layer| std::cmp::Reverse(layer.layer.descriptor.size));
-        let workers = std::thread::available_parallelism().map_or(WORKERS_MIN, |cores| WORKERS_MIN.max(cores.get()));
+        let workers = std::thread::available_parallelism()
+            .map_or(WORKERS_MIN, |cores| cores.get().clamp(WORKERS_MIN, WORKERS_MAX));
         let queue = Mutex::new(VecDeque::from(missing));
         std::thread::scope(|scope| {
             let (sender, receiver) = channel();

@@ -3,8 +3,9 @@
 //! Any number of processes may use it at once: a file gets its name when it is whole, under a name that says all that it
 //! depends on, and is checked when it is used. What is found damaged is removed and made again.
 
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -63,13 +64,21 @@ impl Cache {
         Self { directory: directory.join("segments"), keeps: true }
     }
 
-    /// The cache below `directory`, which is made if it is missing.
+    /// The cache below `directory`, which is made if it is missing, for this user alone.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When it cannot be made; of kind `PermissionDenied` when others could put files into it: the checksums of segments
+    /// guard against accidents, not against somebody.
     pub fn open(directory: &Path) -> io::Result<Self> {
         let directory = directory.join("segments");
-        fs_err::create_dir_all(&directory)?;
+        let make = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+        make.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", directory.display())))?;
+        let metadata = fs_err::metadata(&directory)?;
+        let owned = [rustix::process::geteuid().as_raw(), 0].contains(&metadata.uid());
+        if !owned || metadata.mode() & 0o022 != 0 {
+            let text = format!("{} can be written by other users", directory.display());
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+        }
         Ok(Self { directory, keeps: true })
     }
 
