@@ -1,6 +1,6 @@
 //! `prepull ovl`: the overlay that `xc mkcdrom images` calls.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 
 use crate::command::{fails, prepull, stderr, succeeds};
