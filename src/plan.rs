@@ -67,12 +67,14 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the image is simply not there.
+    /// Whether the image is simply not there, or cannot be asked for like this.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         matches!(
             self,
-            Self::Source { error: source::Error::NotFound(_), .. }
+            Self::Source { error: source::Error::NotFound(_) | source::Error::Overlay(_), .. }
+                | Self::Nameless { .. }
+                | Self::Unstorable { .. }
                 | Self::Image { error: image::Error::Source(source::Error::NotFound(_)), .. }
         )
     }

@@ -135,6 +135,10 @@ struct Dirent {
     name: (u32, u8),
     inode: u32,
     live: bool,
+    /// The name made last in this directory; 0 for none, since the root is in no directory.
+    last_child: DirentId,
+    /// The name made before this one in the same directory.
+    previous: DirentId,
 }
 
 enum Walk {
@@ -192,7 +196,7 @@ impl Default for Tree {
         };
         Self {
             names: Vec::new(),
-            dirents: vec![Dirent { parent: 0, name: (0, 0), inode: 0, live: true }],
+            dirents: vec![Dirent { parent: 0, name: (0, 0), inode: 0, live: true, last_child: 0, previous: 0 }],
             inodes: vec![root],
             first_names: vec![0],
             lookup: HashTable::new(),
@@ -490,7 +494,9 @@ impl Tree {
         let dirent = self.dirents.len() as DirentId;
         let start = self.names.len() as u32;
         self.names.extend_from_slice(name);
-        self.dirents.push(Dirent { parent, name: (start, name.len() as u8), inode, live: true });
+        let previous = std::mem::replace(&mut self.dirents[parent as usize].last_child, dirent);
+        let name_at = (start, name.len() as u8);
+        self.dirents.push(Dirent { parent, name: name_at, inode, live: true, last_child: 0, previous });
         let hash = self.hash(parent, name);
         let (names, dirents, hasher) = (&self.names, &self.dirents, &self.hasher);
         self.lookup.insert_unique(hash, dirent, |&other| {
@@ -508,11 +514,12 @@ impl Tree {
             found.remove();
         }
         self.dirents[dirent as usize].live = false;
-        if self.inode(dirent).kind == InodeKind::Directory {
-            let children: Vec<_> = self.live().filter(|&child| self.parent(child) == dirent).collect();
-            for child in children {
+        let mut child = self.dirents[dirent as usize].last_child;
+        while child != 0 {
+            if self.dirents[child as usize].live {
                 self.remove(child);
             }
+            child = self.dirents[child as usize].previous;
         }
     }
 

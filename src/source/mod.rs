@@ -103,6 +103,12 @@ pub enum Error {
     /// The source is there but is not what its transport says it is.
     #[error("{0}")]
     Invalid(String),
+    /// An item without a colon.
+    #[error(
+        "without a `:` it is an xcluster overlay, and those are not read yet; for an image the version must be included, \
+         for instance {0}:latest"
+    )]
+    Overlay(String),
     /// More than one image, and nothing says which.
     #[error("{0}")]
     Ambiguous(String),
@@ -160,10 +166,7 @@ pub fn open(location: &Location, options: &Options) -> Result<Arc<dyn ImageSourc
         Location::DockerArchive { path, select } => Arc::new(docker_archive::open(path, select, options)?),
         Location::Dir { path } => Arc::new(dir::open(path)?),
         Location::Overlay(overlay) => {
-            return Err(Error::Invalid(format!(
-                "{overlay}: xcluster overlays are not read yet; for an image the version must be included, \
-                 for instance {overlay}:latest"
-            )));
+            return Err(Error::Overlay(overlay.clone()));
         }
     })
 }
