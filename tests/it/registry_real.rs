@@ -44,7 +44,7 @@ fn options(home: &Path) -> Options {
 
 fn unauthorized(result: Result<(), source::Error>) -> String {
     match result {
-        Err(source::Error::Registry(error @ Error::Unauthorized { .. })) => error.to_string(),
+        Err(source::Error::Registry(error)) if matches!(*error, Error::Unauthorized { .. }) => error.to_string(),
         other => panic!("{other:?}"),
     }
 }
