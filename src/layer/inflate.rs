@@ -166,9 +166,8 @@ fn detect(magic: &[u8]) -> io::Result<Compression> {
         ))
     };
     match magic {
-        [0x1f, 0x8b, ..] => Ok(Compression::Gzip),
-        // A frame, or one of the skippable frames with which zstd:chunked blobs may begin.
-        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Ok(Compression::Zstd),
+        [0x1f, 0x8b, 0x08, ..] => Ok(Compression::Gzip),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Ok(Compression::Zstd),
         [b'B', b'Z', b'h', ..] => refuse("bzip2"),
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => refuse("xz"),
         _ => Ok(Compression::None),

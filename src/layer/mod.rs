@@ -1,5 +1,6 @@
 //! A layer opened: from the blob to the tree that unpacking it would leave, and to its tar-split.
 
+pub mod acl;
 pub mod inflate;
 pub mod path;
 pub mod tar;

@@ -189,6 +189,10 @@ impl<R: BufRead> TarReader<R> {
                     let body = self.special(header.size)?;
                     let records = Pax::parse(&body).map_err(|what| self.invalid(what))?;
                     if header.typeflag == b'g' {
+                        // Only the name of what it says has a meaning: tar-split records it.
+                        records
+                            .merge(&mut header)
+                            .map_err(|error| error.unwrap_or_else(|| self.invalid("PAX record")))?;
                         return Ok(Some(Header { name: header.name, typeflag: b'g', ..Header::default() }));
                     }
                     pax = Some(records);
@@ -417,11 +421,12 @@ impl Pax {
             return Err(Some(TarError::Sparse));
         }
         for (key, value) in self.records {
-            if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                header.xattrs.push((name.to_vec(), value));
+            // An attribute without a value is not there, as for Go.
+            if value.is_empty() {
                 continue;
             }
-            if value.is_empty() {
+            if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                header.xattrs.push((name.to_vec(), value));
                 continue;
             }
             match &key[..] {

@@ -8,6 +8,7 @@
 use hashbrown::HashTable;
 use std::hash::BuildHasher as _;
 
+use super::acl::{Acl, NoAcl};
 use super::path::{NAME_MAX, PATH_MAX, below_root, clean, components, split_last};
 use super::tar::Header;
 use crate::entry::{Device, Timestamp, Xattr};
@@ -419,10 +420,14 @@ impl Tree {
     fn apply(&mut self, dirent: DirentId, header: &Header) -> Result<(), PlaceError> {
         let mut dropped = Vec::new();
         let inode = self.inode_mut(dirent);
+        // `SafeLchown` does nothing where the owner is right; chown takes capabilities away.
+        if inode.kind != InodeKind::Directory && (header.uid, header.gid) != (inode.uid.into(), inode.gid.into()) {
+            inode.xattrs.retain(|(name, _)| name != CAPABILITY);
+        }
         set_owner(inode, header);
         let is_symlink = matches!(inode.kind, InodeKind::Symlink(_));
         if !is_symlink {
-            inode.mode = (header.mode & 0o7777) as u16;
+            change_mode(inode, (header.mode & 0o7777) as u16);
         }
         // A hardlink's header does not change the times of a symbolic link.
         if !(is_symlink && header.typeflag == b'1') {
@@ -431,13 +436,8 @@ impl Tree {
         }
         for (name, value) in &header.xattrs {
             match judge_xattr(&inode.kind, name, value) {
-                Verdict::Keep => {
-                    let at = inode.xattrs.binary_search_by(|xattr| xattr.0.cmp(name));
-                    match at {
-                        Ok(at) => inode.xattrs[at].1.clone_from(value),
-                        Err(at) => inode.xattrs.insert(at, (name.clone(), value.clone())),
-                    }
-                }
+                Verdict::Keep => set_xattr(inode, name, value.clone()),
+                Verdict::Acl(acl) => set_acl(inode, name, &acl),
                 Verdict::Opaque => inode.opaque = true,
                 Verdict::Skip => {}
                 Verdict::Drop => dropped.push(name.clone()),
@@ -602,6 +602,37 @@ fn set_owner(inode: &mut Inode, header: &Header) {
     }
 }
 
+fn set_xattr(inode: &mut Inode, name: &[u8], value: Vec<u8>) {
+    match inode.xattrs.binary_search_by(|xattr| xattr.0[..].cmp(name)) {
+        Ok(at) => inode.xattrs[at].1 = value,
+        Err(at) => inode.xattrs.insert(at, (name.to_vec(), value)),
+    }
+}
+
+/// An access ACL is permission bits in the first place; what they cannot say is kept beside them.
+fn set_acl(inode: &mut Inode, name: &[u8], acl: &Acl) {
+    let (mode, is_all) = acl.mode(inode.mode);
+    let is_access = name == ACL_ACCESS;
+    if is_access {
+        inode.mode = mode;
+    }
+    if acl.is_empty() || is_access && is_all {
+        inode.xattrs.retain(|xattr| xattr.0 != name);
+    } else {
+        set_xattr(inode, name, acl.encode());
+    }
+}
+
+fn change_mode(inode: &mut Inode, mode: u16) {
+    inode.mode = mode;
+    for (_, value) in inode.xattrs.iter_mut().filter(|(name, _)| name == ACL_ACCESS) {
+        if let Ok(mut acl) = Acl::parse(value) {
+            acl.chmod(mode);
+            *value = acl.encode();
+        }
+    }
+}
+
 /// `system.Chtimes`: what is before 1970 or after 2262 becomes 1970.
 fn file_time(time: Timestamp) -> Timestamp {
     let last = Timestamp { seconds: 9_223_372_036, nanoseconds: 854_775_807 };
@@ -617,8 +648,13 @@ fn symlink_time(time: Timestamp) -> Timestamp {
     }
 }
 
+const CAPABILITY: &[u8] = b"security.capability";
+const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
+const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
+
 enum Verdict {
     Keep,
+    Acl(Acl),
     Opaque,
     Skip,
     Drop,
@@ -642,10 +678,13 @@ fn judge_xattr(kind: &InodeKind, name: &[u8], value: &[u8]) -> Verdict {
     if name.len() > NAME_MAX || value.len() > XATTR_SIZE_MAX || name.is_empty() || name.contains(&0) {
         return Verdict::Refuse;
     }
+    if matches!(name, b"user." | b"trusted." | b"security.") {
+        return Verdict::Refuse;
+    }
     if namespace(b"user.") {
         return if plain { Verdict::Keep } else { Verdict::Refuse };
     }
-    if name == b"security.capability" {
+    if name == CAPABILITY {
         // cap_convert_nscap(): revision 2 of 20 bytes or revision 3 of 24.
         let revision = value.get(..4).map(|magic| u32::from_le_bytes([magic[0], magic[1], magic[2], magic[3]]) & !1);
         return match (revision, value.len()) {
@@ -653,9 +692,16 @@ fn judge_xattr(kind: &InodeKind, name: &[u8], value: &[u8]) -> Verdict {
             _ => Verdict::Refuse,
         };
     }
-    let acl = matches!(name, b"system.posix_acl_access" | b"system.posix_acl_default") && plain;
-    if namespace(b"trusted.") || namespace(b"security.") || acl {
+    if namespace(b"trusted.") || namespace(b"security.") {
         return Verdict::Keep;
+    }
+    if matches!(name, ACL_ACCESS | ACL_DEFAULT) && !matches!(kind, InodeKind::Symlink(_)) {
+        return match Acl::parse(value) {
+            Ok(acl) if name == ACL_DEFAULT && *kind != InodeKind::Directory && !acl.is_empty() => Verdict::Refuse,
+            Ok(acl) => Verdict::Acl(acl),
+            Err(NoAcl::Invalid) => Verdict::Refuse,
+            Err(NoAcl::Unsupported) => Verdict::Skip,
+        };
     }
     // No handler: ENOTSUP, which containers/storage ignores.
     Verdict::Skip

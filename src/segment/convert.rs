@@ -102,6 +102,7 @@ pub fn convert(
             gids: BTreeSet::new(),
             stamped: Vec::new(),
             headers: Vec::new(),
+            last: 0,
         };
         let mut reader = TarReader::new(inflated);
         pass.read(&mut reader)?;
@@ -124,6 +125,8 @@ struct Pass<'a> {
     gids: BTreeSet<u32>,
     stamped: Vec<u64>,
     headers: Vec<u8>,
+    /// The name that was written last.
+    last: DirentId,
 }
 
 impl Pass<'_> {
@@ -210,6 +213,11 @@ impl Pass<'_> {
     }
 
     fn write_header(&mut self, dirent: DirentId) -> io::Result<()> {
+        let parent = self.tree.parent(dirent);
+        if is_made_late(&self.tree.inode(dirent).kind) && !is_within(self.last, parent, |at| self.tree.parent(at)) {
+            self.write_header(parent)?;
+        }
+        self.last = dirent;
         let first = self.tree.first_name(dirent);
         let inode = self.tree.inode(dirent);
         let below = |dirent| [self.job.prefix, &self.tree.path(dirent)].concat();
@@ -266,12 +274,20 @@ impl Pass<'_> {
     fn rewrite(&mut self, mut first: Writer, index: &mut Index) -> io::Result<()> {
         self.stamped.clear();
         let mut buffer = vec![0; 256 << 10];
+        let mut last = 0;
         for number in 1..index.nodes().len() as u32 {
-            let entry = index.entry(number, self.job.prefix, 0);
             let node = &index.nodes()[number as usize];
             if node.inode.whiteout {
                 continue;
             }
+            let (parent, parent_of) = (node.parent, |at: u32| index.nodes()[at as usize].parent);
+            if is_made_late(&node.inode.kind) && !is_within(last, parent, parent_of) {
+                let stamped = index.nodes()[parent as usize].inode.stamped;
+                let entry = index.entry(parent, self.job.prefix, 0);
+                write_entry(&mut self.body, &entry, stamped, &mut self.stamped, &mut self.headers)?;
+            }
+            last = number;
+            let entry = index.entry(number, self.job.prefix, 0);
             write_entry(&mut self.body, &entry, node.inode.stamped, &mut self.stamped, &mut self.headers)?;
             if let (None, InodeKind::Regular { size, data }) = (node.link_to, &node.inode.kind) {
                 let (size, data) = (*size, *data);
@@ -288,6 +304,21 @@ impl Pass<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether GNU tar makes it only at the end, since it might lead out of the tree (`extract.c`, `extract_symlink`). It then
+/// restores its directory's time if it knows it: the directory must have been named since it was last left.
+fn is_made_late(kind: &InodeKind) -> bool {
+    let InodeKind::Symlink(target) = kind else { return false };
+    target.starts_with(b"/") || target.split(|&byte| byte == b'/').any(|part| part == b"..")
+}
+
+/// Whether `directory` is `at` or above it. Number 0 is the root.
+fn is_within(mut at: u32, directory: u32, parent: impl Fn(u32) -> u32) -> bool {
+    while at != directory && at != 0 {
+        at = parent(at);
+    }
+    at == directory
 }
 
 fn write_entry(

@@ -344,12 +344,13 @@ impl<'a> Store<'a> {
         }
     }
 
-    /// A root that no entry `/` claims has its parent's mode and owner (containers/storage `drivers/overlay/overlay.go`, `create`).
+    /// A root that no entry `/` claims has its parent's owner, and its mode as far as `mkdir` with umask 022 takes it
+    /// (containers/storage `drivers/overlay/overlay.go`, `getLayerPermissions`).
     fn root_entry(&mut self, layer: &StoreLayer, index: &Index, claimed: bool) -> Entry {
         let mut entry = index.entry(0, &body_prefix(&self.settings.graphroot, &layer.id), self.settings.stamp);
         let inherited = layer.parent.and_then(|parent| self.roots.get(&parent).copied());
         if let (false, Some(Root { mode, uid, gid })) = (claimed, inherited) {
-            entry.meta = Meta { mode, uid, gid, ..entry.meta };
+            entry.meta = Meta { mode: mode & 0o755, uid, gid, ..entry.meta };
         }
         let Meta { mode, uid, gid, .. } = entry.meta;
         self.roots.insert(layer.id, Root { mode, uid, gid });

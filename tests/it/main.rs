@@ -4,12 +4,18 @@
 
 /// Runs the `prepull` that is tested: no tests of its own.
 mod command;
+/// Images at the edge of what layers may be: no tests of its own.
+mod corpus;
 /// A real dockerd on a private socket; needs root.
 mod daemon;
+/// GNU tar unpacks what skopeo would have made, and what skopeo refuses is refused.
+mod edge;
 /// `prepull ls` agrees with podman, whoever made the store.
 mod ls;
 /// Hand-made OCI layouts and docker archives, and the tools that judge: no tests of its own.
 mod made;
+/// Tar archives block by block: no tests of its own.
+mod raw;
 /// Names are normalised as the real tools normalise them.
 mod references;
 /// The registry client against a server that misbehaves on purpose: breaks, redirects, proxies.
@@ -22,6 +28,8 @@ mod registry_real;
 mod rooms;
 /// Every local transport gives the image that skopeo gives, and refuses what skopeo refuses.
 mod sources;
+/// Stores made by the real tools and by prepull: no tests of its own.
+mod stores;
 /// Servers on 127.0.0.1 that tests start and that end with them: one that misbehaves, docker-registry. No tests of its own.
 mod support;
 /// What `prepull` says of itself, and to who types something wrong.

@@ -1,0 +1,336 @@
+//! Images at the edge of what layers may be: GNU tar unpacks what skopeo would have made, and what skopeo refuses is refused.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::command::{needs_root, prepull};
+use crate::corpus::{self, Case};
+use crate::made::Layout;
+use crate::stores::{
+    Clock, GRAPHROOT, Tree, chain, differences, each, json as json_of, lone, scratch, skopeo_into, tar_split,
+    unpack_gnu, walk,
+};
+
+/// What differs on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Difference {
+    /// skopeo takes it, prepull does not.
+    Refused,
+    /// prepull takes it, skopeo does not.
+    Accepted,
+    /// prepull leaves out overlayfs's own attributes.
+    NoOverlayAttributes,
+    /// skopeo before 1.13 (storage before 1.47) does not give a layer's root the owner of its parent's.
+    RootOwner,
+    /// prepull does not give files the default ACL of the directory they are in.
+    InheritedAcls,
+    /// skopeo's tar-split lacks bytes, so that it could not export the layer.
+    TarSplit,
+    /// skopeo takes the blob of a lower layer with the same content for this one's.
+    Blob,
+}
+
+/// All differences on purpose, with the reason.
+pub const DIFFERENCES: &[(&str, Difference, &str)] = &[
+    ("pax-sparse-0.0", Difference::Refused, SPARSE),
+    ("pax-sparse-0.1", Difference::Refused, SPARSE),
+    ("pax-sparse-1.0", Difference::Refused, SPARSE),
+    ("xattr-opaque-file", Difference::NoOverlayAttributes, STEERS),
+    ("xattr-opaque-symlink", Difference::NoOverlayAttributes, STEERS),
+    ("xattr-opaque-fifo", Difference::NoOverlayAttributes, STEERS),
+    ("xattr-opaque-char", Difference::NoOverlayAttributes, STEERS),
+    ("xattr-opaque-block", Difference::NoOverlayAttributes, STEERS),
+    ("xattr-opaque-x", Difference::NoOverlayAttributes, STEERS),
+    ("xattr-opaque-dir-x", Difference::NoOverlayAttributes, STEERS),
+    ("xattr-redirect", Difference::NoOverlayAttributes, STEERS),
+    ("xattr-origin", Difference::NoOverlayAttributes, STEERS),
+    ("xattr-user-overlay", Difference::NoOverlayAttributes, STEERS),
+    (
+        "wh-then-opaque-below",
+        Difference::NoOverlayAttributes,
+        "an opaque marker on what is no directory has no meaning",
+    ),
+    ("opq-on-file", Difference::NoOverlayAttributes, "an opaque marker on what is no directory has no meaning"),
+    (
+        "xattr-acl-default",
+        Difference::InheritedAcls,
+        "no builder makes such layers, and who means it says it in the files' own headers",
+    ),
+    ("cut-in-padding", Difference::TarSplit, "the bytes are part of the layer"),
+    ("two-blobs", Difference::Blob, "each layer is recorded with the blob that the manifest gives it"),
+    ("bzip2", Difference::Refused, COMPRESSION),
+    ("xz", Difference::Refused, COMPRESSION),
+    ("root-inherited", Difference::RootOwner, OLD_ROOT),
+    ("root-claimed-late", Difference::RootOwner, OLD_ROOT),
+    ("root-claimed-twice", Difference::RootOwner, OLD_ROOT),
+];
+
+const SPARSE: &str = "tar-split cannot record a sparse file: the image could never be exported again";
+const STEERS: &str = "overlayfs's own attributes would steer the mount in the machine";
+const COMPRESSION: &str = "the image specification knows gzip and zstd only";
+const OLD_ROOT: &str = "as storage 1.64 does it";
+
+/// The difference that a case may show.
+pub fn difference(case: &str) -> Option<Difference> {
+    DIFFERENCES.iter().find(|(name, ..)| *name == case).map(|(_, difference, _)| *difference)
+}
+
+#[test]
+fn gnu_tar_unpacks_what_skopeo_makes() {
+    if !needs_root("edge::gnu_tar_unpacks_what_skopeo_makes") {
+        return;
+    }
+    let only = std::env::var("PREPULL_EDGE").ok();
+    let cases: Vec<Case> =
+        corpus::all().into_iter().filter(|case| only.as_ref().is_none_or(|only| case.name.starts_with(only))).collect();
+    let directory = scratch();
+    let failures = each(&cases, 12, |case| compare(case, &directory.path().join(&case.name)));
+    assert!(failures.is_empty(), "{} of {} differ:\n{}", failures.len(), cases.len(), failures.join("\n"));
+}
+
+fn compare(case: &Case, at: &Path) -> Result<(), String> {
+    fs_err::create_dir_all(at).unwrap();
+    let mut layout = Layout::new(at.join("oci"));
+    case.write(&mut layout);
+    let image = case.image();
+    let item = format!("oci:{}:{image}", layout.path.display());
+
+    let begun = Clock::now();
+    let root = at.join("skopeo");
+    let theirs = skopeo_into(&root, &item, &image);
+    let their_clock = Clock::since(begun);
+    let tar = at.join("images.tar");
+    let ours = prepull(at)
+        .args(["make", "--unpacker", "gnu", "--no-cache", "--no-config", "--quiet", "-o"])
+        .arg(&tar)
+        .arg(&item)
+        .output()
+        .unwrap();
+    let (they_said, we_said) = (String::from_utf8_lossy(&theirs.stderr), String::from_utf8_lossy(&ours.stderr));
+    let both = format!("skopeo: {}\n  prepull: {}", they_said.trim(), we_said.trim());
+    if std::env::var_os("PREPULL_EDGE").is_some() {
+        println!("{}: {both}", case.name);
+    }
+    let fail = |what: &str| Err(format!("{}: {what}\n  {both}", case.name));
+    if !ours.status.success() {
+        if ours.status.code() != Some(1) || we_said.lines().count() != 1 || !we_said.contains(&image) {
+            return fail("not one line that names the image, and exit code 1");
+        }
+        if tar.exists() {
+            return fail("refused, but there is a tar");
+        }
+    }
+    match (theirs.status.success(), ours.status.success(), difference(&case.name)) {
+        (false, false, None) | (true, false, Some(Difference::Refused)) | (false, true, Some(Difference::Accepted)) => {
+            return Ok(());
+        }
+        (true, true, difference) if !matches!(difference, Some(Difference::Refused | Difference::Accepted)) => {}
+        (true, false, _) => return fail("only prepull refuses"),
+        (false, true, _) => return fail("only skopeo refuses"),
+        (_, _, difference) => return fail(&format!("does not show the difference {difference:?}")),
+    }
+    if let Err(said) = unpack_gnu(&tar, &at.join("gnu")) {
+        return Err(format!("{}: {said}", case.name));
+    }
+    let mut report = String::new();
+    let stores = Stores { ours: &at.join("gnu").join(GRAPHROOT), theirs: &root, their_clock };
+    stores.compare(&image, difference(&case.name), &mut report);
+    // Some layers are large: what is right need not stay.
+    if report.is_empty() {
+        fs_err::remove_dir_all(at).unwrap();
+        return Ok(());
+    }
+    Err(format!("{}:\n{report}", case.name))
+}
+
+/// Two stores with the same image.
+struct Stores<'a> {
+    ours: &'a Path,
+    theirs: &'a Path,
+    their_clock: Clock,
+}
+
+impl Stores<'_> {
+    fn compare(&self, image: &str, difference: Option<Difference>, out: &mut String) {
+        let (ours, theirs) = (chain(self.ours, image), chain(self.theirs, image));
+        if ours != theirs {
+            let _ = writeln!(out, "  layers: {ours:?} and {theirs:?}");
+            return;
+        }
+        for id in &ours {
+            let diff = format!("overlay/{id}/diff");
+            let our_tree = walk(&self.ours.join(&diff), &Clock::stamp());
+            let mut their_tree = walk(&self.theirs.join(&diff), &self.their_clock);
+            match difference {
+                Some(Difference::NoOverlayAttributes) => drop_overlay(&mut their_tree),
+                Some(Difference::InheritedAcls) => drop_inherited_acls(&mut their_tree),
+                Some(Difference::RootOwner) => their_tree.get_mut(".").unwrap().owner = our_tree["."].owner,
+                _ => {}
+            }
+            differences(&id[..8], &our_tree, &their_tree, out);
+            if difference != Some(Difference::TarSplit) && tar_split(self.ours, id) != tar_split(self.theirs, id) {
+                let (ours, theirs) = (tar_split(self.ours, id), tar_split(self.theirs, id));
+                let lines = ours.iter().zip(&theirs).find(|(ours, theirs)| ours != theirs);
+                let _ = writeln!(out, "  {}: tar-split differs: {:.600?}", &id[..8], lines);
+            }
+        }
+        self.compare_links(&ours, out);
+        self.compare_records(difference, out);
+        self.compare_skeletons(out);
+    }
+
+    fn compare_links(&self, chain: &[String], out: &mut String) {
+        for (at, id) in chain.iter().enumerate() {
+            let lowers = &chain[at + 1..];
+            for root in [self.ours, self.theirs] {
+                let overlay = root.join("overlay");
+                let read = |name: &str| fs_err::read_to_string(overlay.join(id).join(name)).ok();
+                let target = |link: &str| {
+                    let target = fs_err::read_link(overlay.join(link)).unwrap();
+                    let text = target.to_str().unwrap();
+                    text.strip_prefix("../").and_then(|text| text.strip_suffix("/diff")).unwrap().to_owned()
+                };
+                let link = read("link").unwrap();
+                if target(&format!("l/{link}")) != *id || link.len() != 26 {
+                    let _ = writeln!(out, "  {id}: bad link {link}");
+                }
+                let lower: Vec<String> =
+                    read("lower").map(|text| text.split(':').map(target).collect()).unwrap_or_default();
+                if lower != *lowers {
+                    let _ = writeln!(out, "  {id}: lower is {lower:?}");
+                }
+                let ours = root == self.ours;
+                let wanted = (ours && !lowers.is_empty()).then(|| lowers.join(":"));
+                if read("lower-layers") != wanted {
+                    let _ = writeln!(out, "  {id}: lower-layers is {:?}", read("lower-layers"));
+                }
+            }
+        }
+    }
+
+    fn compare_records(&self, difference: Option<Difference>, out: &mut String) {
+        let layers = |root: &Path| {
+            let text = fs_err::read_to_string(root.join("overlay-layers/layers.json")).unwrap_or_default();
+            without_times(&text)
+        };
+        // A store without layers has no such file when skopeo made it.
+        let no_blobs =
+            |text: String| text.split(['{', ',']).filter(|field| !field.contains("compress")).collect::<String>();
+        let same = match difference {
+            Some(Difference::Blob) => no_blobs(layers(self.ours)) == no_blobs(layers(self.theirs)),
+            _ => layers(self.ours) == layers(self.theirs),
+        };
+        if !same && !(layers(self.ours) == "[]" && layers(self.theirs).is_empty()) {
+            let _ = writeln!(out, "  layers.json:\n    {}\n    {}", layers(self.ours), layers(self.theirs));
+        }
+        let theirs = without_signatures(json_of(self.theirs, "overlay-images/images.json"));
+        let ours = json_of(self.ours, "overlay-images/images.json");
+        if ours != theirs {
+            let _ = writeln!(out, "  images.json:\n    {ours}\n    {theirs}");
+        }
+        let id = ours[0]["id"].as_str().unwrap();
+        let data = |root: &Path| -> BTreeMap<String, Vec<u8>> {
+            let directory = root.join("overlay-images").join(id);
+            let read = |entry: std::io::Result<fs_err::DirEntry>| {
+                let entry = entry.unwrap();
+                (entry.file_name().into_string().unwrap(), fs_err::read(entry.path()).unwrap())
+            };
+            // "=c2lnbmF0dXJl" is "signature" in base64.
+            let is_data = |(name, _): &(String, Vec<u8>)| !name.starts_with("=c2lnbmF0dXJl");
+            fs_err::read_dir(directory).unwrap().map(read).filter(is_data).collect()
+        };
+        if data(self.ours) != data(self.theirs) {
+            let _ = writeln!(out, "  big data differ");
+        }
+    }
+
+    /// All that is not a layer's content: types, modes and owners.
+    fn compare_skeletons(&self, out: &mut String) {
+        let skeleton = |root: &Path, clock: &Clock| -> BTreeMap<String, (&'static str, u32, (u32, u32))> {
+            let mut tree = Tree::new();
+            shallow(root, root, clock, &mut tree);
+            tree.into_iter().map(|(name, node)| (name, (node.kind, node.mode, node.owner))).collect()
+        };
+        let mut ours = skeleton(self.ours, &Clock::stamp());
+        let mut theirs = skeleton(self.theirs, &self.their_clock);
+        for gone in ["mounts", "tmp"] {
+            theirs.remove(gone);
+        }
+        ours.retain(|name, _| !name.ends_with("/lower-layers"));
+        let fixed = |tree: &mut BTreeMap<String, _>| {
+            let links = tree.extract_if(.., |name: &String, _: &mut _| name.starts_with("overlay/l/")).count();
+            tree.retain(|name, _| !name.starts_with("overlay-images/") || !name.contains("/=c2lnbmF0dXJl"));
+            links
+        };
+        let (our_links, their_links) = (fixed(&mut ours), fixed(&mut theirs));
+        if theirs.get("overlay-layers/layers.json").is_none() {
+            ours.remove("overlay-layers/layers.json");
+        }
+        if ours != theirs || our_links != their_links {
+            for (name, node) in &ours {
+                if theirs.get(name) != Some(node) {
+                    let _ = writeln!(out, "  {name}: {node:?} and {:?}", theirs.get(name));
+                }
+            }
+            for name in theirs.keys().filter(|name| !ours.contains_key(*name)) {
+                let _ = writeln!(out, "  {name}: only skopeo has it");
+            }
+        }
+    }
+}
+
+/// Like [`walk`], but does not look into layers.
+fn shallow(root: &Path, directory: &Path, clock: &Clock, tree: &mut Tree) {
+    for entry in fs_err::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.strip_prefix(root).unwrap().display().to_string();
+        if path.is_dir() && !path.is_symlink() {
+            if name.ends_with("/diff") {
+                continue;
+            }
+            shallow(root, &path, clock, tree);
+        }
+        tree.insert(name, lone(&path, clock));
+    }
+}
+
+fn drop_overlay(tree: &mut Tree) {
+    for node in tree.values_mut() {
+        node.xattrs.retain(|name, value| {
+            let is_marker = name == "trusted.overlay.opaque" && value == "y" && node.kind == "dir";
+            is_marker || !(name.starts_with("trusted.overlay.") || name.starts_with("user.overlay."))
+        });
+    }
+}
+
+fn drop_inherited_acls(tree: &mut Tree) {
+    for (_, node) in tree.iter_mut().filter(|(name, _)| *name != "d") {
+        node.xattrs.retain(|name, _| !name.starts_with("system.posix_acl"));
+    }
+}
+
+/// With the value of every `created` cut out.
+fn without_times(text: &str) -> String {
+    let key = r#""created":""#;
+    let mut parts = text.split(key);
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |all, part| all + key + part.split_once('"').map_or("", |(_, rest)| rest))
+}
+
+/// skopeo before 1.14 keeps an empty signature item with every image.
+fn without_signatures(mut images: Value) -> Value {
+    for image in images.as_array_mut().unwrap() {
+        image["metadata"] = json!("{}");
+        image["big-data-names"]
+            .as_array_mut()
+            .unwrap()
+            .retain(|name| !name.as_str().unwrap().starts_with("signature-"));
+        for key in ["big-data-sizes", "big-data-digests"] {
+            image[key].as_object_mut().unwrap().retain(|name, _| !name.starts_with("signature-"));
+        }
+    }
+    images
+}
