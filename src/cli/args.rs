@@ -118,7 +118,7 @@ pub struct LsArgs {
     #[arg(long)]
     pub digests: bool,
 
-    /// Print the images as JSON, as `crictl images -o json` does
+    /// Print the images as JSON
     #[arg(long)]
     pub json: bool,
 }
