@@ -74,6 +74,52 @@ fn an_error_is_told_while_another_download_waits_for_its_next_attempt() {
 }
 
 #[test]
+fn an_error_of_one_item_is_told_while_another_ones_manifest_is_stalled() {
+    let scratch = tempfile::tempdir().unwrap();
+    let server = FaultServer::start(|seen, _| match seen.path.as_str() {
+        "/v2/" => Reply::new(200, ""),
+        "/v2/app/manifests/v1" => Reply::new(200, "{}").fault(Fault::StallAfter(1)),
+        _ => Reply::new(404, ""),
+    });
+    let begin = Instant::now();
+    let mut command = make(scratch.path(), &server, "a.tar");
+    fails(command.arg(format!("{}/none:v1", server.host())), 2, "/none:v1: fetching manifest v1");
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn of_several_wrong_items_the_first_is_told() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut command = prepull(scratch.path());
+    command.current_dir(scratch.path()).args(["make", "-o", "a.tar", &hello(), "oci:one", "oci:two", "oci:three"]);
+    for _ in 0..5 {
+        fails(&mut command, 2, "oci:one: no such directory");
+    }
+}
+
+#[test]
+fn a_damaged_cache_file_is_made_again() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = scratch.path();
+    let requests = |server: &FaultServer| server.seen("/v2/app/blobs/").len();
+    let server = registry(&two_layers(), |_| None);
+    assert!(make(at, &server, "good.tar").arg("--quiet").status().unwrap().success());
+    let before = requests(&server);
+    // The first chunk of the larger file is in the layer's body: only its reader notices.
+    let segments = fs_err::read_dir(at.join(".cache/prepull/segments")).unwrap();
+    let largest =
+        segments.map(|entry| entry.unwrap().path()).max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let mut bytes = fs_err::read(&largest).unwrap();
+    bytes[3000] ^= 1;
+    fs_err::write(&largest, bytes).unwrap();
+    let output = make(at, &server, "again.tar").arg("--quiet").output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stderr(&output).contains("is damaged: converting the layer again"), "{}", stderr(&output));
+    assert_eq!(fs_err::read(at.join("good.tar")).unwrap(), fs_err::read(at.join("again.tar")).unwrap());
+    assert_eq!(requests(&server), before + 2, "the config, and the damaged layer alone");
+}
+
+#[test]
 fn a_full_disk_is_told_while_a_download_is_stalled() {
     let scratch = tempfile::tempdir().unwrap();
     let layers = vec![tar(&[("a", &blob(400_000))]), tar(&[("b", &blob(500_000))])];
@@ -81,7 +127,7 @@ fn a_full_disk_is_told_while_a_download_is_stalled() {
     let server = registry(&layers, move |at| (at == 1).then(|| stalled.clone()));
     // The first layer is in the cache, and no file may grow beyond 300 kB: the output fails, and not the cache.
     let only = registry(&layers[..1], |_| None);
-    assert!(make(scratch.path(), &only, "first.tar").status().unwrap().success());
+    assert!(make(scratch.path(), &only, "first.tar").output().unwrap().status.success());
     let begin = Instant::now();
     let command = make(scratch.path(), &server, "a.tar");
     let output = after("trap '' XFSZ; ulimit -f 600", &command).output().unwrap();
@@ -201,7 +247,7 @@ fn json_goes_to_standard_error_when_the_tar_goes_to_standard_output() {
     let scratch = tempfile::tempdir().unwrap();
     let mut command = prepull(scratch.path());
     let output = command.args(["make", "--json", "--quiet", "--tar", "-", &hello()]).output().unwrap();
-    assert!(output.status.success() && output.stdout.len() % 512 == 0);
+    assert!(output.status.success() && output.stdout.len().is_multiple_of(512));
     let summary: serde_json::Value = serde_json::from_str(&stderr(&output)).unwrap();
     assert_eq!(summary["bytes"], output.stdout.len());
 }
