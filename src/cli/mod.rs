@@ -83,9 +83,7 @@ pub fn main() -> ExitCode {
         Command::Completions { shell } => generate::completions(shell),
         Command::Man { directory } => generate::man(&directory, &printer),
     };
-    // A download may still be under way when another one has failed.
-    crate::atomic::remove_temporary_files();
-    match result {
+    let exit = match result {
         Ok(()) => Exit::Success.into(),
         // Whoever read our output has seen enough.
         Err(failure) if is_broken_pipe(&failure.error) => Exit::Success.into(),
@@ -93,7 +91,10 @@ pub fn main() -> ExitCode {
             printer.error(&failure.error);
             failure.exit.into()
         }
-    }
+    };
+    // A download may still be under way when another one has failed. Last, since signals do nothing after it.
+    crate::atomic::remove_temporary_files();
+    exit
 }
 
 /// Only of what is printed: a tar that could not be written to its end is a failure, whoever closed the pipe.
