@@ -14,7 +14,7 @@ use crate::atomic::{Unnamed, temporary_process};
 use crate::digest::{Digest, Hasher};
 
 /// Changes whenever the bytes of a segment for the same layer would.
-const FORMAT: &str = "prepull segment 2";
+const FORMAT: &str = "prepull segment 3";
 
 /// Where segments are kept, or at least made.
 #[derive(Debug)]

@@ -41,8 +41,21 @@ pub struct Facts {
     pub root_claimed: bool,
     /// Offsets in the body of header blocks whose time is the store's time stamp.
     pub stamped: Vec<u64>,
+    /// Opaque directories and where in the body their headers stand: for an unpacker with attributes they get one more.
+    pub opaque: Vec<OpaqueHeader>,
     /// What was left out of the layer on purpose, for a warning: one line each.
     pub warnings: Vec<String>,
+}
+
+/// The headers of an opaque directory in a segment's body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpaqueHeader {
+    /// Its node in the index.
+    pub node: u32,
+    /// Offset in the body.
+    pub start: u64,
+    /// Bytes of all its headers.
+    pub length: u64,
 }
 
 /// Why a segment cannot be used.

@@ -228,9 +228,12 @@ impl<'a> Store<'a> {
         ));
         self.segments.insert(layer.id, (layer.parent, Arc::clone(segment)));
 
-        let root = self.root_entry(layer, &index, segment.facts().root_claimed);
+        let mut root = self.root_entry(layer, &index, segment.facts().root_claimed);
         if self.settings.unpacker == Unpacker::Busybox {
             self.losses.add(&id, &index, &root.meta);
+        }
+        if index.nodes()[0].inode.opaque && self.settings.unpacker == Unpacker::Gnu {
+            set_opaque(&mut root);
         }
         let mut head = Vec::new();
         self.layer_head(&mut head, layer);
@@ -244,20 +247,35 @@ impl<'a> Store<'a> {
         let split = self.below(&format!("overlay-layers/{id}.tar-split.gz"));
         wire::header(&self.entry(&split, self.file_mode(), Kind::Regular { size: segment.split_len() }), &mut tail);
 
-        let range = |start, length, stamped| Piece::Segment {
-            segment: Arc::clone(segment),
-            layer: layer.id,
-            start,
-            length,
-            stamped,
+        let range = |start, end| {
+            let stamped = &segment.facts().stamped;
+            let from = stamped.partition_point(|&at| at < start);
+            let to = stamped.partition_point(|&at| at < end);
+            let stamped = stamped[from..to].to_vec();
+            Piece::Segment { segment: Arc::clone(segment), layer: layer.id, start, length: end - start, stamped }
         };
-        Ok(vec![
-            Piece::Bytes(head),
-            range(0, segment.body_len(), segment.facts().stamped.clone()),
+        let mut pieces = vec![Piece::Bytes(head)];
+        let mut at = 0;
+        if self.settings.unpacker == Unpacker::Gnu {
+            // Who ignores a directory's second header (mksquashfs -tar) must find the marker in its first.
+            let prefix = body_prefix(&self.settings.graphroot, &layer.id);
+            for header in &segment.facts().opaque {
+                let mut entry = index.entry(header.node, &prefix, self.settings.stamp);
+                set_opaque(&mut entry);
+                let mut bytes = Vec::new();
+                wire::header(&entry, &mut bytes);
+                pieces.extend([range(at, header.start), Piece::Bytes(bytes)]);
+                at = header.start + header.length;
+            }
+        }
+        let split_end = segment.body_len() + segment.split_len();
+        pieces.extend([
+            range(at, segment.body_len()),
             Piece::Bytes(tail),
-            range(segment.body_len(), segment.split_len(), Vec::new()),
+            range(segment.body_len(), split_end),
             Piece::Bytes(vec![0; wire::padding(segment.split_len()) as usize]),
-        ])
+        ]);
+        Ok(pieces)
     }
 
     /// What comes after the last layer.
@@ -330,15 +348,14 @@ impl<'a> Store<'a> {
             Unpacker::Gnu => filled_after_left(index),
         };
         for (number, node) in index.nodes().iter().enumerate().rev() {
-            let opaque = node.inode.opaque && self.settings.unpacker == Unpacker::Gnu;
-            if node.inode.kind != InodeKind::Directory || !touched[number] && !opaque {
+            if node.inode.kind != InodeKind::Directory || !touched[number] {
                 continue;
             }
+            let opaque = node.inode.opaque && self.settings.unpacker == Unpacker::Gnu;
             let mut entry =
                 if number == 0 { root.clone() } else { index.entry(number as u32, &prefix, self.settings.stamp) };
-            if opaque {
-                entry.meta.xattrs.push((b"trusted.overlay.opaque".to_vec(), b"y".to_vec()));
-                entry.meta.xattrs.sort();
+            if opaque && number != 0 {
+                set_opaque(&mut entry);
             }
             wire::header(&entry, out);
         }
@@ -452,6 +469,11 @@ impl<'a> Store<'a> {
     fn file(&self, out: &mut Vec<u8>, path: &str, mode: u16, content: &[u8]) {
         wire::small_file(out, &self.entry(path, mode, Kind::Regular { size: content.len() as u64 }), content);
     }
+}
+
+fn set_opaque(directory: &mut Entry) {
+    directory.meta.xattrs.push((b"trusted.overlay.opaque".to_vec(), b"y".to_vec()));
+    directory.meta.xattrs.sort();
 }
 
 /// The directories into which something is put after GNU tar has left them, which is when it sets their times
