@@ -9,6 +9,8 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use rustix::fs::{Mode, OFlags};
+
 use super::file::{Error, Segment};
 use crate::atomic::{Unnamed, temporary_process};
 use crate::digest::{Digest, Hasher};
@@ -106,7 +108,14 @@ impl Cache {
             return None;
         }
         let path = self.path(key);
-        let file = File::options().read(true).open(&path).ok()?;
+        // Neither a link nor a pipe is followed or waited for, and nobody else's file is believed.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::open(&path, flags, Mode::empty()).ok()?);
+        let metadata = file.metadata().ok()?;
+        if !metadata.is_file() || ![rustix::process::geteuid().as_raw(), 0].contains(&metadata.uid()) {
+            self.evict(key);
+            return None;
+        }
         match Segment::open(file, key) {
             Ok(segment) => {
                 // The time of last use decides what is pruned first; a cache that is read-only is still a cache.

@@ -107,6 +107,9 @@ pub fn convert(
         };
         let mut reader = TarReader::new(inflated);
         pass.read(&mut reader)?;
+        pass.tree
+            .settle()
+            .map_err(|(path, error)| Error::Entry { entry: String::from_utf8_lossy(&path).into_owned(), error })?;
         let inflation =
             reader.into_inner().finish().map_err(|error| Error::Tar { entry: None, error: error.into() })?;
         if inflation.diff_id != job.diff_id {
@@ -174,9 +177,6 @@ impl Pass<'_> {
             self.uids.insert(header.uid as u32);
             self.gids.insert(header.gid as u32);
         }
-        if header.typeflag == b'g' {
-            return Ok((0, 0));
-        }
         let placed = self.tree.place(header).map_err(|error| Error::Entry { entry: shown(header), error })?;
         for parent in self.tree.take_created_parents() {
             self.write_new(parent).map_err(Error::Output)?;
@@ -242,8 +242,9 @@ impl Pass<'_> {
             InodeKind::BlockDevice(device) => Kind::BlockDevice(*device),
             InodeKind::Fifo => Kind::Fifo,
         };
-        let meta =
-            Meta { mode: inode.mode, uid: inode.uid, gid: inode.gid, mtime: inode.mtime, xattrs: inode.xattrs.clone() };
+        // A second name says nothing of the inode's attributes: the first one has.
+        let xattrs = if first == dirent { inode.xattrs.clone() } else { Vec::new() };
+        let meta = Meta { mode: inode.mode, uid: inode.uid, gid: inode.gid, mtime: inode.mtime, xattrs };
         let entry = Entry { path: below(dirent), meta, kind };
         write_entry(&mut self.body, &entry, inode.stamped, &mut self.stamped, &mut self.headers)
     }
@@ -365,11 +366,14 @@ fn pad(body: &mut Writer, size: u64) -> io::Result<()> {
 }
 
 fn warnings(tree: &Tree) -> Vec<String> {
+    let dropped = tree.dropped_xattrs();
     let lossy = String::from_utf8_lossy;
-    let drop = |(path, name): &(Vec<u8>, Vec<u8>)| {
-        format!("{:?}: attribute {:?} left out: it would steer the overlay mount", lossy(path), lossy(name))
-    };
-    tree.dropped_xattrs().iter().map(drop).collect()
+    let shown: Vec<_> =
+        dropped.first.iter().map(|(path, name)| format!("{:?} ({})", lossy(path), lossy(name))).collect();
+    let more = dropped.count - shown.len();
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let text = || format!("attributes left out that would steer the overlay mount: {}{more}", shown.join(", "));
+    (dropped.count > 0).then(text).into_iter().collect()
 }
 
 fn shown(header: &Header) -> String {

@@ -219,7 +219,7 @@ impl<'a> Store<'a> {
         let index = segment.index().map_err(|error| (layer.id, error))?;
         let whiteouts = self.opaque_whiteouts(layer, &index)?;
         let id = layer.id.hex();
-        self.warnings.extend(segment.facts().warnings.iter().map(|warning| format!("layer {id}: entry {warning}")));
+        self.warnings.extend(segment.facts().warnings.iter().map(|warning| format!("layer {id}: {warning}")));
         self.records.push(LayerRecord::new(
             &layer.id,
             layer.parent.as_ref(),
