@@ -7,7 +7,7 @@
 //! Layers come in an order that follows from the images alone, parents before children. Every piece is either a few bytes made
 //! here or a range of a segment, so what is large is never held.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::machine::{self, Losses};
@@ -185,14 +185,15 @@ impl<'a> Store<'a> {
     pub fn skeleton(&self) -> Piece {
         let mut out = Vec::new();
         let graphroot = self.graphroot();
-        let mut path = String::new();
-        for component in graphroot.split('/') {
-            path += component;
-            // The machine has most of these: they must not become less accessible by unpacking.
-            let mode = if path == graphroot { self.directory_mode() } else { 0o755 };
-            self.directory(&mut out, &path, mode);
-            path.push('/');
+        for (slash, _) in graphroot.match_indices('/') {
+            // These are 0755 and root's in every machine; of others (`/tmp`, `/root`) the machine knows better, and every
+            // unpacker makes parents that are missing.
+            if matches!(&graphroot[..slash], "var" | "var/lib" | "var/lib/containers" | "usr" | "usr/lib" | "usr/share")
+            {
+                self.directory(&mut out, &graphroot[..slash], 0o755);
+            }
         }
+        self.directory(&mut out, graphroot, self.directory_mode());
         for directory in ["overlay", "overlay-layers", "overlay-images", "overlay-containers"] {
             self.directory(&mut out, &self.below(directory), self.directory_mode());
         }
@@ -402,41 +403,36 @@ impl<'a> Store<'a> {
 
     fn machine_files(&self, out: &mut Vec<u8>) {
         let settings = self.settings;
-        let mut files: Vec<(String, u16, Vec<u8>, u32)> = Vec::new();
-        let mut add =
-            |path: &str, mode, content: &[u8], owner| files.push((path.to_owned(), mode, content.to_vec(), owner));
+        let mut made = BTreeSet::new();
+        let mut add = |path: &str, mode, content: &[u8], owner| {
+            for (slash, _) in path.match_indices('/') {
+                if made.insert(path[..slash].to_owned()) {
+                    self.directory(out, &path[..slash], 0o755);
+                }
+            }
+            let mut entry = self.entry(path, mode, Kind::Regular { size: content.len() as u64 });
+            (entry.meta.uid, entry.meta.gid) = (owner, owner);
+            wire::small_file(out, &entry, content);
+        };
         if settings.config {
-            let names = self.images.values().flat_map(StoreImage::names);
-            let crio = machine::crio_conf(
-                names.collect::<std::collections::BTreeSet<_>>().into_iter(),
-                settings.pause.as_deref(),
-            );
+            let names: BTreeSet<_> = self.images.values().flat_map(StoreImage::names).collect();
+            let crio = machine::crio_conf(names.into_iter(), settings.pause.as_deref());
             let storage = machine::storage_conf(&settings.graphroot, settings.kind == StoreKind::Additional);
             add("etc/containers/policy.json", 0o644, machine::POLICY.as_bytes(), 0);
             add("etc/containers/storage.conf", 0o644, storage.as_bytes(), 0);
             add("etc/crio/crio.conf.d/10-prepull.conf", 0o644, crio.as_bytes(), 0);
         }
         if settings.unpacker == Unpacker::Busybox {
-            let script = machine::restore_script(self.below("overlay").as_bytes());
-            add("etc/init.d/25prepull.rc", 0o755, &script, 0);
-            for (path, list) in self.losses.lists() {
-                add(&format!("usr/share/prepull/{path}"), 0o644, list, 0);
-            }
+            add("etc/init.d/25prepull.rc", 0o755, machine::RESTORE.as_bytes(), 0);
             if !self.losses.xattrs().is_empty() {
                 add("usr/share/prepull/xattrs", 0o644, self.losses.xattrs(), 0);
             }
-            add("usr/share/prepull/state", 0o644, b"pending\n", machine::NOBODY);
-        }
-        let mut made = std::collections::BTreeSet::new();
-        for (path, mode, content, owner) in files {
-            for (slash, _) in path.match_indices('/') {
-                if made.insert(path[..slash].to_owned()) {
-                    self.directory(out, &path[..slash], 0o755);
-                }
+            let lists = machine::lists_directory(&settings.graphroot);
+            add(&format!("{lists}/overlay"), 0o644, format!("{}\n", self.below("overlay")).as_bytes(), 0);
+            for (path, list) in self.losses.lists() {
+                add(&format!("{lists}/{path}"), 0o644, list, 0);
             }
-            let mut entry = self.entry(&path, mode, Kind::Regular { size: content.len() as u64 });
-            (entry.meta.uid, entry.meta.gid) = (owner, owner);
-            wire::small_file(out, &entry, &content);
+            add(&format!("{lists}/state"), 0o644, b"pending\n", machine::NOBODY);
         }
     }
 
