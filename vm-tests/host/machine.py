@@ -21,7 +21,7 @@ def accelerator():
         command = [*QEMU, "-accel", "kvm", "-m", "16", "-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
         command += ["-drive", f"file={sector},format=raw,if=floppy", "-boot", "a"]
         try:
-            status = subprocess.run(command, capture_output=True, timeout=5).returncode
+            status = subprocess.run(command, capture_output=True, timeout=3).returncode
         except subprocess.TimeoutExpired:
             return "tcg"
     return "kvm" if status == 0x10 << 1 | 1 else "tcg"

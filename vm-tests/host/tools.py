@@ -17,7 +17,6 @@ PROGRAMS = {
     "apt-get": "apt",
     "tar": "tar",
     "ldd": "libc-bin",
-    "cargo": "cargo",
 }
 # Drivers, each after those it needs; what the kernel has built in is left out.
 MODULES = ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "isofs", "squashfs", "overlay"]
@@ -38,20 +37,18 @@ def run(*command, **keys):
 
 def ensure_programs():
     os.environ["PATH"] += ":/usr/sbin:/sbin"
-    missing = {program: package for program, package in PROGRAMS.items() if not shutil.which(program)}
-    # Rust comes from wherever the developer had it from.
-    packages = sorted(set(missing.values()) - {"cargo"})
+    missing = lambda: {program: package for program, package in PROGRAMS.items() if not shutil.which(program)}
+    packages = sorted(set(missing().values()))
     sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
     may = not sudo or shutil.which("sudo") and subprocess.run([*sudo, "true"], capture_output=True).returncode == 0
-    if packages and may:
+    if packages and may and shutil.which("apt-get"):
         print("installing", *packages, file=sys.stderr)
         apt = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq"]
         subprocess.run([*apt, "update"], stdout=sys.stderr)
         subprocess.run([*apt, "install", "-y", "--no-install-recommends", *packages], stdout=sys.stderr)
-        missing = {program: package for program, package in PROGRAMS.items() if not shutil.which(program)}
-    if missing:
-        packages = " ".join(sorted(set(missing.values())))
-        raise Missing(f"missing: {' '.join(missing)}\ninstall them first, on Debian and Ubuntu: apt-get install {packages}")
+    if missing():
+        programs, packages = " ".join(missing()), " ".join(sorted(set(missing().values())))
+        raise Missing(f"missing: {programs}\ninstall first, on Debian and Ubuntu: apt-get install {packages}")
 
 
 def unpacked(cache, package):
