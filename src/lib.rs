@@ -9,7 +9,29 @@
 //! ```
 //!
 //! After [`image::Image`] no code knows what a registry is. After [`segment`] no code knows what an image layer is.
-//! Nothing points left.
+//! Nothing points left, and a test keeps this table true:
+//!
+//! | module | may use |
+//! | --- | --- |
+//! | entry |  |
+//! | digest |  |
+//! | media_type |  |
+//! | json |  |
+//! | atomic |  |
+//! | config |  |
+//! | wire | entry |
+//! | reference | digest |
+//! | registry | config, digest |
+//! | source | digest, json, media_type, reference, registry |
+//! | image | digest, json, media_type, source |
+//! | layer | digest, entry, json, registry, source |
+//! | segment | atomic, digest, entry, layer, source, wire |
+//! | storage | digest, entry, image, json, layer, segment, wire |
+//! | sink | atomic, digest, segment, storage, wire |
+//! | plan | digest, image, reference, source, storage |
+//! | make | digest, plan, segment, sink, source, storage |
+//! | xcluster | atomic |
+//! | cli | atomic, config, digest, image, make, plan, reference, registry, segment, sink, source, storage, xcluster |
 
 #[cfg(feature = "front")]
 pub mod atomic;

@@ -17,11 +17,11 @@ use crate::storage::store::{StoreKind, Unpacker};
 #[command(name = "prepull", version, max_term_width = 100, disable_help_subcommand = true)]
 pub struct Args {
     /// Say only what went wrong
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, display_order = 900)]
     pub quiet: bool,
 
     /// Say more (repeat for even more; PREPULL_LOG takes a filter)
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    #[arg(short, long, global = true, action = ArgAction::Count, display_order = 901)]
     pub verbose: u8,
 
     /// What to do
@@ -36,7 +36,9 @@ pub enum Command {
     Make(Box<MakeArgs>),
     /// List the images in a store
     Ls(LsArgs),
-    /// Write the `images` overlay for xcluster, so that `xc mkcdrom images` takes what `make` has written
+    /// Write the `images` overlay for xcluster
+    ///
+    /// `xc mkcdrom images` then takes the images from it: those that `prepull make` has put into $XCLUSTER_TMP/images.tar.
     Ovl(OvlArgs),
     /// Show what is kept of layers that were converted before
     Cache(CacheCommandArgs),
@@ -116,7 +118,7 @@ pub struct LsArgs {
     #[arg(long)]
     pub digests: bool,
 
-    /// Print the images as JSON, as `crictl images -o json` does
+    /// Print the images as JSON
     #[arg(long)]
     pub json: bool,
 }
@@ -264,9 +266,9 @@ Items:
   oci:DIR[:REF]  oci-archive:FILE[:REF]  an OCI image layout
   docker-archive:FILE[:REF|:@N]          what `docker save` wrote
   dir:DIR                                what `skopeo copy ... dir:DIR` wrote
-  ITEM=NAME                              called NAME in the machine: oci:build/app=registry.local/app:v1
+  ITEM=NAME                              called NAME in the machine: oci:app=localhost/app:v1
 
 Examples:
   prepull make registry.k8s.io/pause:3.9 docker.io/library/alpine:3.20
   prepull make --pause registry.k8s.io/pause:3.9 --images images.txt --tar - | ssh vm tar -C / -x
-  SOURCE_DATE_EPOCH=0 prepull make --store additional --unpacker gnu -o store.tar oci:build/app=localhost/app:v1";
+  SOURCE_DATE_EPOCH=0 prepull make --store additional -o a.tar oci:app=localhost/app:v1";

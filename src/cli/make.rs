@@ -34,6 +34,14 @@ pub fn run(args: MakeArgs, printer: &Printer) -> Result<(), Failure> {
     for list in &args.images {
         items.extend(read_list(list)?);
     }
+    for item in &items {
+        if let crate::reference::Location::Overlay(name) = &item.location {
+            return Err(Failure::usage(anyhow!(
+                "{item}: an image needs its version, for instance {name}:latest (an item without `:` means an xcluster \
+                 overlay; these are not read yet)"
+            )));
+        }
+    }
     let platform = args.platform.clone().unwrap_or_else(Platform::host);
     let graphroot = graphroot(&args).map_err(Failure::usage)?;
     let options = source_options(&args.registry)?;

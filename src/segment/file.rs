@@ -86,7 +86,7 @@ impl Writer {
     pub fn read_back(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let in_file = self.written.saturating_sub(offset).min(buffer.len() as u64) as usize;
         self.file.read_exact_at(&mut buffer[..in_file], offset)?;
-        let start = (offset + in_file as u64 - self.written) as usize;
+        let start = offset.saturating_sub(self.written) as usize;
         let rest = buffer.len() - in_file;
         buffer[in_file..].copy_from_slice(&self.buffer[start..][..rest]);
         Ok(())
@@ -270,4 +270,21 @@ fn seed(key: &Digest) -> u64 {
     let mut first = [0; 8];
     first.copy_from_slice(&key.as_bytes()[..8]);
     u64::from_le_bytes(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_can_be_read_back_from_file_and_buffer() {
+        let mut writer = Writer::new(tempfile::tempfile().unwrap(), &Digest::of(b"key"));
+        let bytes: Vec<u8> = (0..2 * CHUNK + 1000).map(|at| (at % 251) as u8).collect();
+        writer.write_all(&bytes).unwrap();
+        for offset in [0, 1, CHUNK - 1, CHUNK, 2 * CHUNK - 7, 2 * CHUNK, 2 * CHUNK + 993] {
+            let mut part = [0; 7];
+            writer.read_back(offset as u64, &mut part).unwrap();
+            assert_eq!(part, bytes[offset..offset + 7], "at {offset}");
+        }
+    }
 }

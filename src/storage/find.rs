@@ -249,10 +249,9 @@ fn drivers(root: &Path, graphroot: &str) -> Result<Vec<Found>, Error> {
 /// A store without images may have no images.json yet.
 fn record(path: &Path) -> Result<Vec<u8>, Error> {
     match fs_err::metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error.into()),
-        Ok(metadata) if !metadata.is_file() => return Ok(Vec::new()),
-        Ok(_) => {}
+        Ok(metadata) if metadata.is_file() => {}
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => return Ok(Vec::new()),
     }
     let mut bytes = Vec::new();
     fs_err::File::open(path)?.take(RECORDS_MAX + 1).read_to_end(&mut bytes)?;

@@ -10,6 +10,7 @@ use prepull::image::{Image, Platform};
 use prepull::reference::Item;
 use prepull::source::{self, Options};
 
+use crate::command::needs_root;
 use crate::made::{Layout, config, copy, layers};
 
 /// How long the daemon may take to listen.
@@ -60,12 +61,7 @@ impl Drop for Daemon {
 
 #[test]
 fn images_of_a_real_daemon_are_those_that_skopeo_reads() {
-    use std::os::unix::fs::MetadataExt as _;
-    if fs_err::metadata("/proc/self").unwrap().uid() != 0 {
-        #[expect(clippy::print_stderr, reason = "what a test does not do is said")]
-        {
-            eprintln!("not run: dockerd needs root");
-        }
+    if !needs_root("daemon: images of a real daemon") {
         return;
     }
     let scratch = tempfile::tempdir().unwrap();

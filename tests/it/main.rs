@@ -32,9 +32,15 @@ mod registry_auth;
 mod registry_real;
 /// The same images give the same bytes, whatever the circumstances; and none leaves broken bytes behind.
 mod reproducible;
+/// Modules use only what the table in `src/lib.rs` allows.
+mod rooms;
 /// Every local transport gives the image that skopeo gives, and refuses what skopeo refuses.
 mod sources;
 /// Stores made by the real tools and by prepull: no tests of its own.
 mod stores;
 /// Servers on 127.0.0.1 that tests start and that end with them: one that misbehaves, docker-registry. No tests of its own.
 mod support;
+/// What `prepull` says of itself, and to who types something wrong.
+mod usage;
+/// `prepull ovl`: the overlay that `xc mkcdrom images` calls.
+mod xcluster;

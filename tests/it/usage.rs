@@ -1,0 +1,91 @@
+//! What `prepull` says of itself, and to who types something wrong.
+
+use serde_json::Value;
+
+use crate::command::{fails, hello, prepull, stderr, succeeds};
+
+const COMMANDS: [&[&str]; 8] =
+    [&[], &["make"], &["ls"], &["ovl"], &["cache"], &["cache", "prune"], &["completions"], &["man"]];
+
+#[test]
+fn help_reads_well() {
+    let scratch = tempfile::tempdir().unwrap();
+    for command in COMMANDS {
+        for help in ["-h", "--help"] {
+            let text = succeeds(prepull(scratch.path()).env("COLUMNS", "100").args(command).arg(help));
+            assert!(text.lines().all(|line| line.chars().count() <= 140), "{text}");
+            insta::assert_snapshot!([&["prepull"], command, &[help.trim_start_matches('-')]].concat().join("-"), text);
+        }
+    }
+}
+
+#[test]
+fn what_is_typed_wrong_is_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = scratch.path();
+    for (arguments, part) in [
+        (&[][..], "Usage: prepull"),
+        (&["--frobnicate"], "unexpected argument '--frobnicate'"),
+        (&["make"], "Usage: prepull make"),
+        (&["make", "--frobnicate", "a:1"], "unexpected argument '--frobnicate'"),
+        (&["make", "alpine"], "alpine:"),
+        (&["make", "alpine"], "xcluster overlay"),
+        (&["frobnicate"], "unrecognized subcommand"),
+        (&["ls", "a", "b"], "unexpected argument 'b'"),
+        (&["cache", "prune", "--max-size", "much"], "not a size such as 5G"),
+        (&["cache", "prune", "--older-than", "long"], "not a duration such as 30d"),
+        (&["cache", "prune", "--all", "--max-size", "1"], "cannot be used with"),
+        (&["completions", "cmd"], "bash"),
+    ] {
+        fails(prepull(at).current_dir(at).args(arguments), 2, part);
+    }
+    assert!(fs_err::read_dir(at).unwrap().next().is_none(), "nothing was written");
+    assert_eq!(succeeds(prepull(at).arg("--version")), format!("prepull {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn completions_and_manual_pages_know_the_commands() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = scratch.path();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let text = succeeds(prepull(at).args(["completions", shell]));
+        assert!(text.contains("make") && text.contains("no-cache"), "{shell}");
+    }
+    succeeds(prepull(at).current_dir(at).args(["man", "man/man1"]));
+    for command in COMMANDS {
+        let name = [&["prepull"], command].concat().join("-");
+        let page = fs_err::read_to_string(at.join(format!("man/man1/{name}.1"))).unwrap();
+        assert!(page.contains(".SH NAME") && page.contains(&name.replace('-', "\\-")), "{name}: {page}");
+    }
+}
+
+#[test]
+fn the_cache_is_shown_and_pruned() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = scratch.path();
+    let cache = |arguments: &[&str]| -> Value {
+        let text = succeeds(prepull(at).args(["cache", "--json"]).args(arguments));
+        serde_json::from_str(&text).unwrap()
+    };
+    let empty = cache(&[]);
+    assert_eq!((&empty["segments"], &empty["bytes"]), (&0.into(), &0.into()));
+    assert!(fs_err::read_dir(at).unwrap().next().is_none(), "looking makes nothing");
+    succeeds(prepull(at).args(["make", "-o", "/dev/null", &hello()]));
+    let full = cache(&[]);
+    assert_eq!(full["segments"], 3);
+    assert_eq!(full["directory"], at.join(".cache/prepull").display().to_string());
+    assert!(full["oldest_use"].as_str() <= full["newest_use"].as_str());
+    let text = succeeds(prepull(at).arg("cache"));
+    assert!(text.contains("Layers       3\n"), "{text}");
+
+    assert_eq!(cache(&["prune"])["removed"], 0);
+    assert_eq!(cache(&["prune", "--older-than", "1h"])["removed"], 0);
+    let largest = full["bytes"].as_u64().unwrap() - 1;
+    assert_eq!(cache(&["prune", "--max-size", &largest.to_string()])["removed"], 1);
+    let output = prepull(at).args(["cache", "prune", "--all"]).output().unwrap();
+    assert!(output.stdout.is_empty() && stderr(&output).starts_with("removed 2 file(s), "));
+    assert_eq!(cache(&[])["segments"], 0);
+    // It is made again.
+    succeeds(prepull(at).args(["make", "-o", "/dev/null", &hello()]));
+    assert_eq!(cache(&["prune", "--older-than", "0s"])["removed"], 3);
+}
