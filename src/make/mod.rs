@@ -29,7 +29,7 @@ const WORKERS_MIN: usize = 3;
 /// Layers converted at once, at most: each takes a few megabytes.
 const WORKERS_MAX: usize = 8;
 
-/// How often a damaged cache file is made again before prepull gives up: then it is the disk.
+/// How often one layer's damaged cache file is made again before prepull gives up: then it is the disk.
 const ATTEMPTS: usize = 5;
 
 /// Takes the number of bytes that have come since it was called last.
@@ -149,14 +149,15 @@ impl Make<'_> {
             }
         }
         let cached = segments.len();
-        for attempt in 1.. {
+        let mut attempts: BTreeMap<Digest, usize> = BTreeMap::new();
+        loop {
             let result = match &mut output {
                 Output::File(file) => self.to_file(file, &layers, &mut segments),
                 Output::Stream(stream) => self.to_stream(stream, &layers, &mut segments),
             };
             match result {
                 Err(Error::Sink(sink::Error::Segment { layer, error: SegmentError::Damaged }))
-                    if attempt < ATTEMPTS =>
+                    if *attempts.entry(layer).and_modify(|count| *count += 1).or_insert(1) < ATTEMPTS =>
                 {
                     self.progress.note(&format!("cache file of layer {layer} is damaged: converting the layer again"));
                     for layer in layers.iter().filter(|other| other.id == layer) {
@@ -175,7 +176,6 @@ impl Make<'_> {
                 }
             }
         }
-        unreachable!("the last attempt returns")
     }
 
     /// Layers are converted while those before them are written.

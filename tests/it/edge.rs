@@ -147,14 +147,16 @@ fn compare(case: &Case, at: &Path) -> Result<(), String> {
 }
 
 /// Two stores with the same image.
-struct Stores<'a> {
-    ours: &'a Path,
-    theirs: &'a Path,
-    their_clock: Clock,
+pub struct Stores<'a> {
+    pub ours: &'a Path,
+    pub theirs: &'a Path,
+    /// When theirs was made.
+    pub their_clock: Clock,
 }
 
 impl Stores<'_> {
-    fn compare(&self, image: &str, difference: Option<Difference>, out: &mut String) {
+    /// Compares them; `out` gets a line or more for every difference.
+    pub fn compare(&self, image: &str, difference: Option<Difference>, out: &mut String) {
         let (ours, theirs) = (chain(self.ours, image), chain(self.theirs, image));
         if ours != theirs {
             let _ = writeln!(out, "  layers: {ours:?} and {theirs:?}");
