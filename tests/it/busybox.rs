@@ -92,7 +92,7 @@ impl Machine {
     }
 
     fn state(&self) -> String {
-        fs_err::read_to_string(self.root.join("usr/share/prepull/state")).unwrap()
+        fs_err::read_to_string(self.root.join("usr/share/prepull/var-lib-containers-storage/state")).unwrap()
     }
 }
 
@@ -233,7 +233,7 @@ fn twenty_thousand_owners_take_a_moment() {
     machine.unpack(&tar, &["-o"]);
     // The best of three: other tests run at the same time.
     let pending = |_| {
-        fs_err::write(machine.root.join("usr/share/prepull/state"), "pending\n").unwrap();
+        fs_err::write(machine.root.join("usr/share/prepull/var-lib-containers-storage/state"), "pending\n").unwrap();
         machine.restore()
     };
     let best = (0..3).map(pending).min().unwrap();
