@@ -69,7 +69,11 @@ impl Losses {
             let inode = &node.inode;
             // A root may have its parent's owner.
             let (uid, gid) = if number == 0 { (root.uid, root.gid) } else { (inode.uid, inode.gid) };
-            let owned = (uid, gid) != (0, 0);
+            // Unpacked once more, a file in a setgid directory gets the group that the directory was given back.
+            let parent = &index.nodes()[node.parent as usize].inode;
+            let inherits = number != 0 && node.parent != 0 && parent.mode & 0o2000 != 0 && parent.gid != 0;
+            let inherits = inherits || number != 0 && node.parent == 0 && root.mode & 0o2000 != 0 && root.gid != 0;
+            let owned = (uid, gid) != (0, 0) || inherits && !inode.whiteout;
             if node.link_to.is_some() || !owned && inode.xattrs.is_empty() {
                 continue;
             }

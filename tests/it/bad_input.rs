@@ -156,7 +156,8 @@ fn blobs_that_are_not_what_they_are_called() {
     let tar = with(&[
         file("f").data((0..200_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect::<Vec<u8>>())
     ]);
-    let damage: [(&str, fn(&mut Vec<u8>)); 4] = [
+    type Damage = fn(&mut Vec<u8>);
+    let damage: [(&str, Damage); 4] = [
         ("truncated", |bytes| bytes.truncate(bytes.len() / 2)),
         ("empty", Vec::clear),
         ("longer", |bytes| bytes.extend_from_slice(b"more")),
@@ -165,14 +166,13 @@ fn blobs_that_are_not_what_they_are_called() {
             bytes[middle] ^= 1;
         }),
     ];
-    for (what, damage) in damage {
+    for (_, damage) in damage {
         let mut bad = Bad::new();
         let layer = bad.image(&tar);
         let path = bad.blob(&layer["digest"]);
         let mut bytes = fs_err::read(&path).unwrap();
         damage(&mut bytes);
         fs_err::write(&path, bytes).unwrap();
-        println!("{what}");
         bad.refuses(&[&bad.item()], 1, &[NAME, layer["digest"].as_str().unwrap()]);
     }
     // The compressed stream is cut, and all digests say so, but the one of what is inside.

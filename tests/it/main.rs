@@ -2,6 +2,8 @@
 //!
 //! Tests that need a Debian package fail with its name when it is not there; none is skipped in silence.
 
+#![allow(clippy::print_stderr, reason = "tests say what they compare")]
+
 /// Bad input: one line that names the image, the layer and the entry, the right exit code, and no output file.
 mod bad_input;
 /// `busybox tar -o` and the rc script leave machines with the files that skopeo's stores show.

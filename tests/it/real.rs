@@ -108,7 +108,7 @@ fn check(root: &Path) -> Option<bool> {
         }
     }
     let output = command.output().unwrap();
-    println!("check {}: {}{}", root.display(), String::from_utf8_lossy(&output.stdout), said(&output));
+    eprintln!("check {}: {}{}", root.display(), String::from_utf8_lossy(&output.stdout), said(&output));
     Some(output.status.success())
 }
 
@@ -232,7 +232,7 @@ fn images_of_the_corpus() {
         index["manifests"].as_array_mut().unwrap().truncate(1);
         index["manifests"][0]["annotations"] = serde_json::json!({"org.opencontainers.image.ref.name": name});
         fs_err::write(copied.join("index.json"), serde_json::to_vec(&index).unwrap()).unwrap();
-        println!("{}", layout.display());
+        eprintln!("{}", layout.display());
         compare(directory.path(), &format!("oci:{}:{name}", copied.display()), &name);
     }
 }
