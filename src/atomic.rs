@@ -1,16 +1,17 @@
 //! Files that nobody sees before they are whole.
 //!
 //! A file without a name (`O_TMPFILE`) cannot be left behind, not even by kill -9; it gets its name by `linkat` when it is
-//! complete. Where a file system has no such files (some network and FUSE ones), a hidden temporary name is used and removed
-//! again on failure.
+//! complete. Where a file system has no such files (vfat, CIFS, some FUSE ones), or without /proc, a hidden temporary name is
+//! used, which is renamed in the end or removed on failure: hard links are not needed then.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
 
 /// A file that does not have its name yet.
 #[derive(Debug)]
@@ -22,12 +23,14 @@ pub struct Unnamed {
 /// Names to be removed when the process is told to stop.
 static TEMPORARY: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
-/// Removes what is left of unfinished files. For a process that is about to exit without unwinding.
+/// Removes what is left of unfinished files. For a process that is about to exit while threads are at work: they can make
+/// no new ones, but wait for the end.
 pub fn remove_temporary_files() {
     if let Ok(mut names) = TEMPORARY.lock() {
         for name in names.drain(..) {
             let _ = fs_err::remove_file(name);
         }
+        std::mem::forget(names);
     }
 }
 
@@ -35,11 +38,16 @@ pub fn remove_temporary_files() {
 struct Temporary(PathBuf);
 
 impl Temporary {
-    fn new(path: PathBuf) -> Self {
-        if let Ok(mut names) = TEMPORARY.lock() {
-            names.push(path.clone());
-        }
-        Self(path)
+    /// Has `make` make the file `path`, while nobody can be about to remove what is left of unfinished files: a file is
+    /// there, and known, or neither.
+    fn make<T>(path: PathBuf, make: impl FnOnce(&Path) -> Result<T, Errno>) -> Result<(Self, T), Errno> {
+        // Only a panic of a thread that holds it could poison it, and then the list is still right.
+        let mut names = TEMPORARY.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // Only a killed process with the same number can have left it.
+        let _ = fs_err::remove_file(&path);
+        let made = make(&path)?;
+        names.push(path.clone());
+        Ok((Self(path), made))
     }
 }
 
@@ -59,21 +67,24 @@ impl Unnamed {
     /// # Errors
     /// When no file can be made there; the text names the directory.
     pub fn new_in(directory: &Path, mode: u32) -> io::Result<Self> {
-        let context = |error: io::Error| {
-            io::Error::new(error.kind(), format!("cannot write into directory {}: {error}", directory.display()))
-        };
         let mode = Mode::from_raw_mode(mode);
-        match rustix::fs::openat(CWD, directory, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode) {
-            Ok(file) => Ok(Self { file: file.into(), temporary: None }),
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR | rustix::io::Errno::INVAL) => {
-                let path = hidden_name(directory, "file");
-                let _ = fs_err::remove_file(&path);
-                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
-                let file = rustix::fs::openat(CWD, &path, flags, mode).map_err(|error| context(error.into()))?;
-                Ok(Self { file: file.into(), temporary: Some(Temporary::new(path)) })
-            }
-            Err(error) => Err(context(error.into())),
-        }
+        let file = match rustix::fs::openat(CWD, directory, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode) {
+            Ok(file) if is_in_proc(&file) => Ok(Self { file: file.into(), temporary: None }),
+            Ok(_) | Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Self::hidden_in(directory, mode),
+            Err(error) => Err(error),
+        };
+        file.map_err(|error| {
+            let error = io::Error::from(error);
+            io::Error::new(error.kind(), format!("cannot write into directory {}: {error}", directory.display()))
+        })
+    }
+
+    /// The same with a hidden name.
+    fn hidden_in(directory: &Path, mode: Mode) -> Result<Self, Errno> {
+        let path = hidden_name(directory, "file");
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+        let (temporary, file) = Temporary::make(path, |path| rustix::fs::openat(CWD, path, flags, mode))?;
+        Ok(Self { file: file.into(), temporary: Some(temporary) })
     }
 
     /// The file.
@@ -85,10 +96,15 @@ impl Unnamed {
     /// Gives the file the name `path` unless that exists: then the one there stays.
     ///
     /// # Errors
-    /// When it cannot be linked.
+    /// When it cannot be linked or renamed, or what was written did not reach a server.
     pub fn publish_new(self, path: &Path) -> io::Result<File> {
-        match self.link(path) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(self.file),
+        self.arrive().map_err(|error| named(path, error))?;
+        let done = match &self.temporary {
+            None => link(&self.file, path),
+            Some(temporary) => rename_new(&temporary.0, path),
+        };
+        match done {
+            Ok(()) | Err(Errno::EXIST) => Ok(self.file),
             Err(error) => Err(named(path, error)),
         }
     }
@@ -96,30 +112,74 @@ impl Unnamed {
     /// Gives the file the name `path`, in place of what has it.
     ///
     /// # Errors
-    /// When it cannot be linked or renamed; the old file is untouched then.
-    pub fn publish_over(self, path: &Path) -> io::Result<File> {
-        let directory = parent(path);
-        let hidden = hidden_name(directory, &path.file_name().unwrap_or_default().to_string_lossy());
-        // Only a killed process with the same number can have left it.
-        let _ = fs_err::remove_file(&hidden);
-        let hidden = Temporary::new(hidden);
-        self.link(&hidden.0).map_err(|error| named(path, error))?;
-        fs_err::rename(&hidden.0, path)?;
+    /// When it cannot be linked or renamed, or what was written did not reach a server; the old file is untouched then.
+    pub fn publish_over(mut self, path: &Path) -> io::Result<File> {
+        self.arrive().map_err(|error| named(path, error))?;
+        let hidden = match self.temporary.take() {
+            Some(temporary) => temporary,
+            None => {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                let hidden = hidden_name(parent(path), &name);
+                let made = Temporary::make(hidden, |hidden| link(&self.file, hidden));
+                made.map_err(|error| named(path, error))?.0
+            }
+        };
+        rustix::fs::rename(&hidden.0, path).map_err(|error| named(path, error))?;
         Ok(self.file)
     }
 
-    fn link(&self, path: &Path) -> Result<(), rustix::io::Errno> {
-        match &self.temporary {
-            None => {
-                let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-                rustix::fs::linkat(CWD, own, CWD, path, AtFlags::SYMLINK_FOLLOW)
-            }
-            Some(temporary) => rustix::fs::linkat(CWD, &temporary.0, CWD, path, AtFlags::empty()),
+    /// A network file system may say only now that it has no room. Local ones say it when they are written to.
+    fn arrive(&self) -> Result<(), Errno> {
+        match rustix::fs::fstatfs(&self.file) {
+            Ok(system) if is_remote(system.f_type as u64) => rustix::fs::fdatasync(&self.file),
+            _ => Ok(()),
         }
     }
 }
 
-fn named(path: &Path, error: rustix::io::Errno) -> io::Error {
+/// Whether writes to a file system with this magic number (statfs(2)) may fail after the fact: those that a server, or a
+/// process, keeps.
+fn is_remote(magic: u64) -> bool {
+    const NFS: u64 = 0x6969;
+    const SMB: u64 = 0x517b;
+    const SMB2: u64 = 0xfe53_4d42;
+    const CIFS: u64 = 0xff53_4d42;
+    const FUSE: u64 = 0x6573_5546;
+    const V9FS: u64 = 0x0102_1997;
+    const AFS: u64 = 0x5346_414f;
+    const CEPH: u64 = 0x00c3_6400;
+    // The field may be a signed word of 32 bits.
+    [NFS, SMB, SMB2, CIFS, FUSE, V9FS, AFS, CEPH].contains(&(magic & 0xffff_ffff))
+}
+
+fn proc_name(file: &impl AsRawFd) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
+/// Whether /proc shows the file, so that it can be linked by that name.
+fn is_in_proc(file: &(impl AsRawFd + AsFd)) -> bool {
+    match (rustix::fs::fstat(file), rustix::fs::stat(proc_name(file))) {
+        (Ok(file), Ok(shown)) => (file.st_dev, file.st_ino) == (shown.st_dev, shown.st_ino),
+        _ => false,
+    }
+}
+
+fn link(file: &File, path: &Path) -> Result<(), Errno> {
+    rustix::fs::linkat(CWD, proc_name(file), CWD, path, AtFlags::SYMLINK_FOLLOW)
+}
+
+/// Renames unless `to` exists. Where the file system cannot promise that, who comes later wins.
+fn rename_new(from: &Path, to: &Path) -> Result<(), Errno> {
+    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => match rustix::fs::lstat(to) {
+            Ok(_) => Err(Errno::EXIST),
+            Err(_) => rustix::fs::rename(from, to),
+        },
+        done => done,
+    }
+}
+
+fn named(path: &Path, error: Errno) -> io::Error {
     let error = io::Error::from(error);
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
@@ -143,4 +203,62 @@ pub fn temporary_process(name: &str) -> Option<u32> {
     let (process, number) = numbers.split_once('-')?;
     number.parse::<u64>().ok()?;
     process.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn names(directory: &Path) -> Vec<String> {
+        let entries = fs_err::read_dir(directory).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn both_kinds_get_their_names_and_leave_nothing() {
+        let scratch = tempfile::tempdir().unwrap();
+        let at = scratch.path();
+        let hidden = || Unnamed::hidden_in(at, Mode::from_raw_mode(0o644)).unwrap();
+        let unnamed = || Unnamed::new_in(at, 0o644).unwrap();
+        for make in [&hidden as &dyn Fn() -> Unnamed, &unnamed] {
+            let path = at.join("a");
+            for text in ["1", "2"] {
+                let file = make();
+                file.file().write_all(text.as_bytes()).unwrap();
+                file.publish_over(&path).unwrap();
+                assert_eq!(fs_err::read_to_string(&path).unwrap(), text);
+            }
+            make().publish_new(&path).unwrap();
+            assert_eq!(fs_err::read_to_string(&path).unwrap(), "2", "what is there stays");
+            make().publish_new(&at.join("b")).unwrap();
+            drop(make());
+            assert!(make().publish_over(&at.join("none/a")).is_err());
+            assert!(make().publish_new(&at.join("none/a")).is_err());
+            assert_eq!(names(at), ["a", "b"]);
+            fs_err::remove_file(at.join("b")).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_hidden_file_needs_no_hard_link() {
+        use std::os::unix::fs::MetadataExt as _;
+        let scratch = tempfile::tempdir().unwrap();
+        let file = Unnamed::hidden_in(scratch.path(), Mode::from_raw_mode(0o600)).unwrap();
+        let number = file.file().metadata().unwrap().ino();
+        assert_eq!(temporary_process(&names(scratch.path())[0]), Some(std::process::id()));
+        let path = scratch.path().join("a");
+        file.publish_new(&path).unwrap();
+        let metadata = fs_err::metadata(&path).unwrap();
+        assert_eq!((metadata.ino(), metadata.nlink()), (number, 1));
+    }
+
+    #[test]
+    fn remote_file_systems_are_known() {
+        assert!(is_remote(0x6969) && is_remote(0xffff_ffff_ff53_4d42), "a sign does not matter");
+        assert!(!is_remote(0xef53) && !is_remote(0x0102_1994), "ext4, tmpfs");
+    }
 }

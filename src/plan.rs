@@ -1,8 +1,11 @@
 //! From what the user typed to verified images with names: all that is known before a layer is touched.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 
 use crate::digest::Digest;
 use crate::image::{self, Image, Platform};
@@ -12,6 +15,10 @@ use crate::storage::record::{StoreImage, seconds_since_epoch};
 
 /// Images whose manifests are fetched at once.
 const PARALLEL: usize = 8;
+
+/// How long items before one that has failed are waited for: the same command shall give the same error, but a server
+/// that is silent must not hide it.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why an item cannot be planned. The text begins with the item.
 #[derive(Debug, thiserror::Error)]
@@ -107,7 +114,8 @@ impl Plan {
     /// Opens all items and gives every image its names.
     ///
     /// # Errors
-    /// The first item, in the order given, that cannot be had.
+    /// The first item, in the order given, that cannot be had; a later one when those before it are still being asked for.
+    /// Then threads may still wait for a server: they end with its answer, or with the process.
     pub fn new(items: &[Item], platform: &Platform, options: &source::Options) -> Result<Self, Error> {
         let mut plan = Self {
             images: BTreeMap::new(),
@@ -130,10 +138,9 @@ impl Plan {
         platform: &Platform,
         options: &source::Options,
     ) -> Result<Vec<String>, Error> {
-        let opened = in_parallel(items, |item| open(item, platform, options));
+        let opened = open_all(items, platform, options)?;
         let (mut remote, mut names) = (Vec::new(), Vec::new());
-        for (item, opened) in items.iter().zip(opened) {
-            let (source, image) = opened?;
+        for (item, (source, image)) in items.iter().zip(opened) {
             for name in names_of(item, source.as_ref())? {
                 self.name(&image, name.clone(), &item.typed)?;
                 names.push(name);
@@ -193,7 +200,9 @@ impl BlobSource {
     }
 }
 
-fn open(item: &Item, platform: &Platform, options: &source::Options) -> Result<(Arc<dyn ImageSource>, Image), Error> {
+type Opened = (Arc<dyn ImageSource>, Image);
+
+fn open(item: &Item, platform: &Platform, options: &source::Options) -> Result<Opened, Error> {
     let typed = || item.typed.clone();
     let source = source::open(&item.location, options).map_err(|error| Error::Source { item: typed(), error })?;
     let reference = match &item.location {
@@ -219,25 +228,51 @@ fn names_of(item: &Item, source: &dyn ImageSource) -> Result<Vec<String>, Error>
     }
 }
 
-/// The results of `work`, in the order of `inputs`.
-fn in_parallel<I: Sync, O: Send>(inputs: &[I], work: impl Fn(&I) -> O + Sync) -> Vec<O> {
-    let next = AtomicUsize::new(0);
-    let take = || {
-        let mut done = Vec::new();
-        while let Some((index, input)) =
-            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|at| Some((at, inputs.get(at)?)))
-        {
-            done.push((index, work(input)));
+/// Opens items at once; gives them in their order.
+fn open_all(items: &[Item], platform: &Platform, options: &source::Options) -> Result<Vec<Opened>, Error> {
+    let shared = Arc::new((items.to_vec(), platform.clone(), options.clone(), AtomicUsize::new(0)));
+    let (sender, receiver) = channel();
+    for _ in 0..PARALLEL.min(items.len()) {
+        let (shared, sender) = (Arc::clone(&shared), sender.clone());
+        std::thread::spawn(move || {
+            let (items, platform, options, next) = &*shared;
+            while let Some((at, item)) =
+                Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|at| Some((at, items.get(at)?)))
+            {
+                let result = catch_unwind(AssertUnwindSafe(|| open(item, platform, options)));
+                if sender.send((at, result)).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    drop(sender);
+    let mut all: Vec<Option<Opened>> = items.iter().map(|_| None).collect();
+    let mut failed: Option<(usize, Error)> = None;
+    let mut deadline = None;
+    loop {
+        let end = failed.as_ref().map_or(items.len(), |(at, _)| *at);
+        if all[..end].iter().all(Option::is_some) {
+            break;
         }
-        done
-    };
-    let mut all: Vec<(usize, O)> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..PARALLEL.min(inputs.len())).map(|_| scope.spawn(take)).collect();
-        workers
-            .into_iter()
-            .flat_map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .collect()
-    });
-    all.sort_by_key(|(index, _)| *index);
-    all.into_iter().map(|(_, output)| output).collect()
+        let received = match deadline {
+            None => receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(deadline) => receiver.recv_timeout(Instant::saturating_duration_since(&deadline, Instant::now())),
+        };
+        let Ok((at, result)) = received else { break };
+        match result.unwrap_or_else(|panic| resume_unwind(panic)) {
+            Ok(opened) => all[at] = Some(opened),
+            Err(error) if at < end => {
+                failed = Some((at, error));
+                deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+            }
+            Err(_) => {}
+        }
+    }
+    // No further item is begun.
+    shared.3.store(items.len(), Ordering::Relaxed);
+    match failed {
+        Some((_, error)) => Err(error),
+        None => Ok(all.into_iter().flatten().collect()),
+    }
 }

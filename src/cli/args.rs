@@ -136,7 +136,7 @@ pub struct MakeArgs {
     pub images: Vec<PathBuf>,
 
     /// Include IMAGE, and make it CRI-O's pause_image
-    #[arg(long, value_name = "IMAGE")]
+    #[arg(long, value_name = "IMAGE", conflicts_with = "no_config")]
     pub pause: Option<OsString>,
 
     /// Where to write (`-`: standard output) [default: $XCLUSTER_TMP/images.tar, else ./images.tar]

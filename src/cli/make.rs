@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
@@ -17,16 +18,20 @@ use super::{Exit, Failure};
 use crate::config::auth::Credentials;
 use crate::digest::Digest;
 use crate::image::Platform;
-use crate::make::{Output, Report, make};
+use crate::make::{Error as MakeError, Output, Report, make};
 use crate::plan::Plan;
 use crate::reference::{Item, LIST_BYTES_MAX, parse_list};
 use crate::segment::cache::Cache;
+use crate::segment::convert;
 use crate::sink::{TarFile, TarStream};
 use crate::source;
 use crate::storage::store::Settings;
 
 /// The largest file that genisoimage puts on a CD: 4 GiB - 1 (it writes one extent per file).
 const ISO_FILE_MAX: u64 = (4 << 30) - 1;
+
+/// The latest time stamp: beyond year 9999 no RFC 3339 time can be written.
+const STAMP_MAX: i64 = 253_402_300_799;
 
 /// Runs it.
 pub fn run(args: MakeArgs, printer: &Printer) -> Result<(), Failure> {
@@ -45,6 +50,7 @@ pub fn run(args: MakeArgs, printer: &Printer) -> Result<(), Failure> {
     let platform = args.platform.clone().unwrap_or_else(Platform::host);
     let graphroot = graphroot(&args).map_err(Failure::usage)?;
     let options = source_options(&args.registry)?;
+    let epoch = epoch().map_err(Failure::usage)?;
     let tar = args.tar.clone().unwrap_or_else(default_tar);
     // What cannot be written is said before anything is fetched.
     let target = Target::open(&tar)?;
@@ -54,7 +60,7 @@ pub fn run(args: MakeArgs, printer: &Printer) -> Result<(), Failure> {
     for warning in &plan.warnings {
         printer.warn(warning);
     }
-    let stamp = stamp(plan.newest)?;
+    let stamp = epoch.unwrap_or_else(|| plan.newest.clamp(0, STAMP_MAX));
     let settings = Settings {
         graphroot,
         kind: args.store.into(),
@@ -63,13 +69,12 @@ pub fn run(args: MakeArgs, printer: &Printer) -> Result<(), Failure> {
         pause,
         stamp,
     };
-    let cache = open_cache(&args.cache, &tar, printer)?;
-    let bars = Bars::new(*printer);
+    let (cache, elsewhere) = open_cache(&args.cache, &tar, printer)?;
+    let bars = Arc::new(Bars::new(*printer));
     let to_stdout = matches!(target, Target::Stdout);
-    let report = make(&plan, &settings, &cache, target.output(stamp), &bars).map_err(|error| Failure {
-        exit: if error.is_not_found() { Exit::Usage } else { Exit::Failure },
-        error: error.into(),
-    })?;
+    let result = make(&plan, &settings, cache, target.output(stamp), bars.clone());
+    bars.clear();
+    let report = result.map_err(|error| make_failure(error, elsewhere))?;
     for warning in &report.warnings {
         printer.warn(warning);
     }
@@ -84,7 +89,7 @@ pub fn run(args: MakeArgs, printer: &Printer) -> Result<(), Failure> {
     match (args.json, to_stdout) {
         (true, false) => output::data(&format!("{}\n", serde_json::to_string(&summary)?))?,
         // Standard output is the tar.
-        (true, true) => printer.say(&serde_json::to_string(&summary)?),
+        (true, true) => output::data_aside(&serde_json::to_string(&summary)?),
         (false, _) => printer.say(&summary.table()),
     }
     Ok(())
@@ -92,6 +97,16 @@ pub fn run(args: MakeArgs, printer: &Printer) -> Result<(), Failure> {
 
 fn plan_failure(error: crate::plan::Error) -> Failure {
     Failure { exit: if error.is_not_found() { Exit::Usage } else { Exit::Failure }, error: error.into() }
+}
+
+/// `elsewhere`: how converted layers are written to another file system.
+fn make_failure(error: MakeError, elsewhere: &str) -> Failure {
+    let exit = if error.is_not_found() { Exit::Usage } else { Exit::Failure };
+    let is_output = matches!(&error, MakeError::Convert { error, .. } if matches!(**error, convert::Error::Output(_)));
+    let text = error.to_string();
+    let error =
+        if is_output && output::limit_hint(&text).is_none() { anyhow!("{text} ({elsewhere})") } else { error.into() };
+    Failure { exit, error }
 }
 
 fn parse_items(typed: &[OsString]) -> anyhow::Result<Vec<Item>> {
@@ -176,15 +191,12 @@ fn default_tar() -> PathBuf {
     directory.join("images.tar")
 }
 
-/// `SOURCE_DATE_EPOCH` (reproducible-builds.org), else the newest image's time.
-fn stamp(newest: i64) -> Result<i64, Failure> {
-    match std::env::var("SOURCE_DATE_EPOCH") {
-        Ok(text) if !text.is_empty() => match text.parse() {
-            // Beyond year 9999 no RFC 3339 time can be written.
-            Ok(seconds @ 0..=253_402_300_799) => Ok(seconds),
-            _ => Err(Failure::usage(anyhow!("SOURCE_DATE_EPOCH={text:?} is no number of seconds since 1970"))),
-        },
-        _ => Ok(newest.clamp(0, 253_402_300_799)),
+/// `SOURCE_DATE_EPOCH` (reproducible-builds.org), if it is set.
+fn epoch() -> anyhow::Result<Option<i64>> {
+    let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH").filter(|text| !text.is_empty()) else { return Ok(None) };
+    match text.to_str().and_then(|text| text.parse().ok()) {
+        Some(seconds @ 0..=STAMP_MAX) => Ok(Some(seconds)),
+        _ => bail!("SOURCE_DATE_EPOCH={text:?} is no number of seconds since 1970"),
     }
 }
 
@@ -203,20 +215,23 @@ pub fn cache_dir(typed: Option<&Path>) -> anyhow::Result<PathBuf> {
     }
 }
 
-/// A cache that was asked for must work; the usual one is only a convenience (a user in a container may have no home).
-fn open_cache(args: &CacheArgs, tar: &Path, printer: &Printer) -> anyhow::Result<Cache> {
+/// A cache that was asked for must work; the usual one is only a convenience (a user in a container may have no home). Also
+/// gives what to do when there is no room.
+fn open_cache(args: &CacheArgs, tar: &Path, printer: &Printer) -> anyhow::Result<(Cache, &'static str)> {
     let hint = "opening the cache (--cache-dir DIR or --no-cache goes around it)";
+    let kept = "--cache-dir DIR puts the cache on another file system";
     if let Some(typed) = &args.cache_dir {
-        return Cache::open(typed).context(hint);
+        return Ok((Cache::open(typed).context(hint)?, kept));
     }
     if !args.no_cache {
         match cache_dir(None).and_then(|directory| Ok(Cache::open(&directory)?)) {
-            Ok(cache) => return Ok(cache),
+            Ok(cache) => return Ok((cache, kept)),
             Err(error) => printer.warn(&format!("no cache: {error:#}")),
         }
     }
     let beside = if tar == Path::new("-") { Path::new("/var/tmp") } else { crate::atomic::parent(tar) };
-    Ok(Cache::none(&std::env::var_os("TMPDIR").map_or_else(|| beside.to_owned(), PathBuf::from)))
+    let directory = std::env::var_os("TMPDIR").map_or_else(|| beside.to_owned(), PathBuf::from);
+    Ok((Cache::none(&directory), "TMPDIR=DIR puts it on another file system"))
 }
 
 /// Where the tar goes, opened.

@@ -71,6 +71,7 @@ pub fn main() -> ExitCode {
     };
     let printer = Printer::new(args.quiet);
     init_log(args.verbose);
+    raise_file_limit();
     if let Err(error) = stop_on_signals() {
         printer.warn(&format!("signals cannot be handled: {error}"));
     }
@@ -82,6 +83,8 @@ pub fn main() -> ExitCode {
         Command::Completions { shell } => generate::completions(shell),
         Command::Man { directory } => generate::man(&directory, &printer),
     };
+    // A download may still be under way when another one has failed.
+    crate::atomic::remove_temporary_files();
     match result {
         Ok(()) => Exit::Success.into(),
         // Whoever read our output has seen enough.
@@ -112,10 +115,28 @@ fn init_log(verbose: u8) {
     let _ = subscriber.try_init();
 }
 
-/// On SIGINT, SIGTERM and SIGHUP: no rubbish, one line, 130.
+/// Every layer is an open file: as many as this user may have.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // The limit as it was may do.
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
+/// Signals that whoever started this process wants ignored (`nohup`, `&` in a script), as bits; 0 if nobody knows.
+fn ignored_signals() -> u64 {
+    let status = fs_err::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+/// On SIGINT, SIGTERM and SIGHUP: no rubbish, one line, 130. What is ignored stays ignored.
 fn stop_on_signals() -> std::io::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    let ignored = ignored_signals();
+    let handled = [SIGHUP, SIGINT, SIGTERM].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0);
+    let mut signals = signal_hook::iterator::Signals::new(handled)?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         if signals.forever().next().is_some() {
             crate::atomic::remove_temporary_files();

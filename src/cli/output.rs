@@ -35,8 +35,27 @@ impl Printer {
 
     /// Why it did not work.
     pub fn error(&self, error: &anyhow::Error) {
-        line(&mut io::stderr(), &format!("prepull: {}", printable(&format!("{error:#}"))));
+        let text = printable(&format!("{error:#}"));
+        let hint = limit_hint(&text).map(|hint| format!(" ({hint})")).unwrap_or_default();
+        line(&mut io::stderr(), &format!("prepull: {text}{hint}"));
     }
+}
+
+/// What to do when there are too many open files, wherever that happened: the system's number is in every error's text.
+pub fn limit_hint(error: &str) -> Option<&'static str> {
+    // EMFILE, ENFILE.
+    if error.contains("(os error 24)") {
+        Some("raise `ulimit -n`")
+    } else if error.contains("(os error 23)") {
+        Some("end other programs, or raise `sysctl fs.file-max`")
+    } else {
+        None
+    }
+}
+
+/// Writes data to standard error, where standard output is taken.
+pub fn data_aside(text: &str) {
+    line(&mut io::stderr(), text);
 }
 
 /// The last word of an interrupted process.

@@ -24,6 +24,13 @@ impl Bars {
         let target = if printer.is_quiet() { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         Self { printer, bars: MultiProgress::with_draw_target(target), of_layer: Mutex::default() }
     }
+
+    /// Takes the bars away, also those of downloads that still run.
+    pub fn clear(&self) {
+        // A terminal that is gone shows no bars.
+        let _ = self.bars.clear();
+        self.bars.set_draw_target(ProgressDrawTarget::hidden());
+    }
 }
 
 impl Progress for Bars {

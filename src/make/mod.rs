@@ -8,14 +8,16 @@
 //! ```
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crate::digest::Digest;
-use crate::plan::Plan;
+use crate::plan::{BlobSource, Plan};
 use crate::segment::cache::Cache;
 use crate::segment::convert::{self, Job, convert};
 use crate::segment::file::{Error as SegmentError, Segment};
@@ -32,11 +34,14 @@ const WORKERS_MAX: usize = 8;
 /// How often one layer's damaged cache file is made again before prepull gives up: then it is the disk.
 const ATTEMPTS: usize = 5;
 
+/// How often who waits for a layer looks whether the output has failed.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// Takes the number of bytes that have come since it was called last.
 pub type Advance = Box<dyn FnMut(u64) + Send>;
 
 /// Told what happens, from several threads.
-pub trait Progress: Sync {
+pub trait Progress: Send + Sync {
     /// A layer is in the cache.
     fn cached(&self, layer: &StoreLayer);
     /// A layer is being fetched; gives what is to be told of its blob's bytes.
@@ -117,53 +122,42 @@ pub struct Report {
 /// Makes the tar.
 ///
 /// # Errors
-/// When a layer cannot be had or the tar cannot be written; then there is no file.
+/// When a layer cannot be had or the tar cannot be written; then there is no file. Threads that wait for a silent server
+/// are not waited for: they end at their next byte, or with the process.
 pub fn make(
     plan: &Plan,
     settings: &Settings,
-    cache: &Cache,
+    cache: Cache,
     output: Output<'_>,
-    progress: &dyn Progress,
+    progress: Arc<dyn Progress>,
 ) -> Result<Report, Error> {
-    Make { plan, settings, cache, progress, stop: Arc::default() }.run(output)
+    Make { plan, settings }.run(Supply::new(plan, settings, cache, progress), output)
 }
 
 struct Make<'a> {
     plan: &'a Plan,
     settings: &'a Settings,
-    cache: &'a Cache,
-    progress: &'a dyn Progress,
-    stop: Arc<AtomicBool>,
 }
 
-type Segments = BTreeMap<Digest, Arc<Segment>>;
-
 impl Make<'_> {
-    fn run(&self, mut output: Output<'_>) -> Result<Report, Error> {
+    fn run(&self, mut supply: Supply, mut output: Output<'_>) -> Result<Report, Error> {
         let layers = layers_of(&self.plan.images);
-        let mut segments = Segments::new();
-        for layer in &layers {
-            if let Some(segment) = self.cache.get(&self.key(layer)) {
-                self.progress.cached(layer);
-                segments.insert(layer.id, Arc::new(segment));
-            }
-        }
-        let cached = segments.len();
+        let mut cached = None;
         let mut attempts: BTreeMap<Digest, usize> = BTreeMap::new();
         loop {
+            let found = supply.request(&layers);
+            let cached = *cached.get_or_insert(found);
             let result = match &mut output {
-                Output::File(file) => self.to_file(file, &layers, &mut segments),
-                Output::Stream(stream) => self.to_stream(stream, &layers, &mut segments),
+                Output::File(file) => self.to_file(file, &layers, &mut supply),
+                Output::Stream(stream) => self.to_stream(stream, &layers, &mut supply),
             };
             match result {
                 Err(Error::Sink(sink::Error::Segment { layer, error: SegmentError::Damaged }))
                     if *attempts.entry(layer).and_modify(|count| *count += 1).or_insert(1) < ATTEMPTS =>
                 {
-                    self.progress.note(&format!("cache file of layer {layer} is damaged: converting the layer again"));
-                    for layer in layers.iter().filter(|other| other.id == layer) {
-                        self.cache.evict(&self.key(layer));
-                    }
-                    segments.remove(&layer);
+                    let note = format!("cache file of layer {layer} is damaged: converting the layer again");
+                    supply.work.progress.note(&note);
+                    layers.iter().filter(|other| other.id == layer).for_each(|layer| supply.discard(layer));
                 }
                 Err(error) => return Err(error),
                 Ok((bytes, warnings)) => {
@@ -171,7 +165,7 @@ impl Make<'_> {
                         Output::File(file) => file.publish().map(|()| bytes)?,
                         Output::Stream(stream) => stream.finish()?,
                     };
-                    let layers = segments.iter().map(|(id, segment)| (*id, segment.facts().diff_size)).collect();
+                    let layers = supply.segments.iter().map(|(id, segment)| (*id, segment.facts().diff_size)).collect();
                     return Ok(Report { bytes, layers, cached, warnings });
                 }
             }
@@ -179,22 +173,17 @@ impl Make<'_> {
     }
 
     /// Layers are converted while those before them are written.
-    fn to_file(
-        &self,
-        file: &TarFile,
-        layers: &[StoreLayer],
-        segments: &mut Segments,
-    ) -> Result<(u64, Vec<String>), Error> {
-        self.with_segments(layers, segments, |next| {
-            std::thread::scope(|scope| {
-                let mut pieces = file.begin(scope, self.settings.stamp)?;
-                let mut warnings = Vec::new();
-                let assembled =
-                    self.assemble(layers, next, &mut warnings, |piece| pieces.push(piece).map_err(|()| Error::Stopped));
-                // Where a thread that writes failed, its error is the cause.
-                let bytes = pieces.finish()?;
-                assembled.map(|()| (bytes, warnings))
-            })
+    fn to_file(&self, file: &TarFile, layers: &[StoreLayer], supply: &mut Supply) -> Result<(u64, Vec<String>), Error> {
+        std::thread::scope(|scope| {
+            let mut pieces = file.begin(scope, self.settings.stamp)?;
+            let mut warnings = Vec::new();
+            let has_failed = pieces.has_failed();
+            let mut next = |layer: &StoreLayer| supply.wait(layer, &has_failed);
+            let assembled = self
+                .assemble(layers, &mut next, &mut warnings, |piece| pieces.push(piece).map_err(|()| Error::Stopped));
+            // Where a thread that writes failed, its error is the cause.
+            let bytes = pieces.finish()?;
+            assembled.map(|()| (bytes, warnings))
         })
     }
 
@@ -203,13 +192,13 @@ impl Make<'_> {
         &self,
         stream: &mut TarStream<'_>,
         layers: &[StoreLayer],
-        segments: &mut Segments,
+        supply: &mut Supply,
     ) -> Result<(u64, Vec<String>), Error> {
-        self.with_segments(layers, segments, |next| layers.iter().try_for_each(|layer| next(layer).map(drop)))?;
+        let mut next = |layer: &StoreLayer| supply.wait(layer, &AtomicBool::new(false));
+        layers.iter().try_for_each(|layer| next(layer).map(drop))?;
         stream.restart();
         let mut warnings = Vec::new();
-        let mut get = |layer: &StoreLayer| segments.get(&layer.id).cloned().ok_or(Error::Stopped);
-        self.assemble(layers, &mut get, &mut warnings, |piece| Ok(stream.push(&piece)?))?;
+        self.assemble(layers, &mut next, &mut warnings, |piece| Ok(stream.push(&piece)?))?;
         Ok((0, warnings))
     }
 
@@ -232,51 +221,141 @@ impl Make<'_> {
         warnings.extend_from_slice(store.warnings());
         Ok(())
     }
+}
 
-    /// Runs `consume` with a function that gives the segment of a layer as soon as there is one, while workers convert
-    /// the layers that have none, the largest first.
-    fn with_segments<T>(
-        &self,
-        layers: &[StoreLayer],
-        segments: &mut Segments,
-        consume: impl FnOnce(&mut dyn FnMut(&StoreLayer) -> Result<Arc<Segment>, Error>) -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        self.stop.store(false, Ordering::Relaxed);
-        let mut missing: Vec<_> = layers.iter().filter(|layer| !segments.contains_key(&layer.id)).collect();
-        missing.sort_by_key(|layer| std::cmp::Reverse(layer.layer.descriptor.size));
-        let workers = std::thread::available_parallelism()
-            .map_or(WORKERS_MIN, |cores| cores.get().clamp(WORKERS_MIN, WORKERS_MAX));
-        let queue = Mutex::new(VecDeque::from(missing));
-        std::thread::scope(|scope| {
-            let (sender, receiver) = channel();
-            for _ in 0..workers {
-                let (sender, queue) = (sender.clone(), &queue);
-                scope.spawn(move || {
-                    while let Some(layer) = queue.lock().ok().and_then(|mut queue| queue.pop_front()) {
-                        if self.stop.load(Ordering::Relaxed) || sender.send((layer.id, self.convert(layer))).is_err() {
-                            return;
-                        }
-                    }
-                });
+/// Layers as segments: those there are, and the threads that make the others.
+///
+/// What a thread is at outlives an attempt to write the tar: its result is taken in the next one.
+struct Supply {
+    work: Arc<Work>,
+    segments: BTreeMap<Digest, Arc<Segment>>,
+    /// Layers that were queued and whose results have not been taken.
+    under_way: BTreeSet<Digest>,
+    queue: Sender<StoreLayer>,
+    queued: Arc<Mutex<Receiver<StoreLayer>>>,
+    done: Sender<Done>,
+    results: Receiver<Done>,
+    threads: usize,
+}
+
+/// A layer, and how its conversion, or the thread, ended.
+type Done = (Digest, std::thread::Result<Result<Segment, Error>>);
+
+/// What the threads know.
+struct Work {
+    blobs: BTreeMap<Digest, BlobSource>,
+    graphroot: String,
+    cache: Cache,
+    progress: Arc<dyn Progress>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Supply {
+    fn new(plan: &Plan, settings: &Settings, cache: Cache, progress: Arc<dyn Progress>) -> Self {
+        let (queue, queued) = channel();
+        let (done, results) = channel();
+        let (blobs, graphroot) = (plan.blobs.clone(), settings.graphroot.clone());
+        Self {
+            work: Arc::new(Work { blobs, graphroot, cache, progress, stop: Arc::default() }),
+            segments: BTreeMap::new(),
+            under_way: BTreeSet::new(),
+            queue,
+            queued: Arc::new(Mutex::new(queued)),
+            done,
+            results,
+            threads: 0,
+        }
+    }
+
+    /// Takes what is in the cache, and has the rest converted, the largest first. Gives how many were in the cache.
+    fn request(&mut self, layers: &[StoreLayer]) -> usize {
+        let mut cached = 0;
+        let mut missing = Vec::new();
+        for layer in layers {
+            if self.segments.contains_key(&layer.id) || self.under_way.contains(&layer.id) {
+                continue;
             }
-            drop(sender);
-            let mut next = |layer: &StoreLayer| wait_for(layer, segments, &receiver);
-            let result = consume(&mut next);
-            // Workers that still convert see it at their next read.
-            self.stop.store(result.is_err(), Ordering::Relaxed);
-            result
-        })
+            if let Some(segment) = self.work.cache.get(&self.work.key(layer)) {
+                self.work.progress.cached(layer);
+                self.segments.insert(layer.id, Arc::new(segment));
+                cached += 1;
+            } else {
+                missing.push(layer);
+            }
+        }
+        missing.sort_by_key(|layer| std::cmp::Reverse(layer.layer.descriptor.size));
+        for layer in missing {
+            self.under_way.insert(layer.id);
+            // We hold the other end.
+            let _ = self.queue.send(layer.clone());
+        }
+        let most = std::thread::available_parallelism()
+            .map_or(WORKERS_MIN, |cores| cores.get().clamp(WORKERS_MIN, WORKERS_MAX));
+        while self.threads < most.min(self.under_way.len()) {
+            let (work, queued, done) = (Arc::clone(&self.work), Arc::clone(&self.queued), self.done.clone());
+            std::thread::spawn(move || work.run(&queued, &done));
+            self.threads += 1;
+        }
+        cached
+    }
+
+    /// The segment of a layer that was requested, as soon as there is one. The first failure of any layer ends the wait, and
+    /// so does `is_over`.
+    fn wait(&mut self, layer: &StoreLayer, is_over: &AtomicBool) -> Result<Arc<Segment>, Error> {
+        loop {
+            if let Some(segment) = self.segments.get(&layer.id) {
+                return Ok(Arc::clone(segment));
+            }
+            match self.results.recv_timeout(LOOK) {
+                Ok((id, result)) => {
+                    self.under_way.remove(&id);
+                    let segment = result.unwrap_or_else(|panic| resume_unwind(panic))?;
+                    self.segments.insert(id, Arc::new(segment));
+                }
+                Err(RecvTimeoutError::Timeout) if !is_over.load(Ordering::Relaxed) => {}
+                Err(_) => return Err(Error::Stopped),
+            }
+        }
+    }
+
+    /// Forgets the segment of `layer`, which is damaged.
+    fn discard(&mut self, layer: &StoreLayer) {
+        self.work.cache.evict(&self.work.key(layer));
+        self.segments.remove(&layer.id);
+    }
+}
+
+impl Drop for Supply {
+    fn drop(&mut self) {
+        // Threads that still convert see it at their next read.
+        self.work.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Work {
+    fn run(&self, queued: &Mutex<Receiver<StoreLayer>>, done: &Sender<Done>) {
+        loop {
+            // The lock is held while waiting: the other threads wait for the lock instead of the layer.
+            let Ok(Ok(layer)) = queued.lock().map(|queued| queued.recv()) else { return };
+            if self.stop.load(Ordering::Relaxed) {
+                return;
+            }
+            let result = catch_unwind(AssertUnwindSafe(|| self.convert(&layer)));
+            if done.send((layer.id, result)).is_err() {
+                return;
+            }
+        }
     }
 
     fn convert(&self, layer: &StoreLayer) -> Result<Segment, Error> {
         let blob = &layer.layer.descriptor;
-        let from = self.plan.blobs.get(&blob.digest).ok_or(Error::Stopped)?;
+        let from = self.blobs.get(&blob.digest).ok_or(Error::Stopped)?;
         let inner =
             from.open(blob).map_err(|error| Error::Fetch { item: from.item.clone(), blob: blob.digest, error })?;
         let blob_reader =
             Watched { inner, stop: Arc::clone(&self.stop), advance: self.progress.begin(layer, &from.item) };
         let key = self.key(layer);
-        let prefix = body_prefix(&self.settings.graphroot, &layer.id);
+        let prefix = body_prefix(&self.graphroot, &layer.id);
         let scratch = self.cache.directory();
         let job = Job { descriptor: blob, diff_id: layer.layer.diff_id, prefix: &prefix, key, scratch };
         // A body that has to be written again gets a second file; the last one is the segment.
@@ -299,7 +378,7 @@ impl Make<'_> {
     }
 
     fn key(&self, layer: &StoreLayer) -> Digest {
-        Cache::key(&layer.id, &layer.layer.descriptor.digest, &body_prefix(&self.settings.graphroot, &layer.id))
+        Cache::key(&layer.id, &layer.layer.descriptor.digest, &body_prefix(&self.graphroot, &layer.id))
     }
 }
 
@@ -318,19 +397,5 @@ impl Read for Watched {
         let count = self.inner.read(buffer)?;
         (self.advance)(count as u64);
         Ok(count)
-    }
-}
-
-fn wait_for(
-    layer: &StoreLayer,
-    segments: &mut Segments,
-    receiver: &Receiver<(Digest, Result<Segment, Error>)>,
-) -> Result<Arc<Segment>, Error> {
-    loop {
-        if let Some(segment) = segments.get(&layer.id) {
-            return Ok(Arc::clone(segment));
-        }
-        let (id, converted) = receiver.recv().map_err(|_| Error::Stopped)?;
-        segments.insert(id, Arc::new(converted?));
     }
 }

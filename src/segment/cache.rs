@@ -7,7 +7,7 @@ use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{Mode, OFlags};
 
@@ -17,6 +17,9 @@ use crate::digest::{Digest, Hasher};
 
 /// Changes whenever the bytes of a segment for the same layer would.
 const FORMAT: &str = "prepull segment 3";
+
+/// A temporary file that was not written to for this time is nobody's.
+const LEFTOVER_AGE: Duration = Duration::from_secs(3600);
 
 /// Where segments are kept, or at least made.
 #[derive(Debug)]
@@ -176,7 +179,9 @@ impl Cache {
         let mut removed = Vec::new();
         for item in self.files()? {
             if is_temporary(&item.path) {
-                if temporary_of(&item.path).is_some_and(is_alive) {
+                // The process may be one of another machine or container: then its number says nothing.
+                let is_young = item.used.elapsed().map_or(true, |age| age < LEFTOVER_AGE);
+                if is_young || temporary_of(&item.path).is_some_and(is_alive) {
                     continue;
                 }
             } else if total <= keep.max_bytes && keep.used_since.is_none_or(|since| item.used >= since) {
@@ -224,7 +229,6 @@ impl Cache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn cache(at: &Path) -> Cache {
         let cache = Cache::open(at).unwrap();
@@ -258,8 +262,13 @@ mod tests {
         dead.wait().unwrap();
         let left = format!(".file.prepull-{}-7", dead.id());
         let live = format!(".file.prepull-{}-7", std::process::id());
-        for name in [&left, &live, "notes", ".file.prepull-x-1"] {
+        let young = format!(".file.prepull-{}-8", dead.id());
+        for name in [&left, &live, &young, "notes", ".file.prepull-x-1"] {
             fs_err::write(cache.directory().join(name), "x").unwrap();
+        }
+        for name in [&left, &live] {
+            let file = File::options().append(true).open(cache.directory().join(name)).unwrap();
+            file.set_modified(SystemTime::now() - LEFTOVER_AGE).unwrap();
         }
         assert_eq!(cache.items().unwrap().len(), 4);
         let removed = cache.prune(&Keep { max_bytes: u64::MAX, used_since: None }).unwrap();
@@ -267,7 +276,7 @@ mod tests {
         cache.prune(&Keep { max_bytes: 0, used_since: None }).unwrap();
         let there: Vec<_> =
             fs_err::read_dir(cache.directory()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(there.len(), 3, "{there:?}");
+        assert_eq!(there.len(), 4, "{there:?}");
         assert!(Cache::at(&scratch.path().join("none")).items().unwrap().is_empty());
     }
 }

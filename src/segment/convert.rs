@@ -57,7 +57,7 @@ pub enum Error {
         found: Digest,
     },
     /// The segment cannot be written.
-    #[error("writing the converted layer: {0} (--cache-dir DIR puts the cache on another file system)")]
+    #[error("writing the converted layer: {0}")]
     Output(#[source] io::Error),
 }
 

@@ -16,6 +16,8 @@ mod corpus;
 mod daemon;
 /// GNU tar unpacks what skopeo would have made, and what skopeo refuses is refused.
 mod edge;
+/// `prepull make` when servers, file systems and limits are against it: what it says, how soon, and what it leaves.
+mod failures;
 /// `prepull ls` agrees with podman, whoever made the store.
 mod ls;
 /// Hand-made OCI layouts and docker archives, and the tools that judge: no tests of its own.
