@@ -38,11 +38,16 @@ pub fn remove_temporary_files() {
 struct Temporary(PathBuf);
 
 impl Temporary {
-    fn new(path: PathBuf) -> Self {
-        if let Ok(mut names) = TEMPORARY.lock() {
-            names.push(path.clone());
-        }
-        Self(path)
+    /// Has `make` make the file `path`, while nobody can be about to remove what is left of unfinished files: a file is
+    /// there, and known, or neither.
+    fn make<T>(path: PathBuf, make: impl FnOnce(&Path) -> Result<T, Errno>) -> Result<(Self, T), Errno> {
+        // Only a panic of a thread that holds it could poison it, and then the list is still right.
+        let mut names = TEMPORARY.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // Only a killed process with the same number can have left it.
+        let _ = fs_err::remove_file(&path);
+        let made = make(&path)?;
+        names.push(path.clone());
+        Ok((Self(path), made))
     }
 }
 
@@ -77,12 +82,8 @@ impl Unnamed {
     /// The same with a hidden name.
     fn hidden_in(directory: &Path, mode: Mode) -> Result<Self, Errno> {
         let path = hidden_name(directory, "file");
-        // Only a killed process with the same number can have left it.
-        let _ = fs_err::remove_file(&path);
-        // Known before it is there, so that a signal cannot come between.
-        let temporary = Temporary::new(path);
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(CWD, &temporary.0, flags, mode)?;
+        let (temporary, file) = Temporary::make(path, |path| rustix::fs::openat(CWD, path, flags, mode))?;
         Ok(Self { file: file.into(), temporary: Some(temporary) })
     }
 
@@ -119,11 +120,8 @@ impl Unnamed {
             None => {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
                 let hidden = hidden_name(parent(path), &name);
-                // Only a killed process with the same number can have left it.
-                let _ = fs_err::remove_file(&hidden);
-                let hidden = Temporary::new(hidden);
-                link(&self.file, &hidden.0).map_err(|error| named(path, error))?;
-                hidden
+                let made = Temporary::make(hidden, |hidden| link(&self.file, hidden));
+                made.map_err(|error| named(path, error))?.0
             }
         };
         rustix::fs::rename(&hidden.0, path).map_err(|error| named(path, error))?;

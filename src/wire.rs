@@ -252,7 +252,7 @@ mod tests {
         let mut entry = file(b"a/b", 3);
         entry.meta.uid = 3_000_000;
         entry.meta.mtime = Timestamp { seconds: 1_700_000_000, nanoseconds: 5 };
-        entry.meta.xattrs = vec![(b"user.x".to_vec(), b"\0\xff\n".to_vec())];
+        entry.meta.xattrs = vec![(b"user.x".to_vec(), b"\0\xff".to_vec())];
         small_file(&mut bytes, &entry, b"abc");
         bytes.extend_from_slice(&END);
         let mut archive = tar::Archive::new(&bytes[..]);
@@ -262,7 +262,7 @@ mod tests {
         assert_eq!(read.header().uid().unwrap(), 3_000_000);
         let records: Vec<_> =
             read.pax_extensions().unwrap().unwrap().map(|record| record.unwrap().value_bytes().to_vec()).collect();
-        assert_eq!(records, [&b"1700000000.000000005"[..], b"\0\xff\n"]);
+        assert_eq!(records, [&b"1700000000.000000005"[..], b"\0\xff"]);
         assert!(entries.next().is_none());
     }
 }

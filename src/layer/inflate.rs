@@ -95,13 +95,15 @@ pub fn inflate<'scope>(
 }
 
 fn pump(
-    verified: VerifyReader<Box<dyn Read + Send>>,
+    mut verified: VerifyReader<Box<dyn Read + Send>>,
     empty: &Receiver<Vec<u8>>,
     full: &SyncSender<Message>,
 ) -> io::Result<()> {
-    let mut input = BufReader::with_capacity(128 << 10, verified);
-    let magic = input.fill_buf()?;
-    let compression = detect(magic)?;
+    // One read of a socket may give less than a magic number.
+    let mut head = Vec::new();
+    verified.by_ref().take(MAGIC_MAX).read_to_end(&mut head)?;
+    let compression = detect(&head)?;
+    let mut input = BufReader::with_capacity(128 << 10, io::Cursor::new(head).chain(verified));
     let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
     full.send(Message::Start(compression)).map_err(|_| gone())?;
     let send = |reader: &mut dyn Read| -> io::Result<()> {
@@ -143,6 +145,9 @@ fn pump(
 
 /// The largest zstd window, as a power of two: 128 MiB, what `zstd -d` takes without `--long` and klauspost/compress by default.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+
+/// Bytes that tell how a blob is compressed.
+const MAGIC_MAX: u64 = 10;
 
 /// Names the decompressor where the error does not come from below it.
 fn said_by(format: &str, error: io::Error) -> io::Error {

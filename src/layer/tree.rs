@@ -5,8 +5,10 @@
 //! and as root with umask 022: parents made, symlinks walked, entries replaced, hardlinks sharing one inode whose last header
 //! wins. Where the kernel would say no, so does this.
 
-use hashbrown::HashTable;
 use std::hash::BuildHasher as _;
+use std::sync::Arc;
+
+use hashbrown::HashTable;
 
 use super::acl::{Acl, NoAcl};
 use super::path::{NAME_MAX, PATH_MAX, below_root, clean, components, split_last};
@@ -19,8 +21,16 @@ pub const WHITEOUT_PREFIX: &[u8] = b".wh.";
 /// The name of an opaque marker (OCI image spec, layer.md, "Opaque Whiteout").
 pub const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
 
-/// The most entries of one layer: ten times what the largest known images have; each takes about 150 bytes of memory.
-pub const ENTRIES_MAX: usize = 10_000_000;
+/// The most entries of one layer: twice what the largest known images have; each takes about 150 bytes of memory.
+pub const ENTRIES_MAX: usize = 2_000_000;
+
+/// The most bytes of names, link targets and extended attributes that one layer may have: 64 MiB, thirty times what a
+/// Debian with a desktop has. It bounds the memory that a small hostile blob can ask for.
+pub const METADATA_MAX: usize = 64 << 20;
+
+/// The most bytes of extended attributes, names and values, that one inode may have: what one value may have
+/// (Linux `XATTR_SIZE_MAX`) and some more. ext4, where most stores lie, takes less than 4 KiB.
+pub const XATTRS_MAX: usize = 72 << 10;
 
 /// The most symbolic links followed in one walk (Linux `MAXSYMLINKS`).
 const SYMLINKS_MAX: usize = 40;
@@ -70,6 +80,15 @@ pub enum PlaceError {
     /// Too many entries.
     #[error("more than {ENTRIES_MAX} entries in one layer")]
     TooMany,
+    /// Too many bytes of names, link targets and attributes.
+    #[error("more than {} MiB of names, link targets and extended attributes in one layer", METADATA_MAX >> 20)]
+    TooMuchMetadata,
+    /// Too many bytes of attributes.
+    #[error("more than {} KiB of extended attributes", XATTRS_MAX >> 10)]
+    TooManyXattrs,
+    /// A directory that was replaced, and now its name leads nowhere when its time is to be set.
+    #[error("the directory was replaced by something that has no time to set")]
+    DirectoryGone,
 }
 
 /// What a [`Tree`] did with an entry.
@@ -98,7 +117,7 @@ pub enum InodeKind {
         data: u64,
     },
     /// A symbolic link.
-    Symlink(Box<[u8]>),
+    Symlink(Arc<[u8]>),
     /// A character device.
     CharDevice(Device),
     /// A block device.
@@ -130,10 +149,24 @@ pub struct Inode {
     pub xattrs: Vec<Xattr>,
 }
 
+/// How many dropped attributes are remembered by name.
+const DROPPED_SHOWN: usize = 10;
+
+/// Extended attributes that were left out.
+#[derive(Debug, Default)]
+pub struct Dropped {
+    /// How many.
+    pub count: usize,
+    /// The first few: path and attribute.
+    pub first: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
 #[derive(Debug)]
 struct Dirent {
     parent: DirentId,
     name: (u32, u8),
+    /// Length of the whole path: below [`PATH_MAX`], so no walk over the tree is deep.
+    path_len: u16,
     inode: u32,
     live: bool,
     /// The name made last in this directory; 0 for none, since the root is in no directory.
@@ -179,7 +212,11 @@ pub struct Tree {
     root_claimed: bool,
     disturbed: bool,
     created_parents: Vec<DirentId>,
-    dropped_xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Bytes counted against [`METADATA_MAX`].
+    metadata: usize,
+    /// Directories with a header that were replaced: path, inode number, time.
+    replaced_directories: Vec<(Vec<u8>, u32, Timestamp)>,
+    dropped_xattrs: Dropped,
 }
 
 impl Default for Tree {
@@ -197,7 +234,15 @@ impl Default for Tree {
         };
         Self {
             names: Vec::new(),
-            dirents: vec![Dirent { parent: 0, name: (0, 0), inode: 0, live: true, last_child: 0, previous: 0 }],
+            dirents: vec![Dirent {
+                parent: 0,
+                name: (0, 0),
+                path_len: 0,
+                inode: 0,
+                live: true,
+                last_child: 0,
+                previous: 0,
+            }],
             inodes: vec![root],
             first_names: vec![0],
             lookup: HashTable::new(),
@@ -205,7 +250,9 @@ impl Default for Tree {
             root_claimed: false,
             disturbed: false,
             created_parents: Vec::new(),
-            dropped_xattrs: Vec::new(),
+            metadata: 0,
+            replaced_directories: Vec::new(),
+            dropped_xattrs: Dropped::default(),
         }
     }
 }
@@ -232,8 +279,8 @@ impl Tree {
         std::mem::take(&mut self.created_parents)
     }
 
-    /// Attributes left out since they would steer the overlay mount: (path, attribute).
-    pub fn dropped_xattrs(&self) -> &[(Vec<u8>, Vec<u8>)] {
+    /// Attributes left out since they would steer the overlay mount.
+    pub fn dropped_xattrs(&self) -> &Dropped {
         &self.dropped_xattrs
     }
 
@@ -299,6 +346,11 @@ impl Tree {
         if self.dirents.len() > ENTRIES_MAX {
             return Err(PlaceError::TooMany);
         }
+        let xattrs: usize = header.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+        self.metadata += xattrs + if header.typeflag == b'2' { header.link.len() } else { 0 };
+        if self.metadata + self.names.len() > METADATA_MAX {
+            return Err(PlaceError::TooMuchMetadata);
+        }
         let name = clean(&header.name);
         let path = below_root(&name);
         if path.len() >= PATH_MAX {
@@ -358,7 +410,7 @@ impl Tree {
                 let mut inode = new_inode(InodeKind::CharDevice(Device::WHITEOUT));
                 (inode.stamped, inode.whiteout) = (true, true);
                 set_owner(&mut inode, header);
-                self.add(parent, &name, inode);
+                self.add(parent, &name, inode)?;
                 Ok(Placed::Whiteout)
             }
         }
@@ -370,6 +422,8 @@ impl Tree {
         }
         let device = Device { major: (header.major & 0xfff) as u32, minor: (header.minor & 0xf_ffff) as u32 };
         let kind = match header.typeflag {
+            // A global header has had its parents made and its name cleared; then it is ignored.
+            b'g' => return Ok(Placed::Ignored),
             b'0' => InodeKind::Regular { size: header.size, data: 0 },
             b'2' if header.link.is_empty() || header.link.len() > PATH_MAX => return Err(PlaceError::BadSymlink),
             b'2' => InodeKind::Symlink(header.link.clone().into()),
@@ -388,7 +442,7 @@ impl Tree {
                 Ok(Placed::Changed)
             }
             Walk::Missing(parent, name) => {
-                let dirent = self.add(parent, &name, new_inode(kind));
+                let dirent = self.add(parent, &name, new_inode(kind))?;
                 self.apply(dirent, header)?;
                 Ok(Placed::New(dirent))
             }
@@ -408,7 +462,7 @@ impl Tree {
         let Walk::Missing(parent, name) = self.walk(path, false)? else { return Err(PlaceError::WhiteoutExists) };
         let inode = self.inode_number(target);
         let before = self.inodes[inode as usize].clone();
-        let dirent = self.add_name(parent, &name, inode);
+        let dirent = self.add_name(parent, &name, inode)?;
         self.apply(dirent, header)?;
         let after = &self.inodes[inode as usize];
         self.disturbed |= (before.mode, before.uid, before.gid, before.mtime, before.stamped, before.xattrs)
@@ -444,41 +498,66 @@ impl Tree {
                 Verdict::Refuse => return Err(PlaceError::Xattr(String::from_utf8_lossy(name).into_owned())),
             }
         }
+        let bytes = |xattrs: &[Xattr]| xattrs.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        if bytes(&inode.xattrs) > XATTRS_MAX {
+            return Err(PlaceError::TooManyXattrs);
+        }
         if !dropped.is_empty() {
             let path = self.path(dirent);
-            self.dropped_xattrs.extend(dropped.into_iter().map(|name| (path.clone(), name)));
+            for name in dropped {
+                self.dropped_xattrs.count += 1;
+                if self.dropped_xattrs.first.len() < DROPPED_SHOWN {
+                    self.dropped_xattrs.first.push((path.clone(), name));
+                }
+            }
         }
         Ok(())
     }
 
     /// `idtools.MkdirAllAndChownNew(path, 0777 &^ 022, 0, 0)`.
     fn make_parents(&mut self, path: &[u8]) -> Result<(), PlaceError> {
-        let mut prefix = Vec::new();
+        let mut at = 0;
         for component in components(path) {
-            if !prefix.is_empty() {
-                prefix.push(b'/');
-            }
-            prefix.extend_from_slice(component);
-            match self.walk(&prefix, true) {
-                Ok(Walk::Found(found)) if self.inode(found).kind == InodeKind::Directory => continue,
+            at = match self.walk_from(at, component, true) {
+                Ok(Walk::Found(found)) if self.inode(found).kind == InodeKind::Directory => found,
                 Ok(Walk::Found(_)) => return Err(PlaceError::NotDirectory),
-                Ok(Walk::Missing(..)) | Err(WalkError::NotFound) => {}
+                Ok(Walk::Missing(..)) | Err(WalkError::NotFound) => {
+                    // mkdir does not follow a dangling link in the last place: EEXIST.
+                    let Walk::Missing(parent, name) = self.walk_from(at, component, false)? else {
+                        return Err(PlaceError::DanglingParent);
+                    };
+                    let mut inode = new_inode(InodeKind::Directory);
+                    inode.mode = 0o755 | self.inode(parent).mode & 0o2000;
+                    inode.stamped = true;
+                    let dirent = self.add(parent, &name, inode)?;
+                    self.created_parents.push(dirent);
+                    dirent
+                }
                 Err(error) => return Err(error.into()),
-            }
-            // mkdir does not follow a dangling link in the last place: EEXIST.
-            let Walk::Missing(parent, name) = self.walk(&prefix, false)? else {
-                return Err(PlaceError::DanglingParent);
             };
-            let mut inode = new_inode(InodeKind::Directory);
-            inode.mode = 0o755 | self.inode(parent).mode & 0o2000;
-            inode.stamped = true;
-            let dirent = self.add(parent, &name, inode);
-            self.created_parents.push(dirent);
         }
         Ok(())
     }
 
-    fn add(&mut self, parent: DirentId, name: &[u8], mut inode: Inode) -> DirentId {
+    /// To be called after the last entry: the times of directories are set at the end, by their paths, so one that was
+    /// replaced gives its time to what has its name now, or to where that leads.
+    ///
+    /// # Errors
+    /// The path that leads nowhere.
+    pub fn settle(&mut self) -> Result<(), (Vec<u8>, PlaceError)> {
+        for (path, replaced, time) in std::mem::take(&mut self.replaced_directories) {
+            let Ok(Walk::Found(found)) = self.walk(&path, true) else { return Err((path, PlaceError::DirectoryGone)) };
+            // A directory whose own header came later has the last word.
+            if self.inode(found).kind != InodeKind::Directory || self.inode_number(found) < replaced {
+                let inode = self.inode_mut(found);
+                (inode.mtime, inode.stamped) = (time, false);
+                self.disturbed = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, parent: DirentId, name: &[u8], mut inode: Inode) -> Result<DirentId, PlaceError> {
         // A new inode in a setgid directory gets its group; a header's group replaces it unless it is -1.
         if self.inode(parent).mode & 0o2000 != 0 && inode.gid == 0 && !inode.stamped {
             inode.gid = self.inode(parent).gid;
@@ -489,26 +568,36 @@ impl Tree {
         self.add_name(parent, name, number)
     }
 
-    fn add_name(&mut self, parent: DirentId, name: &[u8], inode: u32) -> DirentId {
+    fn add_name(&mut self, parent: DirentId, name: &[u8], inode: u32) -> Result<DirentId, PlaceError> {
+        let path_len = usize::from(self.dirents[parent as usize].path_len) + 1 + name.len();
+        if path_len > PATH_MAX {
+            return Err(PlaceError::NameTooLong);
+        }
         debug_assert!(!name.is_empty() && name.len() <= NAME_MAX);
         let dirent = self.dirents.len() as DirentId;
         let start = self.names.len() as u32;
         self.names.extend_from_slice(name);
         let previous = std::mem::replace(&mut self.dirents[parent as usize].last_child, dirent);
         let name_at = (start, name.len() as u8);
-        self.dirents.push(Dirent { parent, name: name_at, inode, live: true, last_child: 0, previous });
+        let path_len = path_len as u16;
+        self.dirents.push(Dirent { parent, name: name_at, path_len, inode, live: true, last_child: 0, previous });
         let hash = self.hash(parent, name);
         let (names, dirents, hasher) = (&self.names, &self.dirents, &self.hasher);
         self.lookup.insert_unique(hash, dirent, |&other| {
             let other = &dirents[other as usize];
             hasher.hash_one((other.parent, &names[other.name.0 as usize..][..other.name.1.into()]))
         });
-        dirent
+        Ok(dirent)
     }
 
     fn remove(&mut self, dirent: DirentId) {
         // What was never written to the body may go without a trace.
         self.disturbed |= !self.inode(dirent).whiteout;
+        let inode = self.inode(dirent);
+        if inode.kind == InodeKind::Directory && !inode.stamped {
+            let time = inode.mtime;
+            self.replaced_directories.push((self.path(dirent), self.inode_number(dirent), time));
+        }
         let hash = self.hash(self.parent(dirent), self.name(dirent));
         if let Ok(found) = self.lookup.find_entry(hash, |&other| other == dirent) {
             found.remove();
@@ -534,8 +623,12 @@ impl Tree {
 
     /// The kernel's path walk below the layer's root: `..` stops there, absolute links start there.
     fn walk(&self, path: &[u8], follow_last: bool) -> Result<Walk, WalkError> {
+        self.walk_from(0, path, follow_last)
+    }
+
+    fn walk_from(&self, start: DirentId, path: &[u8], follow_last: bool) -> Result<Walk, WalkError> {
         let mut pending: Vec<&[u8]> = components(path).rev().collect();
-        let mut at: DirentId = 0;
+        let mut at = start;
         let mut links = 0;
         while let Some(component) = pending.pop() {
             if self.inode(at).kind != InodeKind::Directory {

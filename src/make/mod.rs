@@ -31,7 +31,7 @@ const WORKERS_MIN: usize = 3;
 /// Layers converted at once, at most: each takes a few megabytes.
 const WORKERS_MAX: usize = 8;
 
-/// How often a damaged cache file is made again before prepull gives up: then it is the disk.
+/// How often one layer's damaged cache file is made again before prepull gives up: then it is the disk.
 const ATTEMPTS: usize = 5;
 
 /// How often who waits for a layer looks whether the output has failed.
@@ -143,7 +143,8 @@ impl Make<'_> {
     fn run(&self, mut supply: Supply, mut output: Output<'_>) -> Result<Report, Error> {
         let layers = layers_of(&self.plan.images);
         let mut cached = None;
-        for attempt in 1.. {
+        let mut attempts: BTreeMap<Digest, usize> = BTreeMap::new();
+        loop {
             let found = supply.request(&layers);
             let cached = *cached.get_or_insert(found);
             let result = match &mut output {
@@ -152,7 +153,7 @@ impl Make<'_> {
             };
             match result {
                 Err(Error::Sink(sink::Error::Segment { layer, error: SegmentError::Damaged }))
-                    if attempt < ATTEMPTS =>
+                    if *attempts.entry(layer).and_modify(|count| *count += 1).or_insert(1) < ATTEMPTS =>
                 {
                     let note = format!("cache file of layer {layer} is damaged: converting the layer again");
                     supply.work.progress.note(&note);
@@ -169,7 +170,6 @@ impl Make<'_> {
                 }
             }
         }
-        unreachable!("the last attempt returns")
     }
 
     /// Layers are converted while those before them are written.

@@ -9,12 +9,14 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use rustix::fs::{Mode, OFlags};
+
 use super::file::{Error, Segment};
 use crate::atomic::{Unnamed, temporary_process};
 use crate::digest::{Digest, Hasher};
 
 /// Changes whenever the bytes of a segment for the same layer would.
-const FORMAT: &str = "prepull segment 2";
+const FORMAT: &str = "prepull segment 3";
 
 /// A temporary file that was not written to for this time is nobody's.
 const LEFTOVER_AGE: Duration = Duration::from_secs(3600);
@@ -109,7 +111,14 @@ impl Cache {
             return None;
         }
         let path = self.path(key);
-        let file = File::options().read(true).open(&path).ok()?;
+        // Neither a link nor a pipe is followed or waited for, and nobody else's file is believed.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::open(&path, flags, Mode::empty()).ok()?);
+        let metadata = file.metadata().ok()?;
+        if !metadata.is_file() || ![rustix::process::geteuid().as_raw(), 0].contains(&metadata.uid()) {
+            self.evict(key);
+            return None;
+        }
         match Segment::open(file, key) {
             Ok(segment) => {
                 // The time of last use decides what is pruned first; a cache that is read-only is still a cache.

@@ -11,7 +11,7 @@ use std::io::{self, Read, Seek, Write};
 use hashbrown::HashSet;
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::file::{Facts, Writer};
+use super::file::{Facts, OpaqueHeader, Writer};
 use super::index::Index;
 use crate::digest::Digest;
 use crate::entry::{Entry, Kind, Meta};
@@ -101,11 +101,15 @@ pub fn convert(
             uids: BTreeSet::new(),
             gids: BTreeSet::new(),
             stamped: Vec::new(),
+            directories: Vec::new(),
             headers: Vec::new(),
             last: 0,
         };
         let mut reader = TarReader::new(inflated);
         pass.read(&mut reader)?;
+        pass.tree
+            .settle()
+            .map_err(|(path, error)| Error::Entry { entry: String::from_utf8_lossy(&path).into_owned(), error })?;
         let inflation =
             reader.into_inner().finish().map_err(|error| Error::Tar { entry: None, error: error.into() })?;
         if inflation.diff_id != job.diff_id {
@@ -124,6 +128,8 @@ struct Pass<'a> {
     uids: BTreeSet<u32>,
     gids: BTreeSet<u32>,
     stamped: Vec<u64>,
+    /// Start and length of the headers of each directory but the root, in the order of the index.
+    directories: Vec<(u64, u64)>,
     headers: Vec<u8>,
     /// The name that was written last.
     last: DirentId,
@@ -171,16 +177,13 @@ impl Pass<'_> {
             self.uids.insert(header.uid as u32);
             self.gids.insert(header.gid as u32);
         }
-        if header.typeflag == b'g' {
-            return Ok((0, 0));
-        }
         let placed = self.tree.place(header).map_err(|error| Error::Entry { entry: shown(header), error })?;
         for parent in self.tree.take_created_parents() {
-            self.write_header(parent).map_err(Error::Output)?;
+            self.write_new(parent).map_err(Error::Output)?;
         }
         let mut to_body = false;
         if let Placed::New(dirent) = placed {
-            self.write_header(dirent).map_err(Error::Output)?;
+            self.write_new(dirent).map_err(Error::Output)?;
             let position = self.body.position();
             if let (b'0', InodeKind::Regular { data, .. }) = (header.typeflag, &mut self.tree.inode_mut(dirent).kind) {
                 *data = position;
@@ -212,6 +215,15 @@ impl Pass<'_> {
         Ok((header.size, crc))
     }
 
+    fn write_new(&mut self, dirent: DirentId) -> io::Result<()> {
+        let start = self.body.position();
+        self.write_header(dirent)?;
+        if self.tree.inode(dirent).kind == InodeKind::Directory {
+            self.directories.push((start, self.body.position() - start));
+        }
+        Ok(())
+    }
+
     fn write_header(&mut self, dirent: DirentId) -> io::Result<()> {
         let parent = self.tree.parent(dirent);
         if is_made_late(&self.tree.inode(dirent).kind) && !is_within(self.last, parent, |at| self.tree.parent(at)) {
@@ -230,8 +242,9 @@ impl Pass<'_> {
             InodeKind::BlockDevice(device) => Kind::BlockDevice(*device),
             InodeKind::Fifo => Kind::Fifo,
         };
-        let meta =
-            Meta { mode: inode.mode, uid: inode.uid, gid: inode.gid, mtime: inode.mtime, xattrs: inode.xattrs.clone() };
+        // A second name says nothing of the inode's attributes: the first one has.
+        let xattrs = if first == dirent { inode.xattrs.clone() } else { Vec::new() };
+        let meta = Meta { mode: inode.mode, uid: inode.uid, gid: inode.gid, mtime: inode.mtime, xattrs };
         let entry = Entry { path: below(dirent), meta, kind };
         write_entry(&mut self.body, &entry, inode.stamped, &mut self.stamped, &mut self.headers)
     }
@@ -248,6 +261,9 @@ impl Pass<'_> {
             let first = std::mem::replace(&mut self.body, body);
             self.rewrite(first, &mut index).map_err(Error::Output)?;
         }
+        let directories =
+            index.nodes().iter().enumerate().skip(1).filter(|(_, node)| node.inode.kind == InodeKind::Directory);
+        let opaque = directories.zip(self.directories).filter(|((_, node), _)| node.inode.opaque);
         let facts = Facts {
             blob: self.job.descriptor.digest,
             blob_size: self.job.descriptor.size,
@@ -258,6 +274,9 @@ impl Pass<'_> {
             gids: self.gids.into_iter().collect(),
             root_claimed: self.tree.root_claimed(),
             stamped: self.stamped,
+            opaque: opaque
+                .map(|((node, _), (start, length))| OpaqueHeader { node: node as u32, start, length })
+                .collect(),
             warnings: warnings(&self.tree),
         };
         let close = || {
@@ -273,6 +292,7 @@ impl Pass<'_> {
 
     fn rewrite(&mut self, mut first: Writer, index: &mut Index) -> io::Result<()> {
         self.stamped.clear();
+        self.directories.clear();
         let mut buffer = vec![0; 256 << 10];
         let mut last = 0;
         for number in 1..index.nodes().len() as u32 {
@@ -288,7 +308,11 @@ impl Pass<'_> {
             }
             last = number;
             let entry = index.entry(number, self.job.prefix, 0);
+            let start = self.body.position();
             write_entry(&mut self.body, &entry, node.inode.stamped, &mut self.stamped, &mut self.headers)?;
+            if node.inode.kind == InodeKind::Directory {
+                self.directories.push((start, self.body.position() - start));
+            }
             if let (None, InodeKind::Regular { size, data }) = (node.link_to, &node.inode.kind) {
                 let (size, data) = (*size, *data);
                 index.set_data(number, self.body.position());
@@ -342,11 +366,14 @@ fn pad(body: &mut Writer, size: u64) -> io::Result<()> {
 }
 
 fn warnings(tree: &Tree) -> Vec<String> {
+    let dropped = tree.dropped_xattrs();
     let lossy = String::from_utf8_lossy;
-    let drop = |(path, name): &(Vec<u8>, Vec<u8>)| {
-        format!("{:?}: attribute {:?} left out: it would steer the overlay mount", lossy(path), lossy(name))
-    };
-    tree.dropped_xattrs().iter().map(drop).collect()
+    let shown: Vec<_> =
+        dropped.first.iter().map(|(path, name)| format!("{:?} ({})", lossy(path), lossy(name))).collect();
+    let more = dropped.count - shown.len();
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let text = || format!("attributes left out that would steer the overlay mount: {}{more}", shown.join(", "));
+    (dropped.count > 0).then(text).into_iter().collect()
 }
 
 fn shown(header: &Header) -> String {

@@ -20,6 +20,9 @@ pub const CHUNK: usize = 256 << 10;
 const MAGIC: &[u8; 16] = b"prepull-segment1";
 const TRAILER: usize = 16 + 32 + 4 * 8 + 16;
 
+/// The most bytes of [`Facts`]: a file that claims more is no segment.
+const FACTS_MAX: u64 = 64 << 20;
+
 /// What layers.json says of a layer, and what else is known of it without its entries.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
@@ -41,8 +44,21 @@ pub struct Facts {
     pub root_claimed: bool,
     /// Offsets in the body of header blocks whose time is the store's time stamp.
     pub stamped: Vec<u64>,
+    /// Opaque directories and where in the body their headers stand: for an unpacker with attributes they get one more.
+    pub opaque: Vec<OpaqueHeader>,
     /// What was left out of the layer on purpose, for a warning: one line each.
     pub warnings: Vec<String>,
+}
+
+/// The headers of an opaque directory in a segment's body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpaqueHeader {
+    /// Its node in the index.
+    pub node: u32,
+    /// Offset in the body.
+    pub start: u64,
+    /// Bytes of all its headers.
+    pub length: u64,
 }
 
 /// Why a segment cannot be used.
@@ -171,7 +187,7 @@ impl Segment {
         let data = body.checked_add(split).and_then(|sum| sum.checked_add(index)).ok_or(Error::Damaged)?;
         let sums_length = data.div_ceil(CHUNK as u64).checked_mul(8).ok_or(Error::Damaged)?;
         let end = data.checked_add(sums_length).and_then(|sum| sum.checked_add(facts_length));
-        if end != Some(start) {
+        if end != Some(start) || facts_length > FACTS_MAX {
             return Err(Error::Damaged);
         }
         let mut rest = vec![0; (size - data) as usize];

@@ -117,7 +117,7 @@ impl Index {
             uid: inode.uid,
             gid: inode.gid,
             mtime: if inode.stamped { Timestamp::whole(stamp) } else { inode.mtime },
-            xattrs: inode.xattrs.clone(),
+            xattrs: if link_to.is_none() { inode.xattrs.clone() } else { Vec::new() },
         };
         Entry { path: below(node), meta, kind }
     }
@@ -200,7 +200,7 @@ impl Index {
             if tag == LINK {
                 let first = input.number()?;
                 let target = index.nodes.get(first as usize).ok_or(Malformed)?;
-                let inode = target.inode.clone();
+                let inode = Inode { xattrs: Vec::new(), ..target.inode.clone() };
                 index.push(parent, name, Some(first), inode);
             } else {
                 let inode = input.inode(tag)?;

@@ -15,9 +15,7 @@ pub const POLICY: &str = include_str!("../../policy/policy.json");
 const STORAGE: &str = include_str!("../../policy/storage.conf");
 const STORAGE_ADDITIONAL: &str = include_str!("../../policy/storage-additional.conf");
 const CRIO: &str = include_str!("../../policy/crio.conf");
-const RESTORE: &str = include_str!("../../policy/25prepull.rc");
-
-/// Nobody: the owner of `usr/share/prepull/state`, by which the machine sees whether its unpacker kept owners.
+/// Nobody: the owner of the file `state`, by which the machine sees whether its unpacker kept owners.
 pub const NOBODY: u32 = 65534;
 
 /// `etc/containers/storage.conf` for a store at `graphroot` (absolute).
@@ -41,19 +39,13 @@ pub fn crio_conf<'a>(names: impl Iterator<Item = &'a str>, pause: Option<&str>) 
     CRIO.replace("@PINNED@", &pinned).replace("@PAUSE@\n", &pause)
 }
 
-/// The rc script, for an `overlay` directory relative to the machine's root.
+/// The rc script: the same for every store.
+pub const RESTORE: &str = include_str!("../../policy/25prepull.rc");
+
+/// The directory, relative to the machine's root, of the lists for the store at `graphroot`.
 #[must_use]
-pub fn restore_script(overlay: &[u8]) -> Vec<u8> {
-    let (before, after) = RESTORE.split_once("@OVERLAY@").unwrap_or((RESTORE, ""));
-    // In double quotes in the script.
-    let mut escaped = Vec::new();
-    for &byte in overlay {
-        if matches!(byte, b'$' | b'`' | b'"' | b'\\') {
-            escaped.push(b'\\');
-        }
-        escaped.push(byte);
-    }
-    [before.as_bytes(), &escaped, after.as_bytes()].concat()
+pub fn lists_directory(graphroot: &str) -> String {
+    format!("usr/share/prepull/{}", graphroot.trim_matches('/').replace('/', "-"))
 }
 
 fn toml_escape(text: &str) -> String {
@@ -77,7 +69,11 @@ impl Losses {
             let inode = &node.inode;
             // A root may have its parent's owner.
             let (uid, gid) = if number == 0 { (root.uid, root.gid) } else { (inode.uid, inode.gid) };
-            let owned = (uid, gid) != (0, 0);
+            // Unpacked once more, a file in a setgid directory gets the group that the directory was given back.
+            let parent = &index.nodes()[node.parent as usize].inode;
+            let inherits = number != 0 && node.parent != 0 && parent.mode & 0o2000 != 0 && parent.gid != 0;
+            let inherits = inherits || number != 0 && node.parent == 0 && root.mode & 0o2000 != 0 && root.gid != 0;
+            let owned = (uid, gid) != (0, 0) || inherits && !inode.whiteout;
             if node.link_to.is_some() || !owned && inode.xattrs.is_empty() {
                 continue;
             }
@@ -127,7 +123,7 @@ impl Losses {
         self.files_with_xattrs.push(format!("{} ({})", String::from_utf8_lossy(path), names.join(", ")));
     }
 
-    /// Lists of paths for the rc script: (path below `usr/share/prepull/`, content).
+    /// Lists of paths for the rc script: (path below [`lists_directory`], content).
     pub fn lists(&self) -> impl Iterator<Item = (String, &[u8])> {
         [("owners", &self.owners), ("modes", &self.modes), ("links", &self.links)].into_iter().flat_map(
             |(directory, lists)| lists.iter().map(move |(key, list)| (format!("{directory}/{key}"), &list[..])),

@@ -7,7 +7,7 @@
 //! Layers come in an order that follows from the images alone, parents before children. Every piece is either a few bytes made
 //! here or a range of a segment, so what is large is never held.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::machine::{self, Losses};
@@ -185,14 +185,15 @@ impl<'a> Store<'a> {
     pub fn skeleton(&self) -> Piece {
         let mut out = Vec::new();
         let graphroot = self.graphroot();
-        let mut path = String::new();
-        for component in graphroot.split('/') {
-            path += component;
-            // The machine has most of these: they must not become less accessible by unpacking.
-            let mode = if path == graphroot { self.directory_mode() } else { 0o755 };
-            self.directory(&mut out, &path, mode);
-            path.push('/');
+        for (slash, _) in graphroot.match_indices('/') {
+            // These are 0755 and root's in every machine; of others (`/tmp`, `/root`) the machine knows better, and every
+            // unpacker makes parents that are missing.
+            if matches!(&graphroot[..slash], "var" | "var/lib" | "var/lib/containers" | "usr" | "usr/lib" | "usr/share")
+            {
+                self.directory(&mut out, &graphroot[..slash], 0o755);
+            }
         }
+        self.directory(&mut out, graphroot, self.directory_mode());
         for directory in ["overlay", "overlay-layers", "overlay-images", "overlay-containers"] {
             self.directory(&mut out, &self.below(directory), self.directory_mode());
         }
@@ -219,7 +220,7 @@ impl<'a> Store<'a> {
         let index = segment.index().map_err(|error| (layer.id, error))?;
         let whiteouts = self.opaque_whiteouts(layer, &index)?;
         let id = layer.id.hex();
-        self.warnings.extend(segment.facts().warnings.iter().map(|warning| format!("layer {id}: entry {warning}")));
+        self.warnings.extend(segment.facts().warnings.iter().map(|warning| format!("layer {id}: {warning}")));
         self.records.push(LayerRecord::new(
             &layer.id,
             layer.parent.as_ref(),
@@ -228,9 +229,12 @@ impl<'a> Store<'a> {
         ));
         self.segments.insert(layer.id, (layer.parent, Arc::clone(segment)));
 
-        let root = self.root_entry(layer, &index, segment.facts().root_claimed);
+        let mut root = self.root_entry(layer, &index, segment.facts().root_claimed);
         if self.settings.unpacker == Unpacker::Busybox {
             self.losses.add(&id, &index, &root.meta);
+        }
+        if index.nodes()[0].inode.opaque && self.settings.unpacker == Unpacker::Gnu {
+            set_opaque(&mut root);
         }
         let mut head = Vec::new();
         self.layer_head(&mut head, layer);
@@ -244,20 +248,35 @@ impl<'a> Store<'a> {
         let split = self.below(&format!("overlay-layers/{id}.tar-split.gz"));
         wire::header(&self.entry(&split, self.file_mode(), Kind::Regular { size: segment.split_len() }), &mut tail);
 
-        let range = |start, length, stamped| Piece::Segment {
-            segment: Arc::clone(segment),
-            layer: layer.id,
-            start,
-            length,
-            stamped,
+        let range = |start, end| {
+            let stamped = &segment.facts().stamped;
+            let from = stamped.partition_point(|&at| at < start);
+            let to = stamped.partition_point(|&at| at < end);
+            let stamped = stamped[from..to].to_vec();
+            Piece::Segment { segment: Arc::clone(segment), layer: layer.id, start, length: end - start, stamped }
         };
-        Ok(vec![
-            Piece::Bytes(head),
-            range(0, segment.body_len(), segment.facts().stamped.clone()),
+        let mut pieces = vec![Piece::Bytes(head)];
+        let mut at = 0;
+        if self.settings.unpacker == Unpacker::Gnu {
+            // Who ignores a directory's second header (mksquashfs -tar) must find the marker in its first.
+            let prefix = body_prefix(&self.settings.graphroot, &layer.id);
+            for header in &segment.facts().opaque {
+                let mut entry = index.entry(header.node, &prefix, self.settings.stamp);
+                set_opaque(&mut entry);
+                let mut bytes = Vec::new();
+                wire::header(&entry, &mut bytes);
+                pieces.extend([range(at, header.start), Piece::Bytes(bytes)]);
+                at = header.start + header.length;
+            }
+        }
+        let split_end = segment.body_len() + segment.split_len();
+        pieces.extend([
+            range(at, segment.body_len()),
             Piece::Bytes(tail),
-            range(segment.body_len(), segment.split_len(), Vec::new()),
+            range(segment.body_len(), split_end),
             Piece::Bytes(vec![0; wire::padding(segment.split_len()) as usize]),
-        ])
+        ]);
+        Ok(pieces)
     }
 
     /// What comes after the last layer.
@@ -330,15 +349,14 @@ impl<'a> Store<'a> {
             Unpacker::Gnu => filled_after_left(index),
         };
         for (number, node) in index.nodes().iter().enumerate().rev() {
-            let opaque = node.inode.opaque && self.settings.unpacker == Unpacker::Gnu;
-            if node.inode.kind != InodeKind::Directory || !touched[number] && !opaque {
+            if node.inode.kind != InodeKind::Directory || !touched[number] {
                 continue;
             }
+            let opaque = node.inode.opaque && self.settings.unpacker == Unpacker::Gnu;
             let mut entry =
                 if number == 0 { root.clone() } else { index.entry(number as u32, &prefix, self.settings.stamp) };
-            if opaque {
-                entry.meta.xattrs.push((b"trusted.overlay.opaque".to_vec(), b"y".to_vec()));
-                entry.meta.xattrs.sort();
+            if opaque && number != 0 {
+                set_opaque(&mut entry);
             }
             wire::header(&entry, out);
         }
@@ -385,41 +403,36 @@ impl<'a> Store<'a> {
 
     fn machine_files(&self, out: &mut Vec<u8>) {
         let settings = self.settings;
-        let mut files: Vec<(String, u16, Vec<u8>, u32)> = Vec::new();
-        let mut add =
-            |path: &str, mode, content: &[u8], owner| files.push((path.to_owned(), mode, content.to_vec(), owner));
+        let mut made = BTreeSet::new();
+        let mut add = |path: &str, mode, content: &[u8], owner| {
+            for (slash, _) in path.match_indices('/') {
+                if made.insert(path[..slash].to_owned()) {
+                    self.directory(out, &path[..slash], 0o755);
+                }
+            }
+            let mut entry = self.entry(path, mode, Kind::Regular { size: content.len() as u64 });
+            (entry.meta.uid, entry.meta.gid) = (owner, owner);
+            wire::small_file(out, &entry, content);
+        };
         if settings.config {
-            let names = self.images.values().flat_map(StoreImage::names);
-            let crio = machine::crio_conf(
-                names.collect::<std::collections::BTreeSet<_>>().into_iter(),
-                settings.pause.as_deref(),
-            );
+            let names: BTreeSet<_> = self.images.values().flat_map(StoreImage::names).collect();
+            let crio = machine::crio_conf(names.into_iter(), settings.pause.as_deref());
             let storage = machine::storage_conf(&settings.graphroot, settings.kind == StoreKind::Additional);
             add("etc/containers/policy.json", 0o644, machine::POLICY.as_bytes(), 0);
             add("etc/containers/storage.conf", 0o644, storage.as_bytes(), 0);
             add("etc/crio/crio.conf.d/10-prepull.conf", 0o644, crio.as_bytes(), 0);
         }
         if settings.unpacker == Unpacker::Busybox {
-            let script = machine::restore_script(self.below("overlay").as_bytes());
-            add("etc/init.d/25prepull.rc", 0o755, &script, 0);
-            for (path, list) in self.losses.lists() {
-                add(&format!("usr/share/prepull/{path}"), 0o644, list, 0);
-            }
+            add("etc/init.d/25prepull.rc", 0o755, machine::RESTORE.as_bytes(), 0);
             if !self.losses.xattrs().is_empty() {
                 add("usr/share/prepull/xattrs", 0o644, self.losses.xattrs(), 0);
             }
-            add("usr/share/prepull/state", 0o644, b"pending\n", machine::NOBODY);
-        }
-        let mut made = std::collections::BTreeSet::new();
-        for (path, mode, content, owner) in files {
-            for (slash, _) in path.match_indices('/') {
-                if made.insert(path[..slash].to_owned()) {
-                    self.directory(out, &path[..slash], 0o755);
-                }
+            let lists = machine::lists_directory(&settings.graphroot);
+            add(&format!("{lists}/overlay"), 0o644, format!("{}\n", self.below("overlay")).as_bytes(), 0);
+            for (path, list) in self.losses.lists() {
+                add(&format!("{lists}/{path}"), 0o644, list, 0);
             }
-            let mut entry = self.entry(&path, mode, Kind::Regular { size: content.len() as u64 });
-            (entry.meta.uid, entry.meta.gid) = (owner, owner);
-            wire::small_file(out, &entry, &content);
+            add(&format!("{lists}/state"), 0o644, b"pending\n", machine::NOBODY);
         }
     }
 
@@ -452,6 +465,11 @@ impl<'a> Store<'a> {
     fn file(&self, out: &mut Vec<u8>, path: &str, mode: u16, content: &[u8]) {
         wire::small_file(out, &self.entry(path, mode, Kind::Regular { size: content.len() as u64 }), content);
     }
+}
+
+fn set_opaque(directory: &mut Entry) {
+    directory.meta.xattrs.push((b"trusted.overlay.opaque".to_vec(), b"y".to_vec()));
+    directory.meta.xattrs.sort();
 }
 
 /// The directories into which something is put after GNU tar has left them, which is when it sets their times

@@ -2,6 +2,12 @@
 //!
 //! Tests that need a Debian package fail with its name when it is not there; none is skipped in silence.
 
+#![allow(clippy::print_stderr, reason = "tests say what they compare")]
+
+/// Bad input: one line that names the image, the layer and the entry, the right exit code, and no output file.
+mod bad_input;
+/// `busybox tar -o` and the rc script leave machines with the files that skopeo's stores show.
+mod busybox;
 /// Runs the `prepull` that is tested: no tests of its own.
 mod command;
 /// Images at the edge of what layers may be: no tests of its own.
@@ -18,6 +24,8 @@ mod ls;
 mod made;
 /// Tar archives block by block: no tests of its own.
 mod raw;
+/// Stores of real images: the real tools list, mount, save and check them as they do skopeo's.
+mod real;
 /// Names are normalised as the real tools normalise them.
 mod references;
 /// The registry client against a server that misbehaves on purpose: breaks, redirects, proxies.
@@ -26,6 +34,8 @@ mod registry;
 mod registry_auth;
 /// The registry client against Debian's `docker-registry`: anonymous, htpasswd, TLS with a private authority, tokens.
 mod registry_real;
+/// The same images give the same bytes, whatever the circumstances; and none leaves broken bytes behind.
+mod reproducible;
 /// Modules use only what the table in `src/lib.rs` allows.
 mod rooms;
 /// Every local transport gives the image that skopeo gives, and refuses what skopeo refuses.

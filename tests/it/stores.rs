@@ -26,14 +26,6 @@ pub fn scratch() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("prepull-test-").tempdir_in("/var/tmp").unwrap()
 }
 
-/// Runs a command that must succeed; gives what it said on standard output.
-#[track_caller]
-pub fn run(program: &str, arguments: &[&dyn AsRef<OsStr>]) -> Vec<u8> {
-    let output = try_run(program, arguments);
-    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
-    output.stdout
-}
-
 /// Runs a command.
 #[track_caller]
 pub fn try_run(program: &str, arguments: &[&dyn AsRef<OsStr>]) -> Output {
