@@ -8,7 +8,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
@@ -23,15 +24,36 @@ pub struct Unnamed {
 /// Names to be removed when the process is told to stop.
 static TEMPORARY: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
+/// Whether a file has taken another's place: what was asked for is done then, and stopping comes too late.
+static PUBLISHED: AtomicBool = AtomicBool::new(false);
+
+fn lock() -> MutexGuard<'static, Vec<PathBuf>> {
+    // Only a panic of a thread that holds it could poison it, and then the list is still right.
+    TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Removes what is left of unfinished files. For a process that is about to exit while threads are at work: they can make
 /// no new ones, but wait for the end.
 pub fn remove_temporary_files() {
-    if let Ok(mut names) = TEMPORARY.lock() {
-        for name in names.drain(..) {
-            let _ = fs_err::remove_file(name);
-        }
-        std::mem::forget(names);
+    remove(lock());
+}
+
+fn remove(mut names: MutexGuard<'_, Vec<PathBuf>>) {
+    for name in names.drain(..) {
+        let _ = fs_err::remove_file(name);
     }
+    std::mem::forget(names);
+}
+
+/// As [`remove_temporary_files`], but not once a file has been put in its place: gives whether the process may stop.
+pub fn may_stop() -> bool {
+    // Checked under the lock that is held while a file takes its place.
+    let names = lock();
+    let stop = !PUBLISHED.load(Ordering::Relaxed);
+    if stop {
+        remove(names);
+    }
+    stop
 }
 
 #[derive(Debug)]
@@ -41,8 +63,7 @@ impl Temporary {
     /// Has `make` make the file `path`, while nobody can be about to remove what is left of unfinished files: a file is
     /// there, and known, or neither.
     fn make<T>(path: PathBuf, make: impl FnOnce(&Path) -> Result<T, Errno>) -> Result<(Self, T), Errno> {
-        // Only a panic of a thread that holds it could poison it, and then the list is still right.
-        let mut names = TEMPORARY.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut names = lock();
         // Only a killed process with the same number can have left it.
         let _ = fs_err::remove_file(&path);
         let made = make(&path)?;
@@ -55,9 +76,7 @@ impl Drop for Temporary {
     fn drop(&mut self) {
         // Gone already when it was renamed.
         let _ = fs_err::remove_file(&self.0);
-        if let Ok(mut names) = TEMPORARY.lock() {
-            names.retain(|name| *name != self.0);
-        }
+        lock().retain(|name| *name != self.0);
     }
 }
 
@@ -124,7 +143,10 @@ impl Unnamed {
                 made.map_err(|error| named(path, error))?.0
             }
         };
+        let names = lock();
         rustix::fs::rename(&hidden.0, path).map_err(|error| named(path, error))?;
+        PUBLISHED.store(true, Ordering::Relaxed);
+        drop(names);
         Ok(self.file)
     }
 

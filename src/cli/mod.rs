@@ -139,8 +139,8 @@ fn stop_on_signals() -> std::io::Result<()> {
     let handled = [SIGHUP, SIGINT, SIGTERM].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0);
     let mut signals = signal_hook::iterator::Signals::new(handled)?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
-        if signals.forever().next().is_some() {
-            crate::atomic::remove_temporary_files();
+        // Once the tar is in its place there is nothing left to interrupt: the last lines are printed.
+        if signals.forever().any(|_| crate::atomic::may_stop()) {
             output::interrupted();
             std::process::exit(Exit::Interrupted as i32);
         }
