@@ -227,6 +227,26 @@ pub fn temporary_process(name: &str) -> Option<u32> {
     process.parse().ok()
 }
 
+/// Whether a process of this number runs here.
+#[must_use]
+pub fn is_alive(process: u32) -> bool {
+    Path::new("/proc").join(process.to_string()).exists()
+}
+
+/// Removes what a process that was killed while it published `path` has left beside it. A convenience: what cannot be
+/// removed stays.
+pub fn remove_leftovers_of(path: &Path) {
+    let prefix = format!(".{}.prepull-", path.file_name().unwrap_or_default().to_string_lossy());
+    let Ok(entries) = fs_err::read_dir(parent(path)) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let dead = |name: &str| name.starts_with(&prefix) && temporary_process(name).is_some_and(|id| !is_alive(id));
+        if name.to_str().is_some_and(dead) {
+            let _ = fs_err::remove_file(entry.path());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{Mode, OFlags};
 
 use super::file::{Error, Segment};
-use crate::atomic::{Unnamed, temporary_process};
+use crate::atomic::{Unnamed, is_alive, temporary_process};
 use crate::digest::{Digest, Hasher};
 
 /// Changes whenever the bytes of a segment for the same layer would.
@@ -56,10 +56,6 @@ fn is_temporary(path: &Path) -> bool {
 /// The process that the temporary file `path` belongs to.
 fn temporary_of(path: &Path) -> Option<u32> {
     temporary_process(path.file_name()?.to_str()?)
-}
-
-fn is_alive(process: u32) -> bool {
-    Path::new("/proc").join(process.to_string()).exists()
 }
 
 impl Cache {

@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxAttributes, StatxFla
 use rustix::io::Errno;
 
 use super::{Error, copy};
-use crate::atomic::{Unnamed, parent};
+use crate::atomic::{Unnamed, parent, remove_leftovers_of};
 use crate::segment::file::CHUNK;
 use crate::storage::store::Piece;
 
@@ -47,6 +47,7 @@ impl TarFile {
     pub fn create(path: &Path) -> Result<Self, Error> {
         let fail = |error| Error::Write { what: path.display().to_string(), error };
         let path = target(path).map_err(fail)?;
+        remove_leftovers_of(&path);
         let file = Unnamed::new_in(parent(&path), 0o666).map_err(fail)?;
         Ok(Self { file: Arc::new(file), path })
     }

@@ -257,7 +257,11 @@ fn kill_9_leaves_the_old_or_the_new() {
     let (tar, cache) = (out.join("images.tar"), at.join("cache"));
     let mut random = Random(7);
     let (mut killed, mut done) = (0, 0);
-    for round in 0..40 {
+    let mut left = 0;
+    for round in 0.. {
+        if round >= 40 && (killed > 5 || round > 200) {
+            break;
+        }
         fs_err::write(&tar, "old").unwrap();
         if round % 4 == 0 {
             let _ = fs_err::remove_dir_all(&cache);
@@ -272,7 +276,9 @@ fn kill_9_leaves_the_old_or_the_new() {
         }
         let bytes = fs_err::read(&tar).unwrap();
         assert!(bytes == b"old" || Digest::of(&bytes) == expected, "round {round}: {} bytes", bytes.len());
-        assert_eq!(names(&out), BTreeSet::from(["images.tar".to_owned()]), "round {round}");
+        // A finished file has a hidden name for the moment between link and rename; the next run removes it.
+        left += names(&out).len() - 1;
+        assert!(names(&out).iter().all(|name| name == "images.tar" || name.starts_with(".images.tar.prepull-")));
         let odd: Vec<_> = cache_files_if_any(&cache).into_iter().filter(|path| !is_key(path)).collect();
         assert!(odd.is_empty(), "round {round}: {odd:?}");
         if round % 4 == 3 {
@@ -280,6 +286,10 @@ fn kill_9_leaves_the_old_or_the_new() {
         }
     }
     assert!(killed > 5, "killed {killed}, done {done}");
+    assert!(left < 3, "{left} hidden files were left");
+    let status = images.command(&cache, &tar).args(&images.items).status().unwrap();
+    assert!(status.success());
+    assert_eq!(names(&out), BTreeSet::from(["images.tar".to_owned()]));
 }
 
 fn cache_files_if_any(cache: &Path) -> Vec<PathBuf> {
