@@ -59,18 +59,18 @@ impl TarFile {
     pub fn begin<'scope>(&self, scope: &'scope Scope<'scope, '_>, stamp: i64) -> Result<Pieces<'scope>, Error> {
         self.file.file().set_len(0).map_err(|error| self.error(error))?;
         let (sender, receiver) = sync_channel(2 * COPIERS);
-        let receiver = Arc::new(Mutex::new(receiver));
         let has_failed = Arc::new(AtomicBool::new(false));
+        let copying = Arc::new(Copying {
+            file: Arc::clone(&self.file),
+            receiver: Mutex::new(receiver),
+            writing: Mutex::new(()),
+            stamp,
+            name: self.path.display().to_string(),
+            has_failed: Arc::clone(&has_failed),
+        });
         let copier = |_| {
-            let (file, receiver, has_failed) = (Arc::clone(&self.file), Arc::clone(&receiver), Arc::clone(&has_failed));
-            let name = self.path.display().to_string();
-            scope.spawn(move || {
-                let result = copy_all(&file, &receiver, stamp, &name, &has_failed);
-                if result.is_err() {
-                    has_failed.store(true, Ordering::Relaxed);
-                }
-                result
-            })
+            let copying = Arc::clone(&copying);
+            scope.spawn(move || copying.run().inspect_err(|_| copying.has_failed.store(true, Ordering::Relaxed)))
         };
         let copiers = (0..COPIERS).map(copier).collect();
         Ok(Pieces { sender, copiers, position: 0, has_failed })
@@ -209,23 +209,32 @@ fn split(piece: Piece) -> Vec<Piece> {
 }
 
 /// Copies until there is nothing more, or the other thread has failed.
-fn copy_all(
-    file: &Unnamed,
-    receiver: &Mutex<Receiver<(u64, Piece)>>,
+/// What the threads of one attempt share.
+struct Copying {
+    file: Arc<Unnamed>,
+    receiver: Mutex<Receiver<(u64, Piece)>>,
+    /// The kernel lets one thread at a time write to a file, and lets the others burn their processor meanwhile, which the
+    /// converting threads can use better.
+    writing: Mutex<()>,
     stamp: i64,
-    name: &str,
-    has_failed: &AtomicBool,
-) -> Result<(), Error> {
-    loop {
-        // The lock is held while waiting: the other thread waits for the lock instead of the piece.
-        let Ok(Ok((base, piece))) = receiver.lock().map(|receiver| receiver.recv()) else { return Ok(()) };
-        if has_failed.load(Ordering::Relaxed) {
-            return Ok(());
+    name: String,
+    has_failed: Arc<AtomicBool>,
+}
+
+impl Copying {
+    fn run(&self) -> Result<(), Error> {
+        loop {
+            // The lock is held while waiting: the other thread waits for the lock instead of the piece.
+            let Ok(Ok((base, piece))) = self.receiver.lock().map(|receiver| receiver.recv()) else { return Ok(()) };
+            if self.has_failed.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            copy(&piece, self.stamp, |offset, part| {
+                let _one_at_a_time = self.writing.lock();
+                let write = self.file.file().write_all_at(part, base + offset);
+                write.map_err(|error| Error::Write { what: self.name.clone(), error })
+            })?;
         }
-        copy(&piece, stamp, |offset, part| {
-            let write = file.file().write_all_at(part, base + offset);
-            write.map_err(|error| Error::Write { what: name.to_owned(), error })
-        })?;
     }
 }
 
