@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::thread::{Scope, ScopedJoinHandle};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxAttributes, StatxFlags};
@@ -213,8 +213,7 @@ fn split(piece: Piece) -> Vec<Piece> {
 struct Copying {
     file: Arc<Unnamed>,
     receiver: Mutex<Receiver<(u64, Piece)>>,
-    /// The kernel lets one thread at a time write to a file, and lets the others burn their processor meanwhile, which the
-    /// converting threads can use better.
+    /// Held by the one that writes: see [`Self::turn`].
     writing: Mutex<()>,
     stamp: i64,
     name: String,
@@ -222,6 +221,18 @@ struct Copying {
 }
 
 impl Copying {
+    /// The kernel lets one thread at a time write to a file, and lets the others burn their processor meanwhile, which the
+    /// converting threads can use better. Where there are none, going to sleep and being woken would take longer than the wait.
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        loop {
+            match self.writing.try_lock() {
+                Ok(turn) => return turn,
+                Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => std::thread::yield_now(),
+            }
+        }
+    }
+
     fn run(&self) -> Result<(), Error> {
         loop {
             // The lock is held while waiting: the other thread waits for the lock instead of the piece.
@@ -230,7 +241,7 @@ impl Copying {
                 return Ok(());
             }
             copy(&piece, self.stamp, |offset, part| {
-                let _one_at_a_time = self.writing.lock();
+                let _one_at_a_time = self.turn();
                 let write = self.file.file().write_all_at(part, base + offset);
                 write.map_err(|error| Error::Write { what: self.name.clone(), error })
             })?;
