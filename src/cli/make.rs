@@ -81,7 +81,7 @@ pub fn run(args: MakeArgs, printer: &Printer) -> Result<(), Failure> {
     if report.bytes > ISO_FILE_MAX {
         printer.warn(&format!(
             "the tar has {}: genisoimage (`xc mkcdrom`) takes no file of 4 GiB or more; make two tars with some of the images each, \
-             the second with --store additional",
+             the second with --store additional (see \"4 GiB\" in the README)",
             human(report.bytes)
         ));
     }
