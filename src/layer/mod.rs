@@ -2,6 +2,7 @@
 
 pub mod acl;
 pub mod inflate;
+pub mod inode;
 pub mod path;
 pub mod tar;
 pub mod tar_split;
