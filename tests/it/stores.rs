@@ -36,12 +36,26 @@ pub fn try_run(program: &str, arguments: &[&dyn AsRef<OsStr>]) -> Output {
     command.output().unwrap_or_else(|error| panic!("run {program}: {error}"))
 }
 
+/// How often the kernel must find too many links before it is believed: one walk in 40 errs while others mount.
+const LINKS_COUNTED: usize = 8;
+
 /// `skopeo copy` into the store `root`, umask 022, in a mount namespace of its own: it leaves mounts behind.
 pub fn skopeo_into(root: &Path, source: &str, name: &str) -> Output {
     let run = root.with_extension("run");
     let store = format!("containers-storage:[overlay@{}+{}]{name}", root.display(), run.display());
     let script = r#"umask 022 && exec skopeo --insecure-policy copy --quiet "$1" "$2""#;
-    try_run("unshare", &[&"--mount", &"sh", &"-c", &script, &"sh", &source, &store])
+    let mut asked = 0;
+    loop {
+        let output = try_run("unshare", &[&"--mount", &"sh", &"-c", &script, &"sh", &source, &store]);
+        asked += 1;
+        // When something is mounted meanwhile, the kernel walks a path again and counts the links of both walks: half of
+        // its 40 may then be too many (fs/namei.c: `filename_lookup` begins again, `total_link_count` does not).
+        let too_many_links = String::from_utf8_lossy(&output.stderr).contains("too many levels of symbolic links");
+        if output.status.success() || !too_many_links || asked == LINKS_COUNTED {
+            return output;
+        }
+        fs_err::remove_dir_all(root).unwrap();
+    }
 }
 
 /// A command that runs `arguments` where mounts are its own and vanish with it.
