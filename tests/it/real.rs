@@ -1,7 +1,7 @@
 //! Stores of real images: the real tools list, mount, save and check them as they do skopeo's.
 //!
 //! `PREPULL_CORPUS=DIR` adds all OCI layouts in that directory; `PREPULL_NEWER_CHROOT=DIR` has a newer release's
-//! `containers-storage` check the stores as well.
+//! `containers-storage` check the stores as well, and those of `edge`.
 
 use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::command::{needs_root, prepull};
 use crate::edge::Stores;
-use crate::stores::{Clock, GRAPHROOT, in_own_mounts, scratch, skopeo_into, unpack_gnu};
+use crate::stores::{Clock, GRAPHROOT, complaints, in_own_mounts, scratch, skopeo_into, unpack_gnu};
 
 const NAME: &str = "localhost/built:1";
 
@@ -86,30 +86,12 @@ fn diff_ids(layout: &Path) -> (Vec<String>, Vec<String>) {
     (said, found)
 }
 
-/// What `containers-storage check` says of a store, if there is one that can check: Debian 12's cannot.
-fn check(root: &Path) -> Option<bool> {
-    let chroot = std::env::var_os("PREPULL_NEWER_CHROOT").map(PathBuf::from);
-    let mut command = in_own_mounts("sh");
-    let run = root.with_extension("check-run");
-    match &chroot {
-        Some(chroot) => {
-            let script = r#"mkdir -p "$1/mnt" && mount --rbind "$2" "$1/mnt" && mount -t proc proc "$1/proc" &&
-                exec chroot "$1" containers-storage --graph "/mnt/$3" --run /tmp/prepull-run -s overlay check"#;
-            let (parent, name) = (root.parent().unwrap(), root.file_name().unwrap());
-            command.args(["-c", script, "sh"]).arg(chroot).arg(parent).arg(name);
-        }
-        None => {
-            let knows = Command::new("containers-storage").args(["check", "--help"]).output().ok()?;
-            if !knows.status.success() || !String::from_utf8_lossy(&knows.stdout).contains("check") {
-                return None;
-            }
-            let script = r#"exec containers-storage --graph "$1" --run "$2" -s overlay check"#;
-            command.args(["-c", script, "sh"]).arg(root).arg(run);
-        }
-    }
-    let output = command.output().unwrap();
-    eprintln!("check {}: {}{}", root.display(), String::from_utf8_lossy(&output.stdout), said(&output));
-    Some(output.status.success())
+/// Damages a file of a store; `containers-storage check` must see it, else it says nothing when it finds nothing wrong.
+#[track_caller]
+fn check_sees_damage(at: &Path, store: &Path, root: &str, image_store: Option<&str>) {
+    let script = r#"f=$(find "$1"/overlay/*/diff/var/lib/app/data/newer) && test -f "$f" && echo x >>"$f""#;
+    ok(Command::new("sh").args(["-c", script, "sh"]).arg(store));
+    assert_ne!(complaints(at, root, image_store), Some(Vec::new()), "containers-storage check sees no damage");
 }
 
 /// Both stores of one image, compared; gives ours.
@@ -127,7 +109,9 @@ fn compare(at: &Path, item: &str, name: &str) -> PathBuf {
     let mut report = String::new();
     Stores { ours: &ours, theirs: &theirs, their_clock }.compare(name, None, &mut report);
     assert!(report.is_empty(), "{name}:\n{report}");
-    assert_eq!(check(&ours), check(&theirs), "{name}: containers-storage check");
+    let [our_complaints, their_complaints] =
+        [&format!("machine/{GRAPHROOT}"), "skopeo"].map(|root| complaints(at, root, None));
+    assert_eq!(our_complaints, their_complaints, "{name}: containers-storage check");
     ours
 }
 
@@ -163,6 +147,7 @@ fn the_real_tools_use_it() {
     let to = format!("oci:{}:x", at.join("copied").display());
     ok(in_own_mounts("skopeo").args(["--insecure-policy", "copy", "--quiet", &store, &to]));
     assert_eq!(diff_ids(&at.join("copied")), (expected.clone(), expected), "skopeo copy");
+    check_sees_damage(at, &ours, &format!("machine/{GRAPHROOT}"), None);
 }
 
 #[test]
@@ -177,7 +162,8 @@ fn an_additional_store_is_read_only_and_for_all() {
     let options = ["make", "--store", "additional", "--unpacker", "gnu", "--quiet", "--no-cache", "-o"];
     ok(prepull(at).args(options).arg(&tar).arg(&item));
     unpack_gnu(&tar, &at.join("machine")).unwrap();
-    let store = at.join("machine/usr/lib/containers/storage");
+    let image_store = "machine/usr/lib/containers/storage";
+    let store = at.join(image_store);
     let script = r#"mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && touch "$1/x" 2>/dev/null && exit 9
         p() { podman --root "$2/primary" --runroot "$2/run" --storage-driver overlay --storage-opt "overlay.imagestore=$1" "${@:3}"; }
         p "$1" "$2" images --format '{{.Repository}}:{{.Tag}} {{.ReadOnly}}' && c=$(p "$1" "$2" create --network none "$3" /bin/sh) &&
@@ -202,6 +188,11 @@ fn an_additional_store_is_read_only_and_for_all() {
     for layer in fs_err::read_dir(store.join("overlay-layers")).unwrap() {
         assert_eq!(layer.unwrap().metadata().unwrap().permissions().mode() & 0o444, 0o444);
     }
+    // Nothing of an additional store is mounted or walked when it is checked: so it is checked as a primary one as well.
+    for (root, image_store) in [("checker", Some(image_store)), (image_store, None)] {
+        assert!(complaints(at, root, image_store).is_none_or(|found| found.is_empty()));
+    }
+    check_sees_damage(at, &store, "checker", Some(image_store));
 }
 
 #[test]

@@ -65,6 +65,35 @@ pub fn in_own_mounts(program: &str) -> Command {
     command
 }
 
+/// What `containers-storage check` has against the store `root` in the directory `at` (and against `image_store` there,
+/// an additional one), a line each. `None` where no release is at hand that can check: Debian 12's cannot.
+pub fn complaints(at: &Path, root: &str, image_store: Option<&str>) -> Option<Vec<String>> {
+    let chroot = std::env::var_os("PREPULL_NEWER_CHROOT").filter(|path| !path.is_empty());
+    if chroot.is_none() {
+        let help = Command::new("containers-storage").args(["check", "--help"]).output().unwrap();
+        if !help.status.success() {
+            return None;
+        }
+    }
+    let script = r#"chroot=$1 at=$2 root=$3 store=$4
+        if test -n "$chroot"; then
+            mkdir -p "$chroot/mnt" && mount --rbind "$at" "$chroot/mnt" && mount -t proc proc "$chroot/proc" || exit 9
+            at=/mnt
+        fi
+        exec ${chroot:+chroot "$chroot"} containers-storage --graph "$at/$root" --run "$at/check-run" -s overlay \
+            ${store:+--storage-opt "overlay.imagestore=$at/$store"} check"#;
+    let mut command = in_own_mounts("sh");
+    command.args(["-c", script, "sh"]).arg(chroot.unwrap_or_default()).arg(at).arg(root);
+    let output = command.arg(image_store.unwrap_or_default()).output().unwrap();
+    let (found, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let mut found: Vec<String> = found.lines().map(str::to_owned).collect();
+    found.sort();
+    // A tool that could not even look at the store has nothing against it.
+    let looked = if found.is_empty() { output.status.success() } else { output.status.code() == Some(1) };
+    assert!(looked, "containers-storage check: {}: {found:?} {said}", output.status);
+    Some(found)
+}
+
 /// Unpacks with GNU tar as the README says; gives what tar had to say.
 pub fn unpack_gnu(tar: &Path, into: &Path) -> Result<(), String> {
     fs_err::create_dir_all(into).unwrap();
