@@ -13,7 +13,7 @@ use super::run;
 pub(crate) struct DockerRegistry {
     child: Child,
     host: String,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl DockerRegistry {
@@ -40,7 +40,7 @@ impl DockerRegistry {
                 .expect("docker-registry does not start (apt install docker-registry)");
             for _ in 0..500 {
                 if TcpStream::connect(address).is_ok() {
-                    return Self { child, host: address.to_string(), _directory: directory };
+                    return Self { child, host: address.to_string(), directory };
                 }
                 if child.try_wait().unwrap().is_some() {
                     break;
@@ -60,8 +60,12 @@ impl DockerRegistry {
 
     /// Pushes `image` as `name` with skopeo.
     pub(crate) fn push(&self, image: &Image, name: &str, options: &[&str]) {
+        // Where credentials are by default, nobody but root may be allowed to look: /run/containers, once root used podman.
+        let no_credentials = self.directory.path().join("auth.json");
+        fs_err::write(&no_credentials, "{}").unwrap();
         let mut skopeo = Command::new("skopeo");
-        skopeo.args(["copy", "--insecure-policy", "--quiet", "--dest-tls-verify=false"]).args(options);
+        skopeo.args(["copy", "--insecure-policy", "--quiet", "--dest-tls-verify=false", "--dest-authfile"]);
+        skopeo.arg(no_credentials).args(options);
         skopeo.arg(format!("oci:{}:v1", image.directory.path().display()));
         run("skopeo", skopeo.arg(format!("docker://{}/{name}", self.host)));
     }
