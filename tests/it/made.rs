@@ -120,7 +120,9 @@ pub fn layers() -> Vec<Vec<u8>> {
 /// Runs skopeo, which must be installed.
 pub fn skopeo<A: AsRef<OsStr>>(directory: &Path, arguments: &[A]) -> Output {
     Command::new("skopeo")
-        .arg("--insecure-policy")
+        // What it leaves when it fails goes with the directory.
+        .args(["--insecure-policy", "--tmpdir"])
+        .arg(directory)
         .args(arguments)
         .current_dir(directory)
         .output()
