@@ -56,10 +56,19 @@ pub fn may_stop() -> bool {
     stop
 }
 
+/// A hidden name, removed when this is dropped or the process is told to stop.
 #[derive(Debug)]
-struct Temporary(PathBuf);
+pub struct Temporary(PathBuf);
 
 impl Temporary {
+    /// Gives the file the name `path` instead, unless that exists.
+    ///
+    /// # Errors
+    /// When it exists, or the file cannot be renamed.
+    pub fn rename_new(self, path: &Path) -> io::Result<()> {
+        rename_new(&self.0, path).map_err(|error| named(path, error))
+    }
+
     /// Has `make` make the file `path`, while nobody can be about to remove what is left of unfinished files: a file is
     /// there, and known, or neither.
     fn make<T>(path: PathBuf, make: impl FnOnce(&Path) -> Result<T, Errno>) -> Result<(Self, T), Errno> {
@@ -112,18 +121,34 @@ impl Unnamed {
         &self.file
     }
 
-    /// Gives the file the name `path` unless that exists: then the one there stays.
+    /// A file that has a name elsewhere, to be given another one.
+    #[must_use]
+    pub fn of(file: File) -> Self {
+        Self { file, temporary: None }
+    }
+
+    /// A second, hidden name in `directory`, which must be on the same file system.
+    ///
+    /// # Errors
+    /// When there can be none.
+    pub fn also_in(&self, directory: &Path) -> io::Result<Temporary> {
+        let made = Temporary::make(hidden_name(directory, "tar"), |hidden| link(&self.file, hidden));
+        made.map(|(temporary, ())| temporary).map_err(|error| named(directory, error))
+    }
+
+    /// Gives the file the name `path` unless that exists: then the one there stays, and this gives `false`.
     ///
     /// # Errors
     /// When it cannot be linked or renamed, or what was written did not reach a server.
-    pub fn publish_new(self, path: &Path) -> io::Result<File> {
+    pub fn publish_new(self, path: &Path) -> io::Result<bool> {
         self.arrive().map_err(|error| named(path, error))?;
         let done = match &self.temporary {
             None => link(&self.file, path),
             Some(temporary) => rename_new(&temporary.0, path),
         };
         match done {
-            Ok(()) | Err(Errno::EXIST) => Ok(self.file),
+            Ok(()) => Ok(true),
+            Err(Errno::EXIST) => Ok(false),
             Err(error) => Err(named(path, error)),
         }
     }

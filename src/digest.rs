@@ -30,6 +30,10 @@ pub enum ParseDigestError {
 }
 
 impl Digest {
+    /// All zero: nothing has it.
+    #[cfg(test)]
+    pub const ZERO: Self = Self([0; 32]);
+
     /// The digest of `bytes`.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {

@@ -27,9 +27,9 @@
 //! | layer | digest, entry, json, registry, source |
 //! | segment | atomic, digest, entry, layer, source, wire |
 //! | storage | digest, entry, image, json, layer, segment, wire |
-//! | sink | atomic, digest, segment, storage, wire |
+//! | sink | atomic, digest, segment, storage |
 //! | plan | digest, image, reference, source, storage |
-//! | make | digest, plan, segment, sink, source, storage |
+//! | make | atomic, digest, plan, segment, sink, source, storage |
 //! | xcluster | atomic |
 //! | cli | atomic, config, digest, image, make, plan, reference, registry, segment, sink, source, storage, xcluster |
 

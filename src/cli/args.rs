@@ -218,6 +218,10 @@ pub struct CacheArgs {
     /// Keep nothing
     #[arg(long)]
     pub no_cache: bool,
+
+    /// Write large new layers twice, instead of giving the cache a hard link to the tar
+    #[arg(long)]
+    pub no_link: bool,
 }
 
 /// `--store`.

@@ -19,6 +19,7 @@ struct Summary {
     directory: String,
     segments: usize,
     bytes: u64,
+    shared_bytes: u64,
     oldest_use: Option<String>,
     newest_use: Option<String>,
     #[serde(flatten)]
@@ -39,8 +40,8 @@ pub fn run(args: &CacheCommandArgs, printer: &Printer) -> Result<(), Failure> {
         None => None,
         Some(CacheCommand::Prune(prune)) => {
             let items = cache.prune(&keep(prune))?;
-            let removed = Removed { removed: items.len(), freed_bytes: bytes(&items) };
-            printer.say(&format!("removed {} file(s), {}", removed.removed, human(removed.freed_bytes)));
+            let removed = Removed { removed: segments(&items), freed_bytes: bytes(&items) - shared(&items) };
+            printer.say(&format!("removed {} layer(s), {}", removed.removed, human(removed.freed_bytes)));
             Some(removed)
         }
     };
@@ -48,8 +49,9 @@ pub fn run(args: &CacheCommandArgs, printer: &Printer) -> Result<(), Failure> {
     let used = |item: Option<&Item>| item.map(|item| utc(seconds(item.used)));
     let summary = Summary {
         directory: directory.display().to_string(),
-        segments: items.len(),
+        segments: segments(&items),
         bytes: bytes(&items),
+        shared_bytes: shared(&items),
         oldest_use: used(items.first()),
         newest_use: used(items.last()),
         removed,
@@ -73,8 +75,16 @@ fn keep(args: &PruneArgs) -> Keep {
     }
 }
 
+fn segments(items: &[Item]) -> usize {
+    items.iter().map(|item| item.segments).sum()
+}
+
 fn bytes(items: &[Item]) -> u64 {
     items.iter().map(|item| item.size).sum()
+}
+
+fn shared(items: &[Item]) -> u64 {
+    items.iter().map(|item| item.shared).sum()
 }
 
 fn seconds(time: SystemTime) -> i64 {
@@ -90,6 +100,9 @@ impl Summary {
             row("Layers", &self.segments.to_string()),
             row("Size", &human(self.bytes)),
         ];
+        if self.shared_bytes > 0 {
+            rows.push(row("Shared", &format!("{} with tars that are still there", human(self.shared_bytes))));
+        }
         if let (Some(oldest), Some(newest)) = (&self.oldest_use, &self.newest_use) {
             rows.extend([row("Oldest use", oldest), row("Newest use", newest)]);
         }

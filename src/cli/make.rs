@@ -220,12 +220,13 @@ pub fn cache_dir(typed: Option<&Path>) -> anyhow::Result<PathBuf> {
 fn open_cache(args: &CacheArgs, tar: &Path, printer: &Printer) -> anyhow::Result<(Cache, &'static str)> {
     let hint = "opening the cache (--cache-dir DIR or --no-cache goes around it)";
     let kept = "--cache-dir DIR puts the cache on another file system";
+    let as_asked = |cache: Cache| if args.no_link { cache.without_links() } else { cache };
     if let Some(typed) = &args.cache_dir {
-        return Ok((Cache::open(typed).context(hint)?, kept));
+        return Ok((as_asked(Cache::open(typed).context(hint)?), kept));
     }
     if !args.no_cache {
         match cache_dir(None).and_then(|directory| Ok(Cache::open(&directory)?)) {
-            Ok(cache) => return Ok((cache, kept)),
+            Ok(cache) => return Ok((as_asked(cache), kept)),
             Err(error) => printer.warn(&format!("no cache: {error:#}")),
         }
     }

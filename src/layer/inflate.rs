@@ -1,11 +1,11 @@
-//! From a blob to the uncompressed layer, on a thread of its own.
+//! From a blob to the uncompressed layer, on two threads of its own.
 //!
 //! ```text
-//!  blob reader ─▶ SHA-256 of the blob ─▶ inflate ─▶ buffers ═══════▶ Inflated (BufRead) ─▶ SHA-256 of the layer ─▶ tar
-//!  `─────────────── this thread ──────────────────´    channel      `──────────── the caller's thread ────────────´
+//!  blob reader ─▶ SHA-256 of the blob ─▶ inflate ═════▶ SHA-256 of the layer ═════▶ Inflated (BufRead) ─▶ tar
+//!  `─────────────── a thread ───────────────────´       `──── a thread ────´       `─── the caller's thread ───´
 //! ```
 //!
-//! Inflating costs about as much as all the rest, so two threads keep two cores busy even with one large layer.
+//! Inflating costs about as much as all the rest, so that one large layer can keep two cores busy.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -18,7 +18,7 @@ use crate::source::Descriptor;
 const BUFFER: usize = 256 << 10;
 
 /// Buffers under way between the threads.
-const BUFFERS: usize = 4;
+const BUFFERS: usize = 16;
 
 /// How a blob is compressed, told by its first bytes as containers/storage does (`pkg/archive`, `DetectCompression`);
 /// the number is the one in layers.json.
@@ -38,6 +38,12 @@ enum Message {
     End(io::Result<()>),
 }
 
+/// What comes out of the last thread.
+enum Hashed {
+    Buffer(Vec<u8>),
+    End(io::Result<Inflation>),
+}
+
 /// What is known when the whole layer has been read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inflation {
@@ -49,19 +55,14 @@ pub struct Inflation {
     pub size: u64,
 }
 
-/// The uncompressed bytes of a layer, hashed as they pass. An error of the other thread comes out as a read error.
+/// The uncompressed bytes of a layer, hashed as they pass. An error of the other threads comes out as a read error.
 #[derive(Debug)]
 pub struct Inflated {
-    full: Receiver<Message>,
+    full: Receiver<Hashed>,
     empty: Sender<Vec<u8>>,
     buffer: Vec<u8>,
     at: usize,
-    /// `None` for a plain blob: its bytes are hashed on the other thread, against the same digest.
-    hasher: Option<Hasher>,
-    compression: Compression,
-    size: u64,
-    blob: Digest,
-    ended: bool,
+    end: Option<Inflation>,
 }
 
 /// Starts to read and inflate `blob`, which must be what `descriptor` says.
@@ -70,28 +71,46 @@ pub fn inflate<'scope>(
     blob: Box<dyn Read + Send>,
     descriptor: &Descriptor,
 ) -> Inflated {
-    let (full_sender, full) = sync_channel(BUFFERS);
+    let (inflated_sender, inflated) = sync_channel(BUFFERS);
+    let (hashed_sender, hashed) = sync_channel(BUFFERS);
     let (empty, empty_receiver) = channel();
     for _ in 0..BUFFERS {
         let _ = empty.send(Vec::new());
     }
-    let verified = VerifyReader::new(blob, descriptor.digest, descriptor.size);
+    let digest = descriptor.digest;
+    let verified = VerifyReader::new(blob, digest, descriptor.size);
+    // Nobody listens any more when the other side gave up.
     scope.spawn(move || {
-        let end = pump(verified, &empty_receiver, &full_sender);
-        // Nobody listens any more when the other side gave up.
-        let _ = full_sender.send(Message::End(end));
+        let end = pump(verified, &empty_receiver, &inflated_sender);
+        let _ = inflated_sender.send(Message::End(end));
     });
-    Inflated {
-        full,
-        empty,
-        buffer: Vec::new(),
-        at: 0,
-        hasher: Some(Hasher::new()),
-        compression: Compression::None,
-        size: 0,
-        blob: descriptor.digest,
-        ended: false,
+    scope.spawn(move || {
+        let end = hash(&inflated, &hashed_sender, digest);
+        let _ = hashed_sender.send(Hashed::End(end));
+    });
+    Inflated { full: hashed, empty, buffer: Vec::new(), at: 0, end: None }
+}
+
+/// Passes the buffers on, and hashes them. A plain blob was hashed before, and that is its diffID.
+fn hash(inflated: &Receiver<Message>, hashed: &SyncSender<Hashed>, blob: Digest) -> io::Result<Inflation> {
+    let (mut hasher, mut compression, mut size) = (Hasher::new(), Compression::None, 0);
+    for message in inflated {
+        match message {
+            Message::Start(found) => compression = found,
+            Message::Buffer(buffer) => {
+                if compression != Compression::None {
+                    hasher.update(&buffer);
+                }
+                size += buffer.len() as u64;
+                hashed.send(Hashed::Buffer(buffer)).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+            }
+            Message::End(end) => {
+                let diff_id = if compression == Compression::None { blob } else { hasher.finish() };
+                return end.map(|()| Inflation { compression, diff_id, size });
+            }
+        }
     }
+    Err(io::Error::other("the reading thread died"))
 }
 
 fn pump(
@@ -185,11 +204,8 @@ impl Inflated {
     /// # Errors
     /// When it was not.
     pub fn finish(mut self) -> io::Result<Inflation> {
-        if !self.fill_buf()?.is_empty() {
-            return Err(io::Error::other("the layer was not read to its end"));
-        }
-        let diff_id = self.hasher.map_or(self.blob, Hasher::finish);
-        Ok(Inflation { compression: self.compression, diff_id, size: self.size })
+        let unread = self.fill_buf()?.len();
+        self.end.filter(|_| unread == 0).ok_or_else(|| io::Error::other("the layer was not read to its end"))
     }
 }
 
@@ -205,29 +221,16 @@ impl Read for Inflated {
 
 impl BufRead for Inflated {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        while self.at == self.buffer.len() && !self.ended {
+        while self.at == self.buffer.len() && self.end.is_none() {
             match self.full.recv() {
-                Ok(Message::Start(compression)) => {
-                    self.compression = compression;
-                    if compression == Compression::None {
-                        self.hasher = None;
-                    }
-                }
-                Ok(Message::Buffer(buffer)) => {
-                    if let Some(hasher) = &mut self.hasher {
-                        hasher.update(&buffer);
-                    }
-                    self.size += buffer.len() as u64;
+                Ok(Hashed::Buffer(buffer)) => {
                     let used = std::mem::replace(&mut self.buffer, buffer);
                     // The other thread may have ended already.
                     let _ = self.empty.send(used);
                     self.at = 0;
                 }
-                Ok(Message::End(end)) => {
-                    end?;
-                    self.ended = true;
-                }
-                Err(_) => return Err(io::Error::other("the reading thread died")),
+                Ok(Hashed::End(end)) => self.end = Some(end?),
+                Err(_) => return Err(io::Error::other("the hashing thread died")),
             }
         }
         Ok(&self.buffer[self.at..])

@@ -1,40 +1,80 @@
-//! The cache of segments: `$XDG_CACHE_HOME/prepull/segments/<key>`.
+//! The cache of segments: `segments/<key>` below `$XDG_CACHE_HOME/prepull`.
 //!
 //! Any number of processes may use it at once: a file gets its name when it is whole, under a name that says all that it
 //! depends on, and is checked when it is used. What is found damaged is removed and made again.
+//!
+//! A tar that was written on the same file system has a second name here, `tars/<number>` (a hard link): it holds the bodies
+//! that were written into it, and their segments say where. So the tar and the cache share the space, and whoever changes
+//! the tar changes what the checksums were made of: that is found, and the layer is converted again.
 
+use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags};
 
-use super::file::{Error, Segment};
-use crate::atomic::{Unnamed, is_alive, temporary_process};
+use super::file::{Error, Segment, Trailer};
+use crate::atomic::{Temporary, Unnamed, is_alive, temporary_process};
 use crate::digest::{Digest, Hasher};
 
 /// Changes whenever the bytes of a segment for the same layer would.
-const FORMAT: &str = "prepull segment 3";
+const FORMAT: &str = "prepull segment 4";
 
 /// A temporary file that was not written to for this time is nobody's.
 const LEFTOVER_AGE: Duration = Duration::from_secs(3600);
 
+/// New bytes from which on a tar is shared: less is written twice in a few hundredths of a second.
+const SHARED_MIN: u64 = 32 << 20;
+
 /// Where segments are kept, or at least made.
 #[derive(Debug)]
 pub struct Cache {
-    directory: PathBuf,
+    segments: PathBuf,
+    tars: PathBuf,
     keeps: bool,
+    links: bool,
+    open_tars: Mutex<BTreeMap<u64, Arc<File>>>,
+    /// Whether a segment was removed: its tar may be of no use any more.
+    has_evicted: AtomicBool,
 }
 
-/// A file of the cache, for `prepull cache`.
+/// A tar under construction that bodies are written into.
+#[derive(Debug)]
+pub struct Pack {
+    /// Its number in the cache.
+    pub number: u64,
+    /// The tar.
+    pub file: Arc<File>,
+    name: Mutex<Name>,
+}
+
+/// The name of a [`Pack`] in the cache.
+#[derive(Debug)]
+enum Name {
+    /// There is no cache.
+    None,
+    /// No segment needs it yet.
+    Hidden(Temporary),
+    /// It is there; `true` when a segment needs it.
+    Known(PathBuf, bool),
+}
+
+/// What is kept or removed as a whole: a segment, or a tar and all segments whose bodies it has.
 #[derive(Debug, Clone)]
 pub struct Item {
-    /// Where it lies.
-    pub path: PathBuf,
+    /// Its files, in the order in which they are removed.
+    pub paths: Vec<PathBuf>,
+    /// How many segments there are among them.
+    pub segments: usize,
     /// Bytes.
     pub size: u64,
+    /// How many of them are a tar's that has another name, too: removing the item does not free them.
+    pub shared: u64,
     /// When a `make` last used it.
     pub used: SystemTime,
 }
@@ -48,21 +88,19 @@ pub struct Keep {
     pub used_since: Option<SystemTime>,
 }
 
-/// Whether the name is one of a file that has not got its own yet.
-fn is_temporary(path: &Path) -> bool {
-    temporary_of(path).is_some()
-}
-
-/// The process that the temporary file `path` belongs to.
-fn temporary_of(path: &Path) -> Option<u32> {
-    temporary_process(path.file_name()?.to_str()?)
-}
-
 impl Cache {
     /// The cache below `directory`, to look at: nothing is made.
     #[must_use]
     pub fn at(directory: &Path) -> Self {
-        Self { directory: directory.join("segments"), keeps: true }
+        let (segments, tars) = (directory.join("segments"), directory.join("tars"));
+        Self {
+            segments,
+            tars,
+            keeps: true,
+            links: true,
+            open_tars: Mutex::default(),
+            has_evicted: AtomicBool::new(false),
+        }
     }
 
     /// The cache below `directory`, which is made if it is missing, for this user alone.
@@ -71,22 +109,58 @@ impl Cache {
     /// When it cannot be made; of kind `PermissionDenied` when others could put files into it: the checksums of segments
     /// guard against accidents, not against somebody.
     pub fn open(directory: &Path) -> io::Result<Self> {
-        let directory = directory.join("segments");
-        let make = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
-        make.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", directory.display())))?;
-        let metadata = fs_err::metadata(&directory)?;
-        let owned = [rustix::process::geteuid().as_raw(), 0].contains(&metadata.uid());
-        if !owned || metadata.mode() & 0o022 != 0 {
-            let text = format!("{} can be written by other users", directory.display());
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+        let cache = Self::at(directory);
+        make_ours(&cache.segments)?;
+        // It is made when it is needed.
+        if cache.tars.exists() {
+            make_ours(&cache.tars)?;
         }
-        Ok(Self { directory, keeps: true })
+        Ok(cache)
+    }
+
+    /// The same, but no tar gets a second name in it.
+    #[must_use]
+    pub fn without_links(self) -> Self {
+        Self { links: false, ..self }
     }
 
     /// No cache: segments are files without a name in `directory`, gone when the process ends.
     #[must_use]
     pub fn none(directory: &Path) -> Self {
-        Self { directory: directory.to_owned(), keeps: false }
+        let (segments, tars) = (directory.to_owned(), directory.to_owned());
+        Self {
+            segments,
+            tars,
+            keeps: false,
+            links: false,
+            open_tars: Mutex::default(),
+            has_evicted: AtomicBool::new(false),
+        }
+    }
+
+    /// Has bodies written into the tar `file`, of which about `size` bytes are new, if the cache can have it under a name of
+    /// its own too: not on another file system, nor where there are no hard links. Small ones are not worth it: a file with
+    /// two names has its surprises (gzip refuses it, for one).
+    #[must_use]
+    pub fn adopt(&self, file: &Unnamed, size: u64) -> Option<Pack> {
+        static NUMBER: AtomicU32 = AtomicU32::new(1);
+        let is_ours = |file: &File| file.metadata().is_ok_and(|metadata| is_ours_alone(&metadata));
+        if self.keeps && (!self.links || size < SHARED_MIN || make_ours(&self.tars).is_err()) {
+            return None;
+        }
+        // Nobody shall lend it before it is whole: see [`Self::lend`].
+        rustix::fs::flock(file.file(), FlockOperation::NonBlockingLockExclusive).ok()?;
+        let name = match self.keeps {
+            true => Name::Hidden(file.also_in(&self.tars).ok().filter(|_| is_ours(file.file()))?),
+            false => Name::None,
+        };
+        loop {
+            let number = u64::from(std::process::id()) << 32 | u64::from(NUMBER.fetch_add(1, Ordering::Relaxed));
+            if !self.keeps || !self.tar_path(number).exists() {
+                let file = Arc::new(file.file().try_clone().ok()?);
+                return Some(Pack { number, file, name: Mutex::new(name) });
+            }
+        }
     }
 
     /// What a segment depends on: the layer (which stands for all layers below it), the blob it comes from and the path in front.
@@ -107,15 +181,11 @@ impl Cache {
             return None;
         }
         let path = self.path(key);
-        // Neither a link nor a pipe is followed or waited for, and nobody else's file is believed.
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = File::from(rustix::fs::open(&path, flags, Mode::empty()).ok()?);
-        let metadata = file.metadata().ok()?;
-        if !metadata.is_file() || ![rustix::process::geteuid().as_raw(), 0].contains(&metadata.uid()) {
+        let Ok(file) = open_ours(&path)? else {
             self.evict(key);
             return None;
-        }
-        match Segment::open(file, key) {
+        };
+        match Segment::open(file, key, |number| self.tar(number)) {
             Ok(segment) => {
                 // The time of last use decides what is pruned first; a cache that is read-only is still a cache.
                 let _ = File::options().append(true).open(&path).and_then(|file| file.set_modified(SystemTime::now()));
@@ -129,41 +199,130 @@ impl Cache {
         }
     }
 
+    /// The tar of this number.
+    fn tar(&self, number: u64) -> Option<Arc<File>> {
+        let mut tars = self.open_tars.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = tars.get(&number) {
+            return Some(Arc::clone(file));
+        }
+        let file = Arc::new(open_ours(&self.tar_path(number))?.ok()?);
+        tars.insert(number, Arc::clone(&file));
+        Some(file)
+    }
+
+    /// The tar of this number, to be given another name beside the cache's own. `None` if somebody has it under another
+    /// one than `path` (a file that two people think theirs is changed by both), or another process is about to.
+    #[must_use]
+    pub fn lend(&self, number: u64, path: &Path) -> Option<Arc<File>> {
+        let file = self.links.then(|| self.tar(number))??;
+        // Also held by who is writing it; released when the process ends.
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
+        let metadata = file.metadata().ok()?;
+        let identity = |metadata: &std::fs::Metadata| (metadata.dev(), metadata.ino());
+        let is_there = fs_err::symlink_metadata(path).is_ok_and(|found| identity(&found) == identity(&metadata));
+        let is_named_here =
+            fs_err::symlink_metadata(self.tar_path(number)).is_ok_and(|found| identity(&found) == identity(&metadata));
+        (is_named_here && metadata.nlink() == 1 + u64::from(is_there)).then_some(file)
+    }
+
     /// An empty file for a new segment.
     ///
     /// # Errors
     /// When it cannot be made.
     pub fn new_file(&self) -> io::Result<Unnamed> {
-        Unnamed::new_in(&self.directory, 0o600)
+        Unnamed::new_in(&self.segments, 0o600)
     }
 
-    /// Keeps a finished segment.
+    /// Keeps a finished segment; `pack` is the tar that has its body.
     ///
     /// # Errors
     /// When it cannot be given its name.
-    pub fn keep(&self, file: Unnamed, key: &Digest) -> io::Result<File> {
-        if self.keeps { file.publish_new(&self.path(key)) } else { Ok(file.file().try_clone()?) }
+    pub fn keep(&self, file: Unnamed, key: &Digest, pack: Option<&Pack>) -> io::Result<()> {
+        if !self.keeps {
+            return Ok(());
+        }
+        let Some(pack) = pack else { return file.publish_new(&self.path(key)).map(drop) };
+        let mut name = pack.name.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = self.tar_path(pack.number);
+        *name = match std::mem::replace(&mut *name, Name::None) {
+            Name::Hidden(temporary) => {
+                temporary.rename_new(&path)?;
+                Name::Known(path, false)
+            }
+            other => other,
+        };
+        let is_needed = file.publish_new(&self.path(key))?;
+        if let Name::Known(_, is_used) = &mut *name {
+            *is_used |= is_needed;
+        }
+        Ok(())
     }
 
     /// Removes the segment of `key`.
     pub fn evict(&self, key: &Digest) {
         if self.keeps {
             let _ = fs_err::remove_file(self.path(key));
+            self.has_evicted.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Removes tars that no segment needs any more, if there can be any: somebody has changed them. A convenience.
+    pub fn sweep(&self) {
+        if self.has_evicted.swap(false, Ordering::Relaxed) {
+            let items = self.items().unwrap_or_default();
+            for path in items.iter().filter(|item| item.segments == 0).flat_map(|item| &item.paths) {
+                let _ = fs_err::remove_file(path);
+            }
         }
     }
 
     /// Where scratch files may go.
     #[must_use]
     pub fn directory(&self) -> &Path {
-        &self.directory
+        &self.segments
     }
 
-    /// All segments, the longest unused first.
+    /// All that is kept, the longest unused first.
     ///
     /// # Errors
-    /// When the directory cannot be read.
+    /// When a directory cannot be read.
     pub fn items(&self) -> io::Result<Vec<Item>> {
-        Ok(self.files()?.into_iter().filter(|item| !is_temporary(&item.path)).collect())
+        let mut items = Vec::new();
+        let mut of_tars: BTreeMap<u64, Item> = BTreeMap::new();
+        for (path, size, used) in files(&self.segments)? {
+            let key = path.file_name().and_then(|name| name.to_str()).and_then(|name| Digest::from_hex(name).ok());
+            let Some(key) = key else { continue };
+            let tar = fs_err::File::open(&path)
+                .ok()
+                .and_then(|file| Trailer::read(file.file(), &key).ok())
+                .map_or(0, |(at, _)| at.tar);
+            let item = Item { paths: vec![path], segments: 1, size, shared: 0, used };
+            if tar == 0 {
+                items.push(item);
+                continue;
+            }
+            let all =
+                of_tars.entry(tar).or_insert_with(|| Item { paths: Vec::new(), segments: 0, size: 0, shared: 0, used });
+            all.paths.extend(item.paths);
+            (all.segments, all.size, all.used) = (all.segments + 1, all.size + size, all.used.max(used));
+        }
+        for (path, size, used) in files(&self.tars)? {
+            let Some(number) = tar_number(&path) else { continue };
+            match of_tars.get_mut(&number) {
+                Some(item) => {
+                    let has_other = fs_err::symlink_metadata(&path).is_ok_and(|found| found.nlink() > 1);
+                    item.shared += if has_other { size } else { 0 };
+                    item.size += size;
+                    item.paths.push(path);
+                }
+                // Between its name and its first segment, or all of them were damaged.
+                None if is_alive((number >> 32) as u32) => {}
+                None => items.push(Item { paths: vec![path], segments: 0, size, shared: 0, used }),
+            }
+        }
+        items.extend(of_tars.into_values());
+        items.sort_by(|a, b| (a.used, &a.paths).cmp(&(b.used, &b.paths)));
+        Ok(items)
     }
 
     /// Removes what is not worth keeping, and leftovers of killed processes. Gives what was removed.
@@ -171,59 +330,115 @@ impl Cache {
     /// # Errors
     /// When a file cannot be removed.
     pub fn prune(&self, keep: &Keep) -> io::Result<Vec<Item>> {
-        let mut total: u64 = self.items()?.iter().map(|item| item.size).sum();
-        let mut removed = Vec::new();
-        for item in self.files()? {
-            if is_temporary(&item.path) {
-                // The process may be one of another machine or container: then its number says nothing.
-                let is_young = item.used.elapsed().map_or(true, |age| age < LEFTOVER_AGE);
-                if is_young || temporary_of(&item.path).is_some_and(is_alive) {
-                    continue;
-                }
-            } else if total <= keep.max_bytes && keep.used_since.is_none_or(|since| item.used >= since) {
-                continue;
-            } else {
+        let mut removed = self.leftovers()?;
+        let items = self.items()?;
+        let mut total: u64 = items.iter().map(|item| item.size).sum();
+        for item in items {
+            let is_wanted = total <= keep.max_bytes && keep.used_since.is_none_or(|since| item.used >= since);
+            if !is_wanted || item.segments == 0 {
                 total = total.saturating_sub(item.size);
+                removed.push(item);
             }
-            match fs_err::remove_file(&item.path) {
+        }
+        for path in removed.iter().flat_map(|item| &item.paths) {
+            match fs_err::remove_file(path) {
                 // Another process may prune at the same time.
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => removed.push(item),
+                _ => {}
             }
         }
         Ok(removed)
     }
 
-    /// Segments and temporary files, the longest unused first; nothing else that may lie there.
-    fn files(&self) -> io::Result<Vec<Item>> {
-        let entries = match fs_err::read_dir(&self.directory) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries?,
-        };
-        let mut items = Vec::new();
-        for entry in entries {
-            let entry = entry?;
-            let path = entry.path();
-            let is_segment = entry.file_name().to_str().is_some_and(|name| Digest::from_hex(name).is_ok());
-            if !is_segment && !is_temporary(&path) {
-                continue;
-            }
-            // Another process may prune at the same time.
-            if let Ok(metadata) = entry.metadata() {
-                items.push(Item { path, size: metadata.len(), used: metadata.modified()? });
+    /// Temporary files of killed processes.
+    fn leftovers(&self) -> io::Result<Vec<Item>> {
+        let mut left = Vec::new();
+        for (path, size, used) in [files(&self.segments)?, files(&self.tars)?].concat() {
+            let Some(process) = path.file_name().and_then(|name| temporary_process(name.to_str()?)) else { continue };
+            // The process may be one of another machine or container: then its number says nothing.
+            let is_young = used.elapsed().map_or(true, |age| age < LEFTOVER_AGE);
+            if !is_young && !is_alive(process) {
+                left.push(Item { paths: vec![path], segments: 0, size, shared: 0, used });
             }
         }
-        items.sort_by(|a, b| (a.used, &a.path).cmp(&(b.used, &b.path)));
-        Ok(items)
+        Ok(left)
     }
 
     fn path(&self, key: &Digest) -> PathBuf {
-        self.directory.join(key.hex())
+        self.segments.join(key.hex())
     }
+
+    fn tar_path(&self, number: u64) -> PathBuf {
+        self.tars.join(format!("{number:016x}"))
+    }
+}
+
+impl Pack {
+    /// Removes the cache's name for it unless a segment needs it: nothing was finished, or another process was faster.
+    pub fn close(&self) {
+        let mut name = self.name.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Name::Known(path, false) = std::mem::replace(&mut *name, Name::None) {
+            let _ = fs_err::remove_file(path);
+        }
+    }
+}
+
+/// Makes a directory for this user alone, or sees that it is one.
+fn make_ours(directory: &Path) -> io::Result<()> {
+    let make = DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    make.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", directory.display())))?;
+    if is_ours_alone(&fs_err::metadata(directory)?) {
+        return Ok(());
+    }
+    let text = format!("{} can be written by other users", directory.display());
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
+}
+
+fn tar_number(path: &Path) -> Option<u64> {
+    let name = path.file_name()?.to_str()?;
+    (name.len() == 16).then(|| u64::from_str_radix(name, 16).ok())?
+}
+
+/// Whether nobody but this user, or root, may write.
+fn is_ours_alone(metadata: &std::fs::Metadata) -> bool {
+    let owned = [rustix::process::geteuid().as_raw(), 0].contains(&metadata.uid());
+    owned && metadata.mode() & 0o022 == 0
+}
+
+/// Opens a file that only we may write; `None` if there is none, an error if it is anything else.
+fn open_ours(path: &Path) -> Option<Result<File, ()>> {
+    // Neither a link nor a pipe is followed or waited for, and nobody else's file is believed.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty()).ok()?);
+    let metadata = file.metadata().ok()?;
+    Some(if metadata.is_file() && is_ours_alone(&metadata) { Ok(file) } else { Err(()) })
+}
+
+/// The files in a directory, with size and time; none if it is not there.
+fn files(directory: &Path) -> io::Result<Vec<(PathBuf, u64, SystemTime)>> {
+    let entries = match fs_err::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        // Another process may prune at the same time.
+        if let Ok(metadata) = entry.metadata() {
+            files.push((entry.path(), metadata.len(), metadata.modified()?));
+        }
+    }
+    Ok(files)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+    use std::os::unix::fs::FileExt as _;
+
+    use super::super::place::{Place, Slot};
+    use super::super::writer::Writer;
+    use super::super::writer::tests::FACTS;
     use super::*;
 
     fn cache(at: &Path) -> Cache {
@@ -240,7 +455,7 @@ mod tests {
     fn the_longest_unused_goes_first() {
         let scratch = tempfile::tempdir().unwrap();
         let cache = cache(scratch.path());
-        let names = |items: &[Item]| items.iter().map(|item| item.path.clone()).collect::<Vec<_>>();
+        let names = |items: &[Item]| items.iter().flat_map(|item| item.paths.clone()).collect::<Vec<_>>();
         let all = names(&cache.items().unwrap());
         let keep = |max_bytes, age| Keep { max_bytes, used_since: Some(SystemTime::now() - Duration::from_secs(age)) };
         assert_eq!(names(&cache.prune(&keep(300, 2000)).unwrap()), all[..1]);
@@ -262,17 +477,95 @@ mod tests {
         for name in [&left, &live, &young, "notes", ".file.prepull-x-1"] {
             fs_err::write(cache.directory().join(name), "x").unwrap();
         }
-        for name in [&left, &live] {
-            let file = File::options().append(true).open(cache.directory().join(name)).unwrap();
-            file.set_modified(SystemTime::now() - LEFTOVER_AGE).unwrap();
+        // Tars that no segment needs: one of a process that has ended, and one that may still be written.
+        let tar = |process: u32| format!("{:016x}", u64::from(process) << 32 | 1);
+        make_ours(&cache.tars).unwrap();
+        for name in [&left, &tar(dead.id()), &tar(std::process::id())] {
+            fs_err::write(cache.tars.join(name), "x").unwrap();
         }
-        assert_eq!(cache.items().unwrap().len(), 4);
+        for path in [cache.directory().join(&left), cache.directory().join(&live), cache.tars.join(&left)] {
+            File::options().append(true).open(path).unwrap().set_modified(SystemTime::now() - LEFTOVER_AGE).unwrap();
+        }
+        assert_eq!(cache.items().unwrap().iter().map(|item| item.segments).sum::<usize>(), 4);
         let removed = cache.prune(&Keep { max_bytes: u64::MAX, used_since: None }).unwrap();
-        assert_eq!(removed.iter().map(|item| item.path.file_name().unwrap()).collect::<Vec<_>>(), [left.as_str()]);
+        let mut removed: Vec<_> = removed.into_iter().flat_map(|item| item.paths).collect();
+        removed.sort();
+        let gone = [cache.directory().join(&left), cache.tars.join(&left), cache.tars.join(tar(dead.id()))];
+        assert_eq!(removed, gone);
         cache.prune(&Keep { max_bytes: 0, used_since: None }).unwrap();
-        let there: Vec<_> =
-            fs_err::read_dir(cache.directory()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(there.len(), 4, "{there:?}");
+        let there = |directory| fs_err::read_dir(directory).unwrap().count();
+        assert_eq!((there(&cache.segments), there(&cache.tars)), (4, 1));
         assert!(Cache::at(&scratch.path().join("none")).items().unwrap().is_empty());
+    }
+
+    /// A finished tar with the body of a segment, and the segment's key.
+    fn packed(cache: &Cache, at: &Path) -> (Digest, u64) {
+        let tar = Unnamed::new_in(at, 0o644).unwrap();
+        let pack = cache.adopt(&tar, SHARED_MIN).unwrap();
+        let key = Digest::of(b"packed");
+        let slot = Slot::new(u64::MAX);
+        let file = cache.new_file().unwrap();
+        slot.give(Place { tar: Arc::clone(&pack.file), number: pack.number, offset: 512, stamp: 0 });
+        let mut writer = Writer::new(file.file().try_clone().unwrap(), &key, slot);
+        writer.write_all(&[7; 1024]).unwrap();
+        writer.end_body().unwrap();
+        let written = writer.finish().unwrap();
+        written.seal(0, &FACTS).unwrap();
+        cache.keep(file, &key, Some(&pack)).unwrap();
+        tar.publish_over(&at.join("images.tar")).unwrap();
+        pack.close();
+        (key, pack.number)
+    }
+
+    fn read(segment: &Segment) -> Result<Vec<u8>, Error> {
+        let mut bytes = Vec::new();
+        segment.read(0, segment.body_len(), |_, part| {
+            bytes.extend_from_slice(part);
+            Ok::<_, Error>(())
+        })?;
+        Ok(bytes)
+    }
+
+    #[test]
+    fn a_tar_is_shared_while_nobody_touches_it() {
+        let scratch = tempfile::tempdir().unwrap();
+        let at = scratch.path();
+        let tar = at.join("images.tar");
+        let fresh = || Cache::open(&at.join("cache")).unwrap();
+        let (key, number) = packed(&fresh(), at);
+        let segment = fresh().get(&key).unwrap();
+        assert_eq!((segment.tar_number(), read(&segment).unwrap()), (number, vec![7; 1024]));
+        // Nobody else may have the tar under another name, but its own may be replaced by itself.
+        assert!(fresh().lend(number, &at.join("other.tar")).is_none());
+        assert!(fresh().lend(number, &tar).is_some());
+        fs_err::rename(&tar, at.join("renamed.tar")).unwrap();
+        assert!(fresh().lend(number, &tar).is_none());
+        let lender = fresh();
+        fs_err::remove_file(at.join("renamed.tar")).unwrap();
+        assert!(lender.lend(number, &tar).is_some());
+        assert!(fresh().lend(number, &tar).is_none(), "another process is about to");
+        drop(lender);
+        // A group that may write to it could put anything there.
+        let path = fresh().tar_path(number);
+        for (mode, is_there) in [(0o644, true), (0o664, false)] {
+            fs_err::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+            assert_eq!(fresh().get(&key).is_some(), is_there, "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn a_tar_that_was_changed_is_not_believed() {
+        let scratch = tempfile::tempdir().unwrap();
+        let at = scratch.path();
+        let fresh = || Cache::open(&at.join("cache")).unwrap();
+        let (key, _) = packed(&fresh(), at);
+        let tar = File::options().write(true).open(at.join("images.tar")).unwrap();
+        tar.write_all_at(b"x", 600).unwrap();
+        assert!(matches!(read(&fresh().get(&key).unwrap()), Err(Error::Damaged)));
+        tar.set_len(1000).unwrap();
+        let cache = fresh();
+        assert!(cache.get(&key).is_none());
+        assert!(cache.items().unwrap().is_empty(), "its maker is alive");
+        assert!(fresh().get(&key).is_none());
     }
 }

@@ -11,15 +11,17 @@ use std::io::{self, Read, Seek, Write};
 use hashbrown::HashSet;
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::file::{Facts, OpaqueHeader, Writer};
+use super::file::{Facts, OpaqueHeader};
 use super::index::Index;
+use super::place::{Slot, Ticket};
+use super::writer::{WriteError, Writer};
 use crate::digest::Digest;
-use crate::entry::{Entry, Kind, Meta};
+use crate::entry::{Entry, Kind, Meta, Timestamp};
 use crate::layer::inflate::{Inflated, inflate};
 use crate::layer::path::clean;
 use crate::layer::tar::{Header, TarError, TarReader};
 use crate::layer::tar_split::{TAIL_CHUNK, TarSplit};
-use crate::layer::tree::{DirentId, InodeKind, PlaceError, Placed, Tree, WHITEOUT_PREFIX};
+use crate::layer::tree::{DirentId, Inode, InodeKind, PlaceError, Placed, Tree, WHITEOUT_PREFIX};
 use crate::source::Descriptor;
 use crate::wire;
 
@@ -59,6 +61,17 @@ pub enum Error {
     /// The segment cannot be written.
     #[error("writing the converted layer: {0}")]
     Output(#[source] io::Error),
+    /// The tar that has its body cannot be written.
+    #[error("writing the tar: {0}")]
+    Place(#[source] io::Error),
+}
+
+/// Tells the two files apart.
+fn output(error: io::Error) -> Error {
+    match error.downcast::<WriteError>() {
+        Ok(WriteError::Tar(error)) => Error::Place(error),
+        Ok(WriteError::Own(error)) | Err(error) => Error::Output(error),
+    }
 }
 
 fn after(entry: &Option<String>) -> String {
@@ -78,34 +91,39 @@ pub struct Job<'a> {
     pub key: Digest,
     /// A directory for scratch files.
     pub scratch: &'a std::path::Path,
+    /// Where the body may go.
+    pub slot: &'a Slot,
 }
 
-/// Converts `blob` into a segment; `new_file` gives empty files for it. Nothing counts before `Ok`.
+/// Converts `blob` into a segment, when it has its turn; until then it is only read ahead. `new_file` gives empty files
+/// for the segment, the last one is the segment's. Nothing counts before `Ok`.
 ///
 /// # Errors
 /// When the blob does not verify, cannot be unpacked, or the segment cannot be written.
 pub fn convert(
     blob: Box<dyn Read + Send>,
     job: &Job<'_>,
+    ticket: Ticket<'_>,
     new_file: &dyn Fn() -> io::Result<File>,
-) -> Result<File, Error> {
+) -> Result<(), Error> {
     std::thread::scope(|scope| {
         let inflated = inflate(scope, blob, job.descriptor);
+        let _turn = ticket.take();
         let split = tempfile::spooled_tempfile_in(SPLIT_IN_MEMORY, job.scratch);
         let mut pass = Pass {
             job,
             tree: Tree::new(),
-            body: Writer::new(new_file().map_err(Error::Output)?, &job.key),
+            body: Writer::new(new_file().map_err(Error::Output)?, &job.key, job.slot.clone()),
             split: TarSplit::new(split),
             seen: HashSet::new(),
             uids: BTreeSet::new(),
             gids: BTreeSet::new(),
-            stamped: Vec::new(),
             directories: Vec::new(),
             headers: Vec::new(),
             last: 0,
         };
         let mut reader = TarReader::new(inflated);
+        pass.lead().map_err(output)?;
         pass.read(&mut reader)?;
         pass.tree
             .settle()
@@ -127,7 +145,6 @@ struct Pass<'a> {
     seen: HashSet<u128>,
     uids: BTreeSet<u32>,
     gids: BTreeSet<u32>,
-    stamped: Vec<u64>,
     /// Start and length of the headers of each directory but the root, in the order of the index.
     directories: Vec<(u64, u64)>,
     headers: Vec<u8>,
@@ -141,15 +158,15 @@ impl Pass<'_> {
         loop {
             let header = reader.next_header().map_err(|error| Error::Tar { entry: last.take(), error })?;
             let Some(header) = header else { break };
-            self.split.segment(reader.raw()).map_err(Error::Output)?;
+            self.split.segment(reader.raw()).map_err(output)?;
             reader.clear_raw();
             let size = self.entry(&header, reader)?;
             last = Some(shown(&header));
             // A header without content may still carry a size: tar-split records it with the CRC of nothing.
             let (size, crc) = size;
-            self.split.file(&header.name, size, crc).map_err(Error::Output)?;
+            self.split.file(&header.name, size, crc).map_err(output)?;
         }
-        self.split.segment(reader.raw()).map_err(Error::Output)?;
+        self.split.segment(reader.raw()).map_err(output)?;
         let (split, mut piece) = (&mut self.split, Vec::new());
         reader.drain(|mut bytes| {
             while !bytes.is_empty() {
@@ -157,13 +174,13 @@ impl Pass<'_> {
                 piece.extend_from_slice(part);
                 bytes = rest;
                 if piece.len() == TAIL_CHUNK {
-                    split.segment(&piece).map_err(Error::Output)?;
+                    split.segment(&piece).map_err(output)?;
                     piece.clear();
                 }
             }
             Ok::<_, Error>(())
         })?;
-        split.segment(&piece).map_err(Error::Output)
+        split.segment(&piece).map_err(output)
     }
 
     /// Places one entry and writes it to the body; gives the size and CRC for tar-split.
@@ -177,13 +194,17 @@ impl Pass<'_> {
             self.uids.insert(header.uid as u32);
             self.gids.insert(header.gid as u32);
         }
+        let was_claimed = self.tree.root_claimed();
         let placed = self.tree.place(header).map_err(|error| Error::Entry { entry: shown(header), error })?;
+        if self.tree.root_claimed() && !was_claimed {
+            self.lead().map_err(output)?;
+        }
         for parent in self.tree.take_created_parents() {
-            self.write_new(parent).map_err(Error::Output)?;
+            self.write_new(parent).map_err(output)?;
         }
         let mut to_body = false;
         if let Placed::New(dirent) = placed {
-            self.write_new(dirent).map_err(Error::Output)?;
+            self.write_new(dirent).map_err(output)?;
             let position = self.body.position();
             if let (b'0', InodeKind::Regular { data, .. }) = (header.typeflag, &mut self.tree.inode_mut(dirent).kind) {
                 *data = position;
@@ -202,17 +223,29 @@ impl Pass<'_> {
             }
             crc.update(part);
             if to_body {
-                self.body.write_all(part).map_err(Error::Output)?;
+                self.body.write_all(part).map_err(output)?;
             }
             let count = part.len();
             reader.consume(count);
         }
         if to_body {
-            pad(&mut self.body, header.size).map_err(Error::Output)?;
+            pad(&mut self.body, header.size).map_err(output)?;
         }
         // The CRC of nothing is 0; the crate's initial state is not.
         let crc = if header.has_body() { crc.finalize() } else { 0 };
         Ok((header.size, crc))
+    }
+
+    /// Says how long the root's header will be: it stands before the body, and who puts it there knows it only later. In most
+    /// layers that have an entry for it, that is the first one.
+    fn lead(&mut self) -> io::Result<()> {
+        let Inode { mode, uid, gid, mtime, stamped, ref xattrs, .. } = *self.tree.inode(0);
+        let mtime = if stamped { Timestamp::whole(0) } else { mtime };
+        let path = self.job.prefix.strip_suffix(b"/").unwrap_or(self.job.prefix).to_vec();
+        let meta = Meta { mode, uid, gid, mtime, xattrs: xattrs.clone() };
+        self.headers.clear();
+        wire::header(&Entry { path, meta, kind: Kind::Directory }, &mut self.headers);
+        self.body.lead(self.headers.len() as u64)
     }
 
     fn write_new(&mut self, dirent: DirentId) -> io::Result<()> {
@@ -244,27 +277,23 @@ impl Pass<'_> {
         };
         // A second name says nothing of the inode's attributes: the first one has.
         let xattrs = if first == dirent { inode.xattrs.clone() } else { Vec::new() };
-        let meta = Meta { mode: inode.mode, uid: inode.uid, gid: inode.gid, mtime: inode.mtime, xattrs };
+        // A body that is read back from a tar with the store's time has to be what it was before.
+        let mtime = if inode.stamped { Timestamp::whole(0) } else { inode.mtime };
+        let meta = Meta { mode: inode.mode, uid: inode.uid, gid: inode.gid, mtime, xattrs };
         let entry = Entry { path: below(dirent), meta, kind };
-        write_entry(&mut self.body, &entry, inode.stamped, &mut self.stamped, &mut self.headers)
+        write_entry(&mut self.body, &entry, inode.stamped, &mut self.headers)
     }
 
-    fn finish(
-        mut self,
-        compression: u8,
-        diff_size: u64,
-        new_file: &dyn Fn() -> io::Result<File>,
-    ) -> Result<File, Error> {
+    fn finish(mut self, compression: u8, diff_size: u64, new_file: &dyn Fn() -> io::Result<File>) -> Result<(), Error> {
         let mut index = Index::of(&self.tree);
         if self.tree.is_disturbed() {
-            let body = Writer::new(new_file().map_err(Error::Output)?, &self.job.key);
-            let first = std::mem::replace(&mut self.body, body);
-            self.rewrite(first, &mut index).map_err(Error::Output)?;
+            self.rewrite(&mut index, new_file).map_err(output)?;
         }
         let directories =
             index.nodes().iter().enumerate().skip(1).filter(|(_, node)| node.inode.kind == InodeKind::Directory);
         let opaque = directories.zip(self.directories).filter(|((_, node), _)| node.inode.opaque);
-        let facts = Facts {
+        let opaque = opaque.map(|((node, _), (start, length))| OpaqueHeader { node: node as u32, start, length });
+        let mut facts = Facts {
             blob: self.job.descriptor.digest,
             blob_size: self.job.descriptor.size,
             diff_id: self.job.diff_id,
@@ -273,25 +302,29 @@ impl Pass<'_> {
             uids: self.uids.into_iter().collect(),
             gids: self.gids.into_iter().collect(),
             root_claimed: self.tree.root_claimed(),
-            stamped: self.stamped,
-            opaque: opaque
-                .map(|((node, _), (start, length))| OpaqueHeader { node: node as u32, start, length })
-                .collect(),
+            stamped: Vec::new(),
+            opaque: opaque.collect(),
             warnings: warnings(&self.tree),
         };
         let close = || {
-            let body = self.body.position();
+            self.body.end_body()?;
             let mut split = self.split.finish()?;
             split.rewind()?;
             let split = io::copy(&mut split, &mut self.body)?;
             self.body.write_all(&index.encode())?;
-            self.body.finish(&self.job.key, body, split, &facts)
+            let written = self.body.finish()?;
+            facts.stamped = written.stamped().to_vec();
+            written.seal(split, &facts)
         };
-        close().map_err(Error::Output)
+        close().map_err(output)
     }
 
-    fn rewrite(&mut self, mut first: Writer, index: &mut Index) -> io::Result<()> {
-        self.stamped.clear();
+    /// Writes the body again, from the final tree.
+    fn rewrite(&mut self, index: &mut Index, new_file: &dyn Fn() -> io::Result<File>) -> io::Result<()> {
+        // In the tar the second body would overwrite the first one.
+        let (file, slot) = (new_file()?, Slot::none());
+        let second = Writer::new(file, &self.job.key, slot);
+        let first = std::mem::replace(&mut self.body, second).finish()?;
         self.directories.clear();
         let mut buffer = vec![0; 256 << 10];
         let mut last = 0;
@@ -304,12 +337,12 @@ impl Pass<'_> {
             if is_made_late(&node.inode.kind) && !is_within(last, parent, parent_of) {
                 let stamped = index.nodes()[parent as usize].inode.stamped;
                 let entry = index.entry(parent, self.job.prefix, 0);
-                write_entry(&mut self.body, &entry, stamped, &mut self.stamped, &mut self.headers)?;
+                write_entry(&mut self.body, &entry, stamped, &mut self.headers)?;
             }
             last = number;
             let entry = index.entry(number, self.job.prefix, 0);
             let start = self.body.position();
-            write_entry(&mut self.body, &entry, node.inode.stamped, &mut self.stamped, &mut self.headers)?;
+            write_entry(&mut self.body, &entry, node.inode.stamped, &mut self.headers)?;
             if node.inode.kind == InodeKind::Directory {
                 self.directories.push((start, self.body.position() - start));
             }
@@ -345,20 +378,10 @@ fn is_within(mut at: u32, directory: u32, parent: impl Fn(u32) -> u32) -> bool {
     at == directory
 }
 
-fn write_entry(
-    body: &mut Writer,
-    entry: &Entry,
-    is_stamped: bool,
-    stamped: &mut Vec<u64>,
-    headers: &mut Vec<u8>,
-) -> io::Result<()> {
+fn write_entry(body: &mut Writer, entry: &Entry, is_stamped: bool, headers: &mut Vec<u8>) -> io::Result<()> {
     headers.clear();
     wire::header(entry, headers);
-    body.write_all(headers)?;
-    if is_stamped && !matches!(entry.kind, Kind::Hardlink(_)) {
-        stamped.push(body.position() - wire::BLOCK);
-    }
-    Ok(())
+    body.header(headers, is_stamped && !matches!(entry.kind, Kind::Hardlink(_)))
 }
 
 fn pad(body: &mut Writer, size: u64) -> io::Result<()> {

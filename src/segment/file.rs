@@ -1,24 +1,26 @@
-//! The file of a segment: written once, checked whenever it is read.
+//! A segment that can be read: its file, and the tar that has its body if that was written there.
 //!
 //! Every chunk of the data has a checksum that is bound to the segment's key and to the chunk's place, so neither a flipped bit
 //! nor a file or chunk in another's place gets into an output. The checksum (XXH3) is fast, not cryptographic: it guards
 //! against accidents in a directory that belongs to the user. What came over the network was verified by SHA-256 before.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128_with_seed};
 
 use super::index::Index;
 use crate::digest::Digest;
+use crate::wire;
 
 /// Bytes that one checksum covers.
 pub const CHUNK: usize = 256 << 10;
 
-const MAGIC: &[u8; 16] = b"prepull-segment1";
-const TRAILER: usize = 16 + 32 + 4 * 8 + 16;
+const MAGIC: &[u8; 16] = b"prepull-segment4";
+const TRAILER: usize = 16 + 32 + 6 * 8 + 16;
 
 /// The most bytes of [`Facts`]: a file that claims more is no segment.
 const FACTS_MAX: u64 = 64 << 20;
@@ -72,95 +74,70 @@ pub enum Error {
     Io(#[from] io::Error),
 }
 
-/// Writes the data of a segment.
-#[derive(Debug)]
-pub struct Writer {
-    file: File,
-    seed: u64,
-    buffer: Vec<u8>,
-    sums: Vec<u8>,
-    written: u64,
+/// What ends the file of a segment: what is read first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Trailer {
+    /// Length of the body.
+    pub body: u64,
+    /// Length of the tar-split.
+    pub split: u64,
+    /// Length of the index.
+    pub index: u64,
+    /// The tar that has the body, by its number in the cache; 0 when the body is in the segment's own file.
+    pub tar: u64,
+    /// Where in the tar the body begins.
+    pub offset: u64,
 }
 
-impl Writer {
-    /// Writes to `file`, which must be empty, for `key`.
-    #[must_use]
-    pub fn new(file: File, key: &Digest) -> Self {
-        Self { file, seed: seed(key), buffer: Vec::with_capacity(CHUNK), sums: Vec::new(), written: 0 }
-    }
-
-    /// Bytes written so far.
-    #[must_use]
-    pub fn position(&self) -> u64 {
-        self.written + self.buffer.len() as u64
-    }
-
-    /// The bytes `[offset, offset + buffer.len())` written before.
-    ///
-    /// # Errors
-    /// When they cannot be read back.
-    pub fn read_back(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        let in_file = self.written.saturating_sub(offset).min(buffer.len() as u64) as usize;
-        self.file.read_exact_at(&mut buffer[..in_file], offset)?;
-        let start = offset.saturating_sub(self.written) as usize;
-        let rest = buffer.len() - in_file;
-        buffer[in_file..].copy_from_slice(&self.buffer[start..][..rest]);
-        Ok(())
-    }
-
-    fn flush_chunk(&mut self) -> io::Result<()> {
-        let number = self.sums.len() as u64 / 8;
-        let sum = xxh3_64_with_seed(&self.buffer, self.seed.wrapping_add(number));
-        self.sums.extend_from_slice(&sum.to_le_bytes());
-        self.file.write_all(&self.buffer)?;
-        self.written += self.buffer.len() as u64;
-        self.buffer.clear();
-        Ok(())
-    }
-
-    /// Ends the segment. `body`, `split` and the rest (the index) are the lengths of the three parts of the data.
-    ///
-    /// # Errors
-    /// When the rest cannot be written.
-    pub fn finish(mut self, key: &Digest, body: u64, split: u64, facts: &Facts) -> io::Result<File> {
-        let index = self.position() - body - split;
-        if !self.buffer.is_empty() {
-            self.flush_chunk()?;
-        }
+impl Trailer {
+    /// The end of a segment's file: checksums of the chunks, facts, this.
+    pub fn seal(&self, key: &Digest, sums: Vec<u8>, facts: &Facts) -> io::Result<Vec<u8>> {
         let facts = serde_json::to_vec(facts)?;
-        let mut end = self.sums;
+        let mut end = sums;
         end.extend_from_slice(&facts);
         end.extend_from_slice(MAGIC);
         end.extend_from_slice(key.as_bytes());
-        for length in [body, split, index, facts.len() as u64] {
-            end.extend_from_slice(&length.to_le_bytes());
+        for number in [self.body, self.split, self.index, facts.len() as u64, self.tar, self.offset] {
+            end.extend_from_slice(&number.to_le_bytes());
         }
-        let check = xxh3_128_with_seed(&end, self.seed);
+        let check = xxh3_128_with_seed(&end, seed(key));
         end.extend_from_slice(&check.to_le_bytes());
-        self.file.write_all(&end)?;
-        Ok(self.file)
+        Ok(end)
+    }
+
+    /// Reads the trailer of `key`'s file; also gives the length of the facts before it.
+    pub fn read(file: &File, key: &Digest) -> Result<(Self, u64), Error> {
+        let start = file.metadata()?.len().checked_sub(TRAILER as u64).ok_or(Error::Damaged)?;
+        let mut bytes = [0; TRAILER];
+        read_exact(file, &mut bytes, start)?;
+        if &bytes[..16] != MAGIC || bytes[16..48] != key.as_bytes()[..] {
+            return Err(Error::Damaged);
+        }
+        let number = |at: usize| bytes[at..at + 8].try_into().map(u64::from_le_bytes).unwrap_or(u64::MAX);
+        let [body, split, index, facts, tar, offset] = [48, 56, 64, 72, 80, 88].map(number);
+        Ok((Self { body, split, index, tar, offset }, facts))
+    }
+
+    /// Bytes of all three parts.
+    fn data(&self) -> Option<u64> {
+        self.body.checked_add(self.split)?.checked_add(self.index)
+    }
+
+    /// Bytes of the data that are not in the segment's own file: those before.
+    fn elsewhere(&self) -> u64 {
+        if self.tar == 0 { 0 } else { self.body }
     }
 }
 
-impl Write for Writer {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let part = bytes.len().min(CHUNK - self.buffer.len());
-        self.buffer.extend_from_slice(&bytes[..part]);
-        if self.buffer.len() == CHUNK {
-            self.flush_chunk()?;
-        }
-        Ok(part)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+/// The checksum of chunk `number` of the segment with this seed.
+pub(super) fn sum(chunk: &[u8], seed: u64, number: u64) -> [u8; 8] {
+    xxh3_64_with_seed(chunk, seed.wrapping_add(number)).to_le_bytes()
 }
 
 /// A segment that can be read.
 #[derive(Debug)]
 pub struct Segment {
-    file: File,
+    files: RwLock<Files>,
     seed: u64,
     sums: Vec<u8>,
     body: u64,
@@ -169,29 +146,31 @@ pub struct Segment {
     facts: Facts,
 }
 
+/// Where the data are.
+#[derive(Debug)]
+struct Files {
+    own: File,
+    /// The tar with the body, if that is not in the segment's own file, its number, and where in it the body begins.
+    tar: Option<(Arc<File>, u64, u64)>,
+}
+
 impl Segment {
-    /// Opens the file of `key`.
+    /// Opens the file of `key`; `tar` gives the tar of a number.
     ///
     /// # Errors
-    /// [`Error::Damaged`] when it is anything else. The data are checked when they are read.
-    pub fn open(file: File, key: &Digest) -> Result<Self, Error> {
+    /// [`Error::Damaged`] when it is anything else, or its tar is not there. The data are checked when they are read.
+    pub fn open(file: File, key: &Digest, tar: impl FnOnce(u64) -> Option<Arc<File>>) -> Result<Self, Error> {
         let size = file.metadata()?.len();
-        let start = size.checked_sub(TRAILER as u64).ok_or(Error::Damaged)?;
-        let mut trailer = [0; TRAILER];
-        read_exact(&file, &mut trailer, start)?;
-        if &trailer[..16] != MAGIC || trailer[16..48] != key.as_bytes()[..] {
-            return Err(Error::Damaged);
-        }
-        let number = |at: usize| trailer[at..at + 8].try_into().map(u64::from_le_bytes).unwrap_or(u64::MAX);
-        let [body, split, index, facts_length] = [48, 56, 64, 72].map(number);
-        let data = body.checked_add(split).and_then(|sum| sum.checked_add(index)).ok_or(Error::Damaged)?;
+        let (at, facts_length) = Trailer::read(&file, key)?;
+        let data = at.data().ok_or(Error::Damaged)?;
         let sums_length = data.div_ceil(CHUNK as u64).checked_mul(8).ok_or(Error::Damaged)?;
-        let end = data.checked_add(sums_length).and_then(|sum| sum.checked_add(facts_length));
-        if end != Some(start) || facts_length > FACTS_MAX {
+        let own = data - at.elsewhere();
+        let end = own.checked_add(sums_length).and_then(|sum| sum.checked_add(facts_length));
+        if end.and_then(|end| end.checked_add(TRAILER as u64)) != Some(size) || facts_length > FACTS_MAX {
             return Err(Error::Damaged);
         }
-        let mut rest = vec![0; (size - data) as usize];
-        read_exact(&file, &mut rest, data)?;
+        let mut rest = vec![0; (size - own) as usize];
+        read_exact(&file, &mut rest, own)?;
         let seed = seed(key);
         let (checked, check) = rest.split_at(rest.len() - 16);
         if xxh3_128_with_seed(checked, seed).to_le_bytes() != check {
@@ -200,7 +179,48 @@ impl Segment {
         let facts = serde_json::from_slice(&rest[sums_length as usize..][..facts_length as usize])
             .map_err(|_| Error::Damaged)?;
         rest.truncate(sums_length as usize);
-        Ok(Self { file, seed, sums: rest, body, split, index, facts })
+        let tar = match at.tar {
+            0 => None,
+            number => Some((tar(number).ok_or(Error::Damaged)?, number, at.offset)),
+        };
+        if let Some((tar, ..)) = &tar
+            && at.offset.checked_add(at.body).is_none_or(|end| tar.metadata().is_ok_and(|found| found.len() < end))
+        {
+            return Err(Error::Damaged);
+        }
+        let Trailer { body, split, index, .. } = at;
+        Ok(Self { files: RwLock::new(Files { own: file, tar }), seed, sums: rest, body, split, index, facts })
+    }
+
+    fn files(&self) -> RwLockReadGuard<'_, Files> {
+        // It is changed in one step: right, whoever panicked.
+        self.files.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The tar that has the body, if it is not in the segment's own file, and where the body begins in it.
+    #[must_use]
+    pub fn tar(&self) -> Option<(Arc<File>, u64)> {
+        self.files().tar.as_ref().map(|(file, _, offset)| (Arc::clone(file), *offset))
+    }
+
+    /// The tar's number in the cache; 0 for none.
+    #[must_use]
+    pub fn tar_number(&self) -> u64 {
+        self.files().tar.as_ref().map_or(0, |(_, number, _)| *number)
+    }
+
+    /// Moves a segment whose body is in a tar to a file of its own, `file`, which must be empty. It is read from there from
+    /// then on.
+    ///
+    /// # Errors
+    /// What [`Self::read`] gives, or that `file` cannot be written.
+    pub fn move_to(&self, file: File, key: &Digest) -> Result<(), Error> {
+        let data = self.body + self.split + self.index;
+        self.read(0, data, |offset, part| file.write_all_at(part, offset).map_err(Error::Io))?;
+        let at = Trailer { body: self.body, split: self.split, index: self.index, tar: 0, offset: 0 };
+        file.write_all_at(&at.seal(key, self.sums.clone(), &self.facts)?, data)?;
+        *self.files.write().unwrap_or_else(PoisonError::into_inner) = Files { own: file, tar: None };
+        Ok(())
     }
 
     /// What is known of the layer.
@@ -219,14 +239,6 @@ impl Segment {
     #[must_use]
     pub fn split_len(&self) -> u64 {
         self.split
-    }
-
-    /// Bytes that the file takes.
-    ///
-    /// # Errors
-    /// When it cannot be asked.
-    pub fn file_len(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
     }
 
     /// The index.
@@ -261,8 +273,8 @@ impl Segment {
         while number * (CHUNK as u64) < end {
             let at = number * CHUNK as u64;
             let chunk = &mut buffer[..(data - at).min(CHUNK as u64) as usize];
-            read_exact(&self.file, chunk, at)?;
-            let sum = xxh3_64_with_seed(chunk, self.seed.wrapping_add(number)).to_le_bytes();
+            self.read_chunk(chunk, at)?;
+            let sum = sum(chunk, self.seed, number);
             if self.sums.get(number as usize * 8..number as usize * 8 + 8) != Some(&sum) {
                 return Err(Error::Damaged.into());
             }
@@ -273,6 +285,35 @@ impl Segment {
         }
         Ok(())
     }
+
+    /// Reads `[at, at + chunk.len())` of the data from where it is.
+    fn read_chunk(&self, chunk: &mut [u8], at: u64) -> Result<(), Error> {
+        let files = self.files();
+        let Some((tar, _, offset)) = &files.tar else { return read_exact(&files.own, chunk, at) };
+        let in_tar = self.body.saturating_sub(at).min(chunk.len() as u64) as usize;
+        let (body, rest) = chunk.split_at_mut(in_tar);
+        if !body.is_empty() {
+            read_exact(tar, body, offset + at)?;
+            // There they have the time of that store.
+            set_times(body, at, &self.facts.stamped, 0);
+        }
+        if !rest.is_empty() {
+            read_exact(&files.own, rest, (at + in_tar as u64) - self.body)?;
+        }
+        Ok(())
+    }
+}
+
+/// Sets the time of those header blocks in `part`, which begins at `offset` of the body, that are in the ascending list
+/// `stamped`.
+pub fn set_times(part: &mut [u8], offset: u64, stamped: &[u64], time: i64) {
+    let from = stamped.partition_point(|&at| at < offset);
+    for at in stamped[from..].iter().map(|at| at - offset) {
+        // Bodies begin at offset 0 of a segment and chunks are multiples of a block: a header is never cut in two.
+        let block = usize::try_from(at).ok().and_then(|at| part.get_mut(at..at + wire::BLOCK as usize));
+        let Some(Ok(block)) = block.map(<&mut [u8; wire::BLOCK as usize]>::try_from) else { return };
+        wire::set_mtime(block, time);
+    }
 }
 
 fn read_exact(file: &File, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
@@ -282,25 +323,8 @@ fn read_exact(file: &File, buffer: &mut [u8], offset: u64) -> Result<(), Error> 
     })
 }
 
-fn seed(key: &Digest) -> u64 {
+pub(super) fn seed(key: &Digest) -> u64 {
     let mut first = [0; 8];
     first.copy_from_slice(&key.as_bytes()[..8]);
     u64::from_le_bytes(first)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_written_can_be_read_back_from_file_and_buffer() {
-        let mut writer = Writer::new(tempfile::tempfile().unwrap(), &Digest::of(b"key"));
-        let bytes: Vec<u8> = (0..2 * CHUNK + 1000).map(|at| (at % 251) as u8).collect();
-        writer.write_all(&bytes).unwrap();
-        for offset in [0, 1, CHUNK - 1, CHUNK, 2 * CHUNK - 7, 2 * CHUNK, 2 * CHUNK + 993] {
-            let mut part = [0; 7];
-            writer.read_back(offset as u64, &mut part).unwrap();
-            assert_eq!(part, bytes[offset..offset + 7], "at {offset}");
-        }
-    }
 }

@@ -16,3 +16,5 @@ pub mod cache;
 pub mod convert;
 pub mod file;
 pub mod index;
+pub mod place;
+pub mod writer;

@@ -1,13 +1,15 @@
 //! A tar into a file that has no name until it is whole.
 
+use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::thread::{Scope, ScopedJoinHandle};
+use std::time::SystemTime;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
@@ -20,6 +22,9 @@ use crate::storage::store::Piece;
 /// Threads that copy: more would only wait for the memory.
 const COPIERS: usize = 2;
 
+/// Pieces that may wait to be copied: who pushes them also gives layers their places, and should not have to wait.
+const PIECES: usize = 64;
+
 /// Bytes that one thread copies at a time: a multiple of a segment's chunk, so that no chunk is checked twice.
 const RANGE: u64 = 64 * CHUNK as u64;
 
@@ -30,11 +35,18 @@ pub struct TarFile {
     path: PathBuf,
 }
 
+/// A thread that writes, or compares, has failed.
+#[derive(Debug)]
+pub struct HasFailed;
+
 /// Takes the pieces of one attempt.
 #[derive(Debug)]
 pub struct Pieces<'scope> {
     sender: SyncSender<(u64, Piece)>,
     copiers: Vec<ScopedJoinHandle<'scope, Result<(), Error>>>,
+    copying: Arc<Copying>,
+    /// The file, if others write to it, too.
+    written: Option<Arc<File>>,
     position: u64,
     has_failed: Arc<AtomicBool>,
 }
@@ -48,32 +60,61 @@ impl TarFile {
         let fail = |error| Error::Write { what: path.display().to_string(), error };
         let path = target(path).map_err(fail)?;
         remove_leftovers_of(&path);
-        let file = Unnamed::new_in(parent(&path), 0o666).map_err(fail)?;
+        // Never writable for a group: it may become the cache's, too.
+        let file = Unnamed::new_in(parent(&path), 0o644).map_err(fail)?;
         Ok(Self { file: Arc::new(file), path })
     }
 
-    /// Starts over, and starts the threads that will write what is pushed.
+    /// What it shall be called.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn unnamed(&self) -> &Unnamed {
+        &self.file
+    }
+
+    /// Starts the threads that will write what is pushed. What was `written` in an attempt before, or by others, and is in
+    /// its place already, is not written again.
+    pub fn begin<'scope>(
+        &self,
+        scope: &'scope Scope<'scope, '_>,
+        stamp: i64,
+        written: Option<Arc<File>>,
+    ) -> Pieces<'scope> {
+        let name = self.path.display().to_string();
+        Pieces::new(scope, Task::Write { file: Arc::clone(&self.file), turn: Mutex::new(()), name }, stamp, written)
+    }
+
+    /// Starts threads that compare what is pushed with the tar `lent`; a difference is [`Error::Different`].
+    pub fn begin_comparing<'scope>(
+        &self,
+        scope: &'scope Scope<'scope, '_>,
+        stamp: i64,
+        lent: Arc<File>,
+    ) -> Pieces<'scope> {
+        Pieces::new(scope, Task::Compare(lent), stamp, None)
+    }
+
+    /// Whether `lent` could take this file's place: it belongs to the same user and has the same mode.
+    #[must_use]
+    pub fn is_like(&self, lent: &File) -> bool {
+        let who = |file: &File| file.metadata().map(|found| (found.dev(), found.uid(), found.gid(), found.mode()));
+        matches!((who(self.file.file()), who(lent)), (Ok(ours), Ok(theirs)) if ours == theirs)
+    }
+
+    /// Gives `lent` the name instead.
     ///
     /// # Errors
-    /// When the file cannot be emptied.
-    pub fn begin<'scope>(&self, scope: &'scope Scope<'scope, '_>, stamp: i64) -> Result<Pieces<'scope>, Error> {
-        self.file.file().set_len(0).map_err(|error| self.error(error))?;
-        let (sender, receiver) = sync_channel(2 * COPIERS);
-        let has_failed = Arc::new(AtomicBool::new(false));
-        let copying = Arc::new(Copying {
-            file: Arc::clone(&self.file),
-            receiver: Mutex::new(receiver),
-            writing: Mutex::new(()),
-            stamp,
-            name: self.path.display().to_string(),
-            has_failed: Arc::clone(&has_failed),
-        });
-        let copier = |_| {
-            let copying = Arc::clone(&copying);
-            scope.spawn(move || copying.run().inspect_err(|_| copying.has_failed.store(true, Ordering::Relaxed)))
-        };
-        let copiers = (0..COPIERS).map(copier).collect();
-        Ok(Pieces { sender, copiers, position: 0, has_failed })
+    /// When it cannot have it; nothing has changed then but its time.
+    pub fn publish_lent(&self, lent: &File) -> io::Result<()> {
+        let lent = lent.try_clone()?;
+        // Who rebuilds what is older than the tar must see that it was made now.
+        lent.set_modified(SystemTime::now())?;
+        Unnamed::of(lent).publish_over(&self.path).map(drop)
     }
 
     /// Gives the file its name.
@@ -88,13 +129,38 @@ impl TarFile {
         file.publish_over(&path).map_err(fail)?;
         Ok(())
     }
-
-    fn error(&self, error: io::Error) -> Error {
-        Error::Write { what: self.path.display().to_string(), error }
-    }
 }
 
-impl Pieces<'_> {
+impl<'scope> Pieces<'scope> {
+    fn new(scope: &'scope Scope<'scope, '_>, task: Task, stamp: i64, written: Option<Arc<File>>) -> Self {
+        let (sender, receiver) = sync_channel(PIECES);
+        let has_failed = Arc::new(AtomicBool::new(false));
+        let receiver = Mutex::new(receiver);
+        let copying = Arc::new(Copying { task, receiver, stamp, has_failed: Arc::clone(&has_failed) });
+        let copier = |_| {
+            let copying = Arc::clone(&copying);
+            scope.spawn(move || copying.run().inspect_err(|_| copying.has_failed.store(true, Ordering::Relaxed)))
+        };
+        let copiers = (0..COPIERS).map(copier).collect();
+        Self { sender, copiers, copying, written, position: 0, has_failed }
+    }
+
+    /// Where the next piece goes.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Whether this range of a segment's data is where it belongs if it comes at `position`.
+    #[must_use]
+    pub fn is_in_place(&self, piece: &Piece, position: u64) -> bool {
+        let (Some(written), Piece::Segment { segment, start, length, .. }) = (&self.written, piece) else {
+            return false;
+        };
+        let in_body = start + length <= segment.body_len();
+        segment.tar().is_some_and(|(tar, offset)| in_body && Arc::ptr_eq(&tar, written) && offset + start == position)
+    }
+
     /// Becomes true when a thread has failed: then no piece is worth waiting for.
     #[must_use]
     pub fn has_failed(&self) -> Arc<AtomicBool> {
@@ -104,18 +170,20 @@ impl Pieces<'_> {
     /// Has a piece written after those before. A failure shows here or in [`Self::finish`].
     ///
     /// # Errors
-    /// `Err(())` when writing has failed already: [`Self::finish`] says why.
-    pub fn push(&mut self, piece: Piece) -> Result<(), ()> {
-        let length = piece.len();
+    /// When writing has failed already: [`Self::finish`] says why.
+    pub fn push(&mut self, piece: Piece) -> Result<(), HasFailed> {
+        if self.is_in_place(&piece, self.position) {
+            self.position += piece.len();
+            return Ok(());
+        }
         for part in split(piece) {
             if self.has_failed.load(Ordering::Relaxed) {
-                return Err(());
+                return Err(HasFailed);
             }
             let (offset, length) = (self.position, part.len());
-            self.sender.send((offset, part)).map_err(|_| ())?;
+            self.sender.send((offset, part)).map_err(|_| HasFailed)?;
             self.position += length;
         }
-        debug_assert!(length <= self.position);
         Ok(())
     }
 
@@ -125,7 +193,7 @@ impl Pieces<'_> {
     /// The first failure of a thread.
     pub fn finish(self) -> Result<u64, Error> {
         drop(self.sender);
-        let mut result = Ok(self.position);
+        let mut result = Ok(());
         for copier in self.copiers {
             match copier.join() {
                 Ok(Ok(())) => {}
@@ -133,7 +201,7 @@ impl Pieces<'_> {
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }
-        result
+        result.and_then(|()| self.copying.task.end(self.position)).map(|()| self.position)
     }
 }
 
@@ -195,56 +263,94 @@ fn follow(typed: &Path) -> io::Result<PathBuf> {
 }
 
 fn split(piece: Piece) -> Vec<Piece> {
-    let Piece::Segment { segment, layer, start, length, stamped } = piece else { return vec![piece] };
+    let Piece::Segment { segment, layer, start, length } = piece else { return vec![piece] };
     let end = start + length;
     let mut parts = Vec::new();
     let mut at = start;
     while at < end {
         let next = ((at / RANGE + 1) * RANGE).min(end);
-        let stamped = stamped.iter().copied().filter(|stamped| (at..next).contains(stamped)).collect();
-        parts.push(Piece::Segment { segment: Arc::clone(&segment), layer, start: at, length: next - at, stamped });
+        parts.push(Piece::Segment { segment: Arc::clone(&segment), layer, start: at, length: next - at });
         at = next;
     }
     parts
 }
 
-/// Copies until there is nothing more, or the other thread has failed.
 /// What the threads of one attempt share.
+#[derive(Debug)]
 struct Copying {
-    file: Arc<Unnamed>,
+    task: Task,
     receiver: Mutex<Receiver<(u64, Piece)>>,
-    /// Held by the one that writes: see [`Self::turn`].
-    writing: Mutex<()>,
     stamp: i64,
-    name: String,
     has_failed: Arc<AtomicBool>,
 }
 
-impl Copying {
-    /// The kernel lets one thread at a time write to a file, and lets the others burn their processor meanwhile, which the
-    /// converting threads can use better. Where there are none, going to sleep and being woken would take longer than the wait.
-    fn turn(&self) -> MutexGuard<'_, ()> {
-        loop {
-            match self.writing.try_lock() {
-                Ok(turn) => return turn,
-                Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
-                Err(TryLockError::WouldBlock) => std::thread::yield_now(),
+/// What is done with a piece.
+#[derive(Debug)]
+enum Task {
+    /// It is written.
+    Write {
+        file: Arc<Unnamed>,
+        /// Held by the thread that writes: see [`turn`].
+        turn: Mutex<()>,
+        name: String,
+    },
+    /// It is compared with what is there.
+    Compare(Arc<File>),
+}
+
+/// The kernel lets one thread at a time write to a file, and lets the others burn their processor meanwhile, which the
+/// converting threads can use better. Where there are none, going to sleep and being woken would take longer than the wait.
+fn turn(writing: &Mutex<()>) -> MutexGuard<'_, ()> {
+    loop {
+        match writing.try_lock() {
+            Ok(turn) => return turn,
+            Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => std::thread::yield_now(),
+        }
+    }
+}
+
+impl Task {
+    fn part(&self, offset: u64, part: &[u8], buffer: &mut Vec<u8>) -> Result<(), Error> {
+        match self {
+            Self::Write { file, turn: writing, name } => {
+                let _one_at_a_time = turn(writing);
+                let write = file.file().write_all_at(part, offset);
+                write.map_err(|error| Error::Write { what: name.clone(), error })
+            }
+            Self::Compare(file) => {
+                buffer.resize(part.len(), 0);
+                let is_same = file.read_exact_at(buffer, offset).is_ok() && buffer[..] == *part;
+                if is_same { Ok(()) } else { Err(Error::Different) }
             }
         }
     }
 
+    /// There is nothing after `length` bytes.
+    fn end(&self, length: u64) -> Result<(), Error> {
+        match self {
+            Self::Write { file, name, .. } => {
+                file.file().set_len(length).map_err(|error| Error::Write { what: name.clone(), error })
+            }
+            Self::Compare(file) => {
+                let is_same = file.metadata().is_ok_and(|found| found.len() == length);
+                if is_same { Ok(()) } else { Err(Error::Different) }
+            }
+        }
+    }
+}
+
+impl Copying {
+    /// Takes pieces until there is nothing more, or the other thread has failed.
     fn run(&self) -> Result<(), Error> {
+        let mut buffer = Vec::new();
         loop {
             // The lock is held while waiting: the other thread waits for the lock instead of the piece.
             let Ok(Ok((base, piece))) = self.receiver.lock().map(|receiver| receiver.recv()) else { return Ok(()) };
             if self.has_failed.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            copy(&piece, self.stamp, |offset, part| {
-                let _one_at_a_time = self.turn();
-                let write = self.file.file().write_all_at(part, base + offset);
-                write.map_err(|error| Error::Write { what: self.name.clone(), error })
-            })?;
+            copy(&piece, self.stamp, |offset, part| self.task.part(base + offset, part, &mut buffer))?;
         }
     }
 }

@@ -6,13 +6,12 @@
 mod file;
 mod stream;
 
-pub use file::TarFile;
+pub use file::{Pieces, TarFile};
 pub use stream::TarStream;
 
 use crate::digest::Digest;
-use crate::segment::file::Error as SegmentError;
+use crate::segment::file::{Error as SegmentError, set_times};
 use crate::storage::store::Piece;
-use crate::wire;
 
 /// Why a piece could not be put out.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +24,9 @@ pub enum Error {
         /// What the system said.
         error: std::io::Error,
     },
+    /// A tar that is there is not the one that would be written.
+    #[error("the tar in the cache is another one")]
+    Different,
     /// The segment of this layer is damaged, or cannot be read.
     #[error("layer {layer}: {error}")]
     Segment {
@@ -46,20 +48,12 @@ fn hint(error: &std::io::Error) -> &'static str {
 
 /// Hands a piece's bytes to `write`, with their offsets in the piece.
 fn copy(piece: &Piece, stamp: i64, mut write: impl FnMut(u64, &[u8]) -> Result<(), Error>) -> Result<(), Error> {
-    let (segment, layer, start, length, stamped) = match piece {
+    let (segment, layer, start, length) = match piece {
         Piece::Bytes(bytes) => return write(0, bytes),
-        Piece::Segment { segment, layer, start, length, stamped } => (segment, *layer, *start, *length, stamped),
+        Piece::Segment { segment, layer, start, length } => (segment, *layer, *start, *length),
     };
-    let mut stamped = stamped.iter().skip_while(|&&at| at < start).peekable();
     let result = segment.read(start, length, |offset, part| {
-        let end = offset + part.len() as u64;
-        while let Some(at) = stamped.next_if(|&&at| at < end) {
-            // Bodies begin at offset 0 of a segment and chunks are multiples of a block: a header is never cut in two.
-            let at = (at - offset) as usize;
-            if let Ok(block) = <&mut [u8; wire::BLOCK as usize]>::try_from(&mut part[at..at + wire::BLOCK as usize]) {
-                wire::set_mtime(block, stamp);
-            }
-        }
+        set_times(part, offset, &segment.facts().stamped, stamp);
         write(offset - start, part).map_err(Stop::Write)
     });
     result.map_err(|stop| match stop {

@@ -84,6 +84,11 @@ pub trait ImageSource: Send + Sync + fmt::Debug {
     /// The names that the source itself gives the image, fully normalised; empty where it gives none
     /// (`dir:`, an unnamed archive, an OCI layout whose reference is not a full name).
     fn names(&self) -> Vec<Reference>;
+
+    /// Whether its blobs come over a network, which is slower than a processor.
+    fn is_remote(&self) -> bool {
+        false
+    }
 }
 
 /// Why a source cannot give what it was asked for. The text says what was being done; the caller adds for which image.

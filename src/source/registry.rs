@@ -54,6 +54,10 @@ impl ImageSource for RegistrySource {
     fn names(&self) -> Vec<Reference> {
         self.names.clone()
     }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
 }
 
 /// What is not there has its own exit code.

@@ -22,6 +22,9 @@ use crate::segment::file::{Error as SegmentError, Segment};
 use crate::segment::index::Index;
 use crate::wire;
 
+/// Bytes of headers in one piece, about: a layer may have hundreds of thousands of directories.
+const TAIL_PIECE: usize = 256 << 10;
+
 /// How the store will be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreKind {
@@ -72,8 +75,6 @@ pub enum Piece {
         start: u64,
         /// Number of bytes.
         length: u64,
-        /// Header blocks in it (by their offsets in the data) whose time is to be set.
-        stamped: Vec<u64>,
     },
 }
 
@@ -144,6 +145,14 @@ struct Root {
     gid: u32,
 }
 
+/// What [`Store::tail`] needs to know of a layer.
+#[derive(Debug)]
+pub struct Tail {
+    index: Index,
+    root: Entry,
+    whiteouts: Vec<Vec<u8>>,
+}
+
 /// What has been put into a store so far.
 #[derive(Debug)]
 pub struct Store<'a> {
@@ -212,11 +221,24 @@ impl<'a> Store<'a> {
         Piece::Bytes(out)
     }
 
-    /// The pieces of one layer, whose parent must have been added before.
+    /// Bytes before the header of a layer's root directory, which its body follows.
+    #[must_use]
+    pub fn head_len(&self, layer: &StoreLayer) -> u64 {
+        let mut head = Vec::new();
+        self.layer_head(&mut head, layer);
+        head.len() as u64
+    }
+
+    /// A layer, whose parent must have been added before: its first pieces, down to the end of its body. The rest must be
+    /// taken from [`Self::tail`].
     ///
     /// # Errors
     /// When a segment turns out to be damaged: whose, and how.
-    pub fn layer(&mut self, layer: &StoreLayer, segment: &Arc<Segment>) -> Result<Vec<Piece>, (Digest, SegmentError)> {
+    pub fn layer(
+        &mut self,
+        layer: &StoreLayer,
+        segment: &Arc<Segment>,
+    ) -> Result<(Vec<Piece>, Tail), (Digest, SegmentError)> {
         let index = segment.index().map_err(|error| (layer.id, error))?;
         let whiteouts = self.opaque_whiteouts(layer, &index)?;
         let id = layer.id.hex();
@@ -240,21 +262,7 @@ impl<'a> Store<'a> {
         self.layer_head(&mut head, layer);
         wire::header(&root, &mut head);
 
-        let mut tail = Vec::new();
-        self.layer_tail(&mut tail, &layer.id, &index, &root, whiteouts);
-        let link = Kind::Symlink(format!("../{id}/diff").into_bytes());
-        let link_path = self.below(&format!("overlay/l/{}", link_name(&layer.id)));
-        wire::header(&self.entry(&link_path, 0o777, link), &mut tail);
-        let split = self.below(&format!("overlay-layers/{id}.tar-split.gz"));
-        wire::header(&self.entry(&split, self.file_mode(), Kind::Regular { size: segment.split_len() }), &mut tail);
-
-        let range = |start, end| {
-            let stamped = &segment.facts().stamped;
-            let from = stamped.partition_point(|&at| at < start);
-            let to = stamped.partition_point(|&at| at < end);
-            let stamped = stamped[from..to].to_vec();
-            Piece::Segment { segment: Arc::clone(segment), layer: layer.id, start, length: end - start, stamped }
-        };
+        let range = |start, end| part_of(segment, layer, start, end);
         let mut pieces = vec![Piece::Bytes(head)];
         let mut at = 0;
         if self.settings.unpacker == Unpacker::Gnu {
@@ -269,14 +277,63 @@ impl<'a> Store<'a> {
                 at = header.start + header.length;
             }
         }
-        let split_end = segment.body_len() + segment.split_len();
-        pieces.extend([
-            range(at, segment.body_len()),
-            Piece::Bytes(tail),
-            range(segment.body_len(), split_end),
-            Piece::Bytes(vec![0; wire::padding(segment.split_len()) as usize]),
-        ]);
-        Ok(pieces)
+        pieces.push(range(at, segment.body_len()));
+        Ok((pieces, Tail { index, root, whiteouts }))
+    }
+
+    /// Hands out what comes after a layer's body: what of its tree is not in there (whiteouts, and directories once more),
+    /// its link and its tar-split.
+    ///
+    /// # Errors
+    /// What `push` gives.
+    pub fn tail<E>(
+        &self,
+        layer: &StoreLayer,
+        segment: &Arc<Segment>,
+        tail: &Tail,
+        mut push: impl FnMut(Piece) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Tail { index, root, whiteouts } = tail;
+        let mut out = Vec::new();
+        let mut add = |entry: &Entry| {
+            wire::header(entry, &mut out);
+            if out.len() < TAIL_PIECE { Ok(()) } else { push(Piece::Bytes(std::mem::take(&mut out))) }
+        };
+        let prefix = body_prefix(&self.settings.graphroot, &layer.id);
+        for (number, _) in index.nodes().iter().enumerate().filter(|(_, node)| node.inode.whiteout) {
+            add(&index.entry(number as u32, &prefix, self.settings.stamp))?;
+        }
+        for path in whiteouts {
+            let meta = Meta { mtime: Timestamp::whole(self.settings.stamp), ..Meta::default() };
+            let path = [&prefix[..], path].concat();
+            add(&Entry { path, meta, kind: Kind::CharDevice(Device::WHITEOUT) })?;
+        }
+        let touched = match self.settings.unpacker {
+            // busybox sets a directory's time before it fills the directory.
+            Unpacker::Busybox => vec![true; index.nodes().len()],
+            Unpacker::Gnu => filled_after_left(index),
+        };
+        for (number, node) in index.nodes().iter().enumerate().rev() {
+            if node.inode.kind != InodeKind::Directory || !touched[number] {
+                continue;
+            }
+            let opaque = node.inode.opaque && self.settings.unpacker == Unpacker::Gnu;
+            let mut entry =
+                if number == 0 { root.clone() } else { index.entry(number as u32, &prefix, self.settings.stamp) };
+            if opaque && number != 0 {
+                set_opaque(&mut entry);
+            }
+            add(&entry)?;
+        }
+        let id = layer.id.hex();
+        let link = Kind::Symlink(format!("../{id}/diff").into_bytes());
+        add(&self.entry(&self.below(&format!("overlay/l/{}", link_name(&layer.id))), 0o777, link))?;
+        let split = self.below(&format!("overlay-layers/{id}.tar-split.gz"));
+        add(&self.entry(&split, self.file_mode(), Kind::Regular { size: segment.split_len() }))?;
+        push(Piece::Bytes(out))?;
+        let (start, length) = (segment.body_len(), segment.split_len());
+        push(part_of(segment, layer, start, start + length))?;
+        push(Piece::Bytes(vec![0; wire::padding(length) as usize]))
     }
 
     /// What comes after the last layer.
@@ -330,36 +387,6 @@ impl<'a> Store<'a> {
         }
         self.directory(out, &format!("{directory}/merged"), self.directory_mode());
         self.directory(out, &format!("{directory}/work"), self.directory_mode());
-    }
-
-    /// What of a layer's tree is not in its segment's body: whiteouts, and directories once more.
-    fn layer_tail(&self, out: &mut Vec<u8>, id: &Digest, index: &Index, root: &Entry, opaque: Vec<Vec<u8>>) {
-        let prefix = body_prefix(&self.settings.graphroot, id);
-        for (number, _) in index.nodes().iter().enumerate().filter(|(_, node)| node.inode.whiteout) {
-            wire::header(&index.entry(number as u32, &prefix, self.settings.stamp), out);
-        }
-        for path in opaque {
-            let meta = Meta { mtime: Timestamp::whole(self.settings.stamp), ..Meta::default() };
-            let path = [&prefix[..], &path].concat();
-            wire::header(&Entry { path, meta, kind: Kind::CharDevice(Device::WHITEOUT) }, out);
-        }
-        let touched = match self.settings.unpacker {
-            // busybox sets a directory's time before it fills the directory.
-            Unpacker::Busybox => vec![true; index.nodes().len()],
-            Unpacker::Gnu => filled_after_left(index),
-        };
-        for (number, node) in index.nodes().iter().enumerate().rev() {
-            if node.inode.kind != InodeKind::Directory || !touched[number] {
-                continue;
-            }
-            let opaque = node.inode.opaque && self.settings.unpacker == Unpacker::Gnu;
-            let mut entry =
-                if number == 0 { root.clone() } else { index.entry(number as u32, &prefix, self.settings.stamp) };
-            if opaque && number != 0 {
-                set_opaque(&mut entry);
-            }
-            wire::header(&entry, out);
-        }
     }
 
     /// A root that no entry `/` claims has its parent's owner, and its mode as far as `mkdir` with umask 022 takes it
@@ -465,6 +492,11 @@ impl<'a> Store<'a> {
     fn file(&self, out: &mut Vec<u8>, path: &str, mode: u16, content: &[u8]) {
         wire::small_file(out, &self.entry(path, mode, Kind::Regular { size: content.len() as u64 }), content);
     }
+}
+
+/// A range of a segment's data.
+fn part_of(segment: &Arc<Segment>, layer: &StoreLayer, start: u64, end: u64) -> Piece {
+    Piece::Segment { segment: Arc::clone(segment), layer: layer.id, start, length: end - start }
 }
 
 fn set_opaque(directory: &mut Entry) {

@@ -175,6 +175,10 @@ fn where_converted_layers_go_is_told_when_there_is_no_room() {
     fails(&mut after("trap '' XFSZ; ulimit -f 200", &command), 1, "(--cache-dir DIR puts the cache");
     let mut command = make(at, &server, "a.tar");
     command.arg("--no-cache");
+    // Layers are written into the tar itself then.
+    fails(&mut after("trap '' XFSZ; ulimit -f 200", &command), 1, "writing a.tar: File too large");
+    let mut command = make(at, &server, "-");
+    command.arg("--no-cache");
     fails(&mut after("trap '' XFSZ; ulimit -f 200", &command), 1, "(TMPDIR=DIR puts it on another");
     assert!(!at.join("a.tar").exists());
 }

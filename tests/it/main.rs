@@ -8,6 +8,8 @@
 mod bad_input;
 /// `busybox tar -o` and the rc script leave machines with the files that skopeo's stores show.
 mod busybox;
+/// The cache and the tars that it shares its space with.
+mod cache;
 /// Runs the `prepull` that is tested: no tests of its own.
 mod command;
 /// Images at the edge of what layers may be: no tests of its own.

@@ -83,7 +83,7 @@ fn the_cache_is_shown_and_pruned() {
     let largest = full["bytes"].as_u64().unwrap() - 1;
     assert_eq!(cache(&["prune", "--max-size", &largest.to_string()])["removed"], 1);
     let output = prepull(at).args(["cache", "prune", "--all"]).output().unwrap();
-    assert!(output.stdout.is_empty() && stderr(&output).starts_with("removed 2 file(s), "));
+    assert!(output.stdout.is_empty() && stderr(&output).starts_with("removed 2 layer(s), "));
     assert_eq!(cache(&[])["segments"], 0);
     // It is made again.
     succeeds(prepull(at).args(["make", "-o", "/dev/null", &hello()]));

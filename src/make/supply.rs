@@ -1,0 +1,325 @@
+//! Layers as segments: those there are, and the threads that make the others.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use super::{Advance, Error, Progress};
+use crate::atomic::Unnamed;
+use crate::digest::Digest;
+use crate::plan::{BlobSource, Plan};
+use crate::segment::cache::{Cache, Pack};
+use crate::segment::convert::{self, Job, convert};
+use crate::segment::file::Segment;
+use crate::segment::place::{Place, Slot, Ticket, Turns};
+use crate::sink::{self, TarFile};
+use crate::storage::store::{Settings, StoreLayer, body_prefix};
+
+/// Layers fetched at once from a network, at least: it wants more than a processor.
+const FETCHED_MIN: usize = 3;
+
+/// Layers converted at once, at most: each takes a few megabytes.
+const WORKERS_MAX: usize = 8;
+
+/// Bytes of a body that may be written before its place in the tar is known, where reading the blob costs no time: they have
+/// to be moved then, but keep a processor busy.
+const AHEAD: u64 = 64 << 20;
+
+/// How often who waits for a layer looks whether the output has failed.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What a thread is at outlives an attempt to write the tar: its result is taken in the next one.
+pub(super) struct Supply {
+    work: Arc<Work>,
+    segments: BTreeMap<Digest, Arc<Segment>>,
+    /// Files of segments whose bodies are in the tar, until it is certain that they stay there.
+    unsettled: BTreeMap<Digest, Unnamed>,
+    /// Layers that are in no cache, in the store's order.
+    missing: Vec<StoreLayer>,
+    /// Layers that were queued and whose results have not been taken, and the places that they may get.
+    under_way: BTreeMap<Digest, Slot>,
+    queue: Sender<(StoreLayer, Slot)>,
+    queued: Arc<Mutex<Receiver<(StoreLayer, Slot)>>>,
+    done: Sender<Done>,
+    results: Receiver<Done>,
+    threads: usize,
+    /// Threads at most.
+    workers: usize,
+    /// Bytes of a body that may be written before its place is known.
+    ahead: u64,
+}
+
+/// A layer, and how its conversion, or the thread, ended.
+type Done = (Digest, std::thread::Result<Result<Made, Error>>);
+
+/// A segment, and its file where that has no name yet: when its body is in the tar.
+struct Made(Segment, Option<Unnamed>);
+
+/// What the threads know.
+struct Work {
+    blobs: BTreeMap<Digest, BlobSource>,
+    graphroot: String,
+    cache: Cache,
+    progress: Arc<dyn Progress>,
+    turns: Turns,
+    /// The tar, if bodies may be written into it, and its path for messages.
+    pack: OnceLock<(Pack, String)>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Supply {
+    pub fn new(plan: &Plan, settings: &Settings, cache: Cache, progress: Arc<dyn Progress>) -> Self {
+        let (queue, queued) = channel();
+        let (done, results) = channel();
+        let (blobs, graphroot) = (plan.blobs.clone(), settings.graphroot.clone());
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let is_remote = blobs.values().any(|blob| blob.source.is_remote());
+        // Two processors have enough to do with one layer; one more is read ahead.
+        let at_once = if is_remote { cores.max(FETCHED_MIN) } else { cores }.clamp(1, WORKERS_MAX);
+        let ahead = if is_remote { u64::MAX } else { AHEAD };
+        let workers = if is_remote { at_once } else { at_once + 1 };
+        let (turns, pack) = (Turns::new(at_once), OnceLock::new());
+        Self {
+            work: Arc::new(Work { blobs, graphroot, cache, progress, turns, pack, stop: Arc::default() }),
+            segments: BTreeMap::new(),
+            unsettled: BTreeMap::new(),
+            missing: Vec::new(),
+            under_way: BTreeMap::new(),
+            queue,
+            queued: Arc::new(Mutex::new(queued)),
+            done,
+            results,
+            threads: 0,
+            workers,
+            ahead,
+        }
+    }
+
+    /// Takes what is in the cache; gives how many layers that were.
+    pub fn look(&mut self, layers: &[StoreLayer]) -> usize {
+        let mut cached = 0;
+        self.missing.clear();
+        for layer in layers {
+            if self.segments.contains_key(&layer.id) || self.under_way.contains_key(&layer.id) {
+                continue;
+            }
+            if let Some(segment) = self.work.cache.get(&self.work.key(layer)) {
+                self.work.progress.cached(layer);
+                self.segments.insert(layer.id, Arc::new(segment));
+                cached += 1;
+            } else {
+                self.missing.push(layer.clone());
+            }
+        }
+        cached
+    }
+
+    /// Has the bodies of the missing layers written into `file`, where the cache can keep it; but not if most of it were
+    /// what the cache has already.
+    pub fn write_into(&self, file: &TarFile) {
+        let new: u64 = self.missing.iter().map(|layer| layer.layer.descriptor.size).sum();
+        let old: u64 = self.segments.values().map(|segment| segment.body_len()).sum();
+        // A body is larger than its blob.
+        if new > 0
+            && new >= old / 2
+            && let Some(pack) = self.work.cache.adopt(file.unnamed(), new)
+        {
+            let _ = self.work.pack.set((pack, file.path().display().to_string()));
+        }
+    }
+
+    /// Has the missing layers converted.
+    pub fn start(&mut self) {
+        for layer in self.missing.drain(..) {
+            let slot = if self.work.pack.get().is_some() { Slot::new(self.ahead) } else { Slot::none() };
+            self.under_way.insert(layer.id, slot.clone());
+            // We hold the other end.
+            let _ = self.queue.send((layer, slot));
+        }
+        while self.threads < self.workers.min(self.under_way.len()) {
+            let (work, queued, done) = (Arc::clone(&self.work), Arc::clone(&self.queued), self.done.clone());
+            std::thread::spawn(move || work.run(&queued, &done));
+            self.threads += 1;
+        }
+    }
+
+    /// The file that bodies are written into.
+    pub fn written(&self) -> Option<Arc<File>> {
+        self.work.pack.get().map(|(pack, _)| Arc::clone(&pack.file))
+    }
+
+    /// The tar of the cache that has the first body, if every layer is in the cache and it may be given the name `path`.
+    pub fn lend(&self, layers: &[StoreLayer], path: &Path) -> Option<Arc<File>> {
+        if !self.missing.is_empty() {
+            return None;
+        }
+        let number = self.segments.get(&layers.first()?.id)?.tar_number();
+        (number != 0).then(|| self.work.cache.lend(number, path))?
+    }
+
+    /// The body of `layer`, if it is still being written, belongs behind its root's header at `offset`.
+    pub fn place(&self, layer: &StoreLayer, offset: u64, stamp: i64) {
+        if let (Some((pack, _)), Some(slot)) = (self.work.pack.get(), self.under_way.get(&layer.id)) {
+            slot.give(Place { tar: Arc::clone(&pack.file), number: pack.number, offset, stamp });
+        }
+    }
+
+    /// The segment of a layer, as soon as there is one. The first failure of any layer ends the wait, and so does `is_over`.
+    pub fn wait(&mut self, layer: &StoreLayer, is_over: &AtomicBool) -> Result<Arc<Segment>, Error> {
+        loop {
+            if let Some(segment) = self.segments.get(&layer.id) {
+                return Ok(Arc::clone(segment));
+            }
+            match self.results.recv_timeout(LOOK) {
+                Ok((id, result)) => {
+                    self.under_way.remove(&id);
+                    let Made(segment, file) = result.unwrap_or_else(|panic| resume_unwind(panic))?;
+                    self.segments.insert(id, Arc::new(segment));
+                    self.unsettled.extend(file.map(|file| (id, file)));
+                }
+                Err(RecvTimeoutError::Timeout) if !is_over.load(Ordering::Relaxed) => {}
+                Err(_) => return Err(Error::Stopped),
+            }
+        }
+    }
+
+    /// Keeps the segment of a layer whose body is in the tar, if it is in its place. Else it gets a file of its own.
+    pub fn settle(&mut self, layer: &StoreLayer, is_in_place: bool) -> Result<(), Error> {
+        let Some(file) = self.unsettled.remove(&layer.id) else { return Ok(()) };
+        let key = self.work.key(layer);
+        let cache = &self.work.cache;
+        if is_in_place {
+            let pack = self.work.pack.get().map(|(pack, _)| pack);
+            return cache.keep(file, &key, pack).map_err(Error::Cache);
+        }
+        let own = cache.new_file().map_err(Error::Cache)?;
+        if let Some(segment) = self.segments.get(&layer.id) {
+            let handle = own.file().try_clone().map_err(Error::Cache)?;
+            let fail = |error| sink::Error::Segment { layer: layer.id, error };
+            segment.move_to(handle, &key).map_err(fail)?;
+        }
+        cache.keep(own, &key, None).map_err(Error::Cache)
+    }
+
+    /// Forgets the segment of `layer`, which is damaged.
+    pub fn discard(&mut self, layer: &StoreLayer) {
+        // The next attempt waits for this layer, which is converted after those that are under way: they must not wait for it.
+        self.under_way.values().for_each(Slot::refuse);
+        self.work.cache.evict(&self.work.key(layer));
+        self.segments.remove(&layer.id);
+    }
+
+    /// Something for the user to know.
+    pub fn note(&self, text: &str) {
+        self.work.progress.note(text);
+    }
+
+    /// Removes what turned out to be of no use in the cache.
+    pub fn sweep(&self) {
+        self.work.cache.sweep();
+    }
+
+    /// The sizes of all layers when unpacked.
+    pub fn sizes(&self) -> BTreeMap<Digest, u64> {
+        self.segments.iter().map(|(id, segment)| (*id, segment.facts().diff_size)).collect()
+    }
+}
+
+impl Drop for Supply {
+    fn drop(&mut self) {
+        // Threads that still convert see it at their next read.
+        self.work.stop.store(true, Ordering::Relaxed);
+        self.under_way.values().for_each(Slot::refuse);
+        // They hold it, too.
+        if let Some((pack, _)) = self.work.pack.get() {
+            pack.close();
+        }
+    }
+}
+
+impl Work {
+    fn run(&self, queued: &Mutex<Receiver<(StoreLayer, Slot)>>, done: &Sender<Done>) {
+        loop {
+            // The lock is held while waiting: the other threads wait for the lock instead of the layer.
+            let Ok((Ok((layer, slot)), ticket)) = queued.lock().map(|queued| (queued.recv(), self.turns.ticket()))
+            else {
+                return;
+            };
+            if self.stop.load(Ordering::Relaxed) {
+                return;
+            }
+            let result = catch_unwind(AssertUnwindSafe(|| self.convert(&layer, &slot, ticket)));
+            if done.send((layer.id, result)).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn convert(&self, layer: &StoreLayer, slot: &Slot, ticket: Ticket<'_>) -> Result<Made, Error> {
+        let blob = &layer.layer.descriptor;
+        let from = self.blobs.get(&blob.digest).ok_or(Error::Stopped)?;
+        let inner =
+            from.open(blob).map_err(|error| Error::Fetch { item: from.item.clone(), blob: blob.digest, error })?;
+        let blob_reader =
+            Watched { inner, stop: Arc::clone(&self.stop), advance: self.progress.begin(layer, &from.item) };
+        let key = self.key(layer);
+        let prefix = body_prefix(&self.graphroot, &layer.id);
+        let scratch = self.cache.directory();
+        let job = Job { descriptor: blob, diff_id: layer.layer.diff_id, prefix: &prefix, key, scratch, slot };
+        // A body that has to be written again gets a second file; the last one is the segment.
+        let last = RefCell::new(None);
+        let new_file = || {
+            let file = self.cache.new_file()?;
+            let handle = file.file().try_clone()?;
+            *last.borrow_mut() = Some(file);
+            Ok(handle)
+        };
+        convert(Box::new(blob_reader), &job, ticket, &new_file).map_err(|error| match error {
+            convert::Error::Place(error) => {
+                let what = self.pack.get().map(|(_, path)| path.clone()).unwrap_or_default();
+                sink::Error::Write { what, error }.into()
+            }
+            error => Error::Convert { item: from.item.clone(), blob: blob.digest, error: Box::new(error) },
+        })?;
+        self.progress.end(layer);
+        let file = last.into_inner().ok_or(Error::Stopped)?;
+        let fail = |error| sink::Error::Segment { layer: layer.id, error };
+        let handle = file.file().try_clone().map_err(Error::Cache)?;
+        let tar = |_| self.pack.get().map(|(pack, _)| Arc::clone(&pack.file));
+        let segment = Segment::open(handle, &key, tar).map_err(fail)?;
+        if segment.tar().is_some() {
+            return Ok(Made(segment, Some(file)));
+        }
+        self.cache.keep(file, &key, None).map_err(Error::Cache)?;
+        Ok(Made(segment, None))
+    }
+
+    fn key(&self, layer: &StoreLayer) -> Digest {
+        Cache::key(&layer.id, &layer.layer.descriptor.digest, &body_prefix(&self.graphroot, &layer.id))
+    }
+}
+
+/// A blob on its way: seen by the user, and cut off when another layer has failed.
+struct Watched {
+    inner: Box<dyn Read + Send>,
+    stop: Arc<AtomicBool>,
+    advance: Advance,
+}
+
+impl Read for Watched {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(io::Error::other("stopped"));
+        }
+        let count = self.inner.read(buffer)?;
+        (self.advance)(count as u64);
+        Ok(count)
+    }
+}

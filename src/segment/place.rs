@@ -1,0 +1,195 @@
+//! Where a segment's body is written: into the tar itself, if its place there is known in time.
+//!
+//! A body that is written to the tar is written once. Its place is known when all layers before it are: a body that is
+//! under way then is moved there and goes on there; one that is finished already stays in the segment's own file.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// A place in a tar for one body.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The tar.
+    pub tar: Arc<File>,
+    /// The tar's number in the cache: not 0.
+    pub number: u64,
+    /// Where the header of the layer's root directory begins, which stands before the body.
+    pub offset: u64,
+    /// The time of header blocks that no layer dates.
+    pub stamp: i64,
+}
+
+/// A place that may be given while the body is being written.
+#[derive(Debug, Clone)]
+pub struct Slot(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    place: Mutex<Fate>,
+    changed: Condvar,
+    ahead: u64,
+}
+
+#[derive(Debug)]
+enum Fate {
+    /// It is not known yet.
+    Open,
+    /// This one.
+    Given(Place),
+    /// There will be none.
+    Never,
+}
+
+impl Slot {
+    /// A place that may still come. A writer that has none yet may go ahead by `ahead` bytes, which will have to be moved, and
+    /// waits then.
+    #[must_use]
+    pub fn new(ahead: u64) -> Self {
+        Self(Arc::new(Shared { place: Mutex::new(Fate::Open), changed: Condvar::new(), ahead }))
+    }
+
+    /// A place that will never come.
+    #[must_use]
+    pub fn none() -> Self {
+        let slot = Self::new(u64::MAX);
+        slot.refuse();
+        slot
+    }
+
+    /// Gives the place. The first one counts: a second attempt at the same tar gives the same one.
+    pub fn give(&self, place: Place) {
+        self.decide(Fate::Given(place));
+    }
+
+    /// There will be no place.
+    pub fn refuse(&self) {
+        self.decide(Fate::Never);
+    }
+
+    fn decide(&self, fate: Fate) {
+        let mut place = self.0.place.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*place, Fate::Open) {
+            *place = fate;
+            self.0.changed.notify_all();
+        }
+    }
+
+    /// The place, if it has been given; waits for the decision when `written` bytes are as many as may go ahead.
+    #[must_use]
+    pub fn place(&self, written: u64) -> Option<Place> {
+        let place = self.0.place.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_open = |fate: &mut Fate| written >= self.0.ahead && matches!(fate, Fate::Open);
+        match &*self.0.changed.wait_while(place, is_open).unwrap_or_else(PoisonError::into_inner) {
+            Fate::Given(place) => Some(place.clone()),
+            Fate::Open | Fate::Never => None,
+        }
+    }
+}
+
+/// How many layers may be converted at once, and in which order they begin.
+///
+/// Threads that work on one layer leave a second one little to do: it would be finished before its place is known, and
+/// be copied. So as many as the processors can bear have a turn; the next one reads ahead meanwhile.
+#[derive(Debug)]
+pub struct Turns {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    free: usize,
+    issued: u64,
+    /// Tickets that are waiting, or will: the lowest goes first.
+    tickets: BTreeSet<u64>,
+}
+
+/// A place in the queue for a turn; dropped, it makes way.
+#[derive(Debug)]
+pub struct Ticket<'a> {
+    turns: &'a Turns,
+    number: u64,
+}
+
+/// Held while a layer is converted.
+#[derive(Debug)]
+pub struct Turn<'a>(&'a Turns);
+
+impl Turns {
+    /// `count` at once.
+    #[must_use]
+    pub fn new(count: usize) -> Self {
+        Self { state: Mutex::new(State { free: count, issued: 0, tickets: BTreeSet::new() }), changed: Condvar::new() }
+    }
+
+    /// Whoever asks first goes first.
+    #[must_use]
+    pub fn ticket(&self) -> Ticket<'_> {
+        let mut state = self.state();
+        let number = state.issued;
+        state.issued += 1;
+        state.tickets.insert(number);
+        Ticket { turns: self, number }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nobody can panic with it half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<'a> Ticket<'a> {
+    /// Waits for the turn.
+    #[must_use]
+    pub fn take(self) -> Turn<'a> {
+        let turns = self.turns;
+        let is_mine = |state: &State| state.free > 0 && state.tickets.first() == Some(&self.number);
+        let state = turns.changed.wait_while(turns.state(), |state| !is_mine(state));
+        state.unwrap_or_else(PoisonError::into_inner).free -= 1;
+        Turn(turns)
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        self.turns.state().tickets.remove(&self.number);
+        self.turns.changed.notify_all();
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.state().free += 1;
+        self.0.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn turns_are_taken_in_the_order_of_the_tickets() {
+        let turns = Turns::new(1);
+        let (first, second, third) = (turns.ticket(), turns.ticket(), turns.ticket());
+        let (sender, taken) = channel();
+        std::thread::scope(|scope| {
+            let third = scope.spawn({
+                let sender = sender.clone();
+                move || {
+                    let _turn = third.take();
+                    sender.send(3).unwrap();
+                }
+            });
+            drop(first);
+            let turn = second.take();
+            sender.send(2).unwrap();
+            assert!(!third.is_finished());
+            drop(turn);
+        });
+        assert_eq!(taken.try_iter().collect::<Vec<_>>(), [2, 3]);
+        drop(turns.ticket().take());
+    }
+}
