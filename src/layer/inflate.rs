@@ -5,7 +5,8 @@
 //!  `─────────────── a thread ───────────────────´       `──── a thread ────´       `─── the caller's thread ───´
 //! ```
 //!
-//! Inflating costs about as much as all the rest, so that one large layer can keep two cores busy.
+//! Inflating costs about as much as all the rest, so that one large layer can keep two cores busy. A plain blob takes the
+//! first thread only.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -18,7 +19,7 @@ use crate::source::Descriptor;
 const BUFFER: usize = 256 << 10;
 
 /// Buffers under way between the threads.
-const BUFFERS: usize = 16;
+const BUFFERS: usize = 8;
 
 /// How a blob is compressed, told by its first bytes as containers/storage does (`pkg/archive`, `DetectCompression`);
 /// the number is the one in layers.json.
@@ -32,16 +33,9 @@ pub enum Compression {
     Zstd = 4,
 }
 
-enum Message {
-    Start(Compression),
+enum Message<End> {
     Buffer(Vec<u8>),
-    End(io::Result<()>),
-}
-
-/// What comes out of the last thread.
-enum Hashed {
-    Buffer(Vec<u8>),
-    End(io::Result<Inflation>),
+    End(io::Result<End>),
 }
 
 /// What is known when the whole layer has been read.
@@ -58,7 +52,7 @@ pub struct Inflation {
 /// The uncompressed bytes of a layer, hashed as they pass. An error of the other threads comes out as a read error.
 #[derive(Debug)]
 pub struct Inflated {
-    full: Receiver<Hashed>,
+    full: Receiver<Message<Inflation>>,
     empty: Sender<Vec<u8>>,
     buffer: Vec<u8>,
     at: usize,
@@ -71,61 +65,85 @@ pub fn inflate<'scope>(
     blob: Box<dyn Read + Send>,
     descriptor: &Descriptor,
 ) -> Inflated {
-    let (inflated_sender, inflated) = sync_channel(BUFFERS);
-    let (hashed_sender, hashed) = sync_channel(BUFFERS);
+    let (full_sender, full) = sync_channel(BUFFERS);
     let (empty, empty_receiver) = channel();
     for _ in 0..BUFFERS {
         let _ = empty.send(Vec::new());
     }
-    let digest = descriptor.digest;
-    let verified = VerifyReader::new(blob, digest, descriptor.size);
-    // Nobody listens any more when the other side gave up.
+    let verified = VerifyReader::new(blob, descriptor.digest, descriptor.size);
+    let blob = descriptor.digest;
     scope.spawn(move || {
-        let end = pump(verified, &empty_receiver, &inflated_sender);
-        let _ = inflated_sender.send(Message::End(end));
-    });
-    scope.spawn(move || {
-        let end = hash(&inflated, &hashed_sender, digest);
-        let _ = hashed_sender.send(Hashed::End(end));
-    });
-    Inflated { full: hashed, empty, buffer: Vec::new(), at: 0, end: None }
-}
-
-/// Passes the buffers on, and hashes them. A plain blob was hashed before, and that is its diffID.
-fn hash(inflated: &Receiver<Message>, hashed: &SyncSender<Hashed>, blob: Digest) -> io::Result<Inflation> {
-    let (mut hasher, mut compression, mut size) = (Hasher::new(), Compression::None, 0);
-    for message in inflated {
-        match message {
-            Message::Start(found) => compression = found,
-            Message::Buffer(buffer) => {
-                if compression != Compression::None {
-                    hasher.update(&buffer);
-                }
-                size += buffer.len() as u64;
-                hashed.send(Hashed::Buffer(buffer)).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
-            }
-            Message::End(end) => {
-                let diff_id = if compression == Compression::None { blob } else { hasher.finish() };
-                return end.map(|()| Inflation { compression, diff_id, size });
-            }
+        if let Err(error) = read(scope, verified, blob, &empty_receiver, &full_sender) {
+            // Nobody listens any more when the other side gave up.
+            let _ = full_sender.send(Message::End(Err(error)));
         }
-    }
-    Err(io::Error::other("the reading thread died"))
+    });
+    Inflated { full, empty, buffer: Vec::new(), at: 0, end: None }
 }
 
-fn pump(
+/// Reads the blob to its end; who hashes says when that is, but for errors.
+fn read<'scope>(
+    scope: &'scope Scope<'scope, '_>,
     mut verified: VerifyReader<Box<dyn Read + Send>>,
+    blob: Digest,
     empty: &Receiver<Vec<u8>>,
-    full: &SyncSender<Message>,
+    full: &SyncSender<Message<Inflation>>,
 ) -> io::Result<()> {
     // One read of a socket may give less than a magic number.
     let mut head = Vec::new();
     verified.by_ref().take(MAGIC_MAX).read_to_end(&mut head)?;
     let compression = detect(&head)?;
-    let mut input = BufReader::with_capacity(128 << 10, io::Cursor::new(head).chain(verified));
-    let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
-    full.send(Message::Start(compression)).map_err(|_| gone())?;
-    let send = |reader: &mut dyn Read| -> io::Result<()> {
+    let input = BufReader::with_capacity(128 << 10, io::Cursor::new(head).chain(verified));
+    if compression == Compression::None {
+        // It has been hashed already, and that is its diffID.
+        let size = pump(compression, input, empty, full)?;
+        return full.send(Message::End(Ok(Inflation { compression, diff_id: blob, size }))).map_err(gone);
+    }
+    let (inflated, unhashed) = sync_channel(BUFFERS);
+    let hashed = full.clone();
+    scope.spawn(move || {
+        // As above.
+        let _ = hash(&unhashed, &hashed, compression);
+    });
+    let end = pump(compression, input, empty, &inflated);
+    inflated.send(Message::End(end)).map_err(gone)
+}
+
+/// Passes the buffers on, and hashes them.
+fn hash(
+    unhashed: &Receiver<Message<u64>>,
+    hashed: &SyncSender<Message<Inflation>>,
+    compression: Compression,
+) -> io::Result<()> {
+    let mut hasher = Hasher::new();
+    for message in unhashed {
+        match message {
+            Message::Buffer(buffer) => {
+                hasher.update(&buffer);
+                hashed.send(Message::Buffer(buffer)).map_err(gone)?;
+            }
+            Message::End(end) => {
+                let end = end.map(|size| Inflation { compression, diff_id: hasher.finish(), size });
+                return hashed.send(Message::End(end)).map_err(gone);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn gone<T>(_: T) -> io::Error {
+    io::Error::from(io::ErrorKind::BrokenPipe)
+}
+
+/// Sends the uncompressed bytes; gives how many there were.
+fn pump<End>(
+    compression: Compression,
+    mut input: impl BufRead,
+    empty: &Receiver<Vec<u8>>,
+    full: &SyncSender<Message<End>>,
+) -> io::Result<u64> {
+    let mut size = 0;
+    let mut send = |reader: &mut dyn Read| -> io::Result<()> {
         while let Ok(mut buffer) = empty.recv() {
             buffer.resize(BUFFER, 0);
             let mut filled = 0;
@@ -141,9 +159,10 @@ fn pump(
             if filled == 0 {
                 return Ok(());
             }
-            full.send(Message::Buffer(buffer)).map_err(|_| gone())?;
+            size += filled as u64;
+            full.send(Message::Buffer(buffer)).map_err(gone)?;
         }
-        Err(gone())
+        Err(gone(()))
     };
     match compression {
         Compression::None => send(&mut input)?,
@@ -159,7 +178,7 @@ fn pump(
     }
     // What follows the compressed stream is part of the blob's digest; only the end of file gives the verdict.
     io::copy(&mut input, &mut io::sink())?;
-    Ok(())
+    Ok(size)
 }
 
 /// The largest zstd window, as a power of two: 128 MiB, what `zstd -d` takes without `--long` and klauspost/compress by default.
@@ -223,14 +242,14 @@ impl BufRead for Inflated {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.at == self.buffer.len() && self.end.is_none() {
             match self.full.recv() {
-                Ok(Hashed::Buffer(buffer)) => {
+                Ok(Message::Buffer(buffer)) => {
                     let used = std::mem::replace(&mut self.buffer, buffer);
                     // The other thread may have ended already.
                     let _ = self.empty.send(used);
                     self.at = 0;
                 }
-                Ok(Hashed::End(end)) => self.end = Some(end?),
-                Err(_) => return Err(io::Error::other("the hashing thread died")),
+                Ok(Message::End(end)) => self.end = Some(end?),
+                Err(_) => return Err(io::Error::other("the reading thread died")),
             }
         }
         Ok(&self.buffer[self.at..])

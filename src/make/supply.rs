@@ -26,7 +26,7 @@ use crate::storage::store::{Settings, StoreLayer, body_prefix};
 const FETCHED_MIN: usize = 3;
 
 /// Layers converted at once, at most: each takes a few megabytes.
-const WORKERS_MAX: usize = 8;
+const WORKERS_MAX: usize = 6;
 
 /// Bytes of a body that may be written before its place in the tar is known, where reading the blob costs no time: they have
 /// to be moved then, but keep a processor busy.
@@ -81,11 +81,14 @@ impl Supply {
         let (blobs, graphroot) = (plan.blobs.clone(), settings.graphroot.clone());
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let is_remote = blobs.values().any(|blob| blob.source.is_remote());
-        // Two processors have enough to do with one layer; one more is read ahead.
-        let at_once = if is_remote { cores.max(FETCHED_MIN) } else { cores }.clamp(1, WORKERS_MAX);
-        let ahead = if is_remote { u64::MAX } else { AHEAD };
-        let workers = if is_remote { at_once } else { at_once + 1 };
-        let (turns, pack) = (Turns::new(at_once), OnceLock::new());
+        let (workers, turns, ahead) = if is_remote {
+            (cores.clamp(FETCHED_MIN, WORKERS_MAX), Turns::unlimited(), u64::MAX)
+        } else {
+            // One more is read ahead.
+            let at_once = cores.min(WORKERS_MAX);
+            (at_once + 1, Turns::new(at_once), AHEAD)
+        };
+        let pack = OnceLock::new();
         Self {
             work: Arc::new(Work { blobs, graphroot, cache, progress, turns, pack, stop: Arc::default() }),
             segments: BTreeMap::new(),

@@ -93,6 +93,7 @@ impl Slot {
 /// be copied. So as many as the processors can bear have a turn; the next one reads ahead meanwhile.
 #[derive(Debug)]
 pub struct Turns {
+    is_limited: bool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -117,10 +118,20 @@ pub struct Ticket<'a> {
 pub struct Turn<'a>(&'a Turns);
 
 impl Turns {
+    /// As many at once as like to, in any order: for layers that come from servers, of which one may keep us waiting.
+    #[must_use]
+    pub fn unlimited() -> Self {
+        Self { is_limited: false, ..Self::new(usize::MAX) }
+    }
+
     /// `count` at once.
     #[must_use]
     pub fn new(count: usize) -> Self {
-        Self { state: Mutex::new(State { free: count, issued: 0, tickets: BTreeSet::new() }), changed: Condvar::new() }
+        Self {
+            is_limited: true,
+            state: Mutex::new(State { free: count, issued: 0, tickets: BTreeSet::new() }),
+            changed: Condvar::new(),
+        }
     }
 
     /// Whoever asks first goes first.
@@ -144,7 +155,8 @@ impl<'a> Ticket<'a> {
     #[must_use]
     pub fn take(self) -> Turn<'a> {
         let turns = self.turns;
-        let is_mine = |state: &State| state.free > 0 && state.tickets.first() == Some(&self.number);
+        let is_mine =
+            |state: &State| !turns.is_limited || state.free > 0 && state.tickets.first() == Some(&self.number);
         let state = turns.changed.wait_while(turns.state(), |state| !is_mine(state));
         state.unwrap_or_else(PoisonError::into_inner).free -= 1;
         Turn(turns)
@@ -191,5 +203,8 @@ mod tests {
         });
         assert_eq!(taken.try_iter().collect::<Vec<_>>(), [2, 3]);
         drop(turns.ticket().take());
+        let turns = Turns::unlimited();
+        let (_first, second) = (turns.ticket(), turns.ticket());
+        drop(second.take());
     }
 }
