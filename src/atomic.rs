@@ -132,7 +132,10 @@ impl Unnamed {
     /// # Errors
     /// When there can be none.
     pub fn also_in(&self, directory: &Path) -> io::Result<Temporary> {
-        let made = Temporary::make(hidden_name(directory, &format!("tar-{:x}", rustix::fs::fstat(&self.file).map_or(0, |found| found.st_ino))), |hidden| link(&self.file, hidden));
+        let made = Temporary::make(
+            hidden_name(directory, &format!("tar-{:x}", rustix::fs::fstat(&self.file).map_or(0, |found| found.st_ino))),
+            |hidden| link(&self.file, hidden),
+        );
         made.map(|(temporary, ())| temporary).map_err(|error| named(directory, error))
     }
 

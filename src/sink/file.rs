@@ -138,7 +138,8 @@ impl<'scope> Pieces<'scope> {
         let has_failed = Arc::new(AtomicBool::new(false));
         let receiver = Mutex::new(receiver);
         let task = Arc::new(task);
-        let copying = Arc::new(Copying { task: Arc::clone(&task), receiver, stamp, has_failed: Arc::clone(&has_failed) });
+        let copying =
+            Arc::new(Copying { task: Arc::clone(&task), receiver, stamp, has_failed: Arc::clone(&has_failed) });
         let copier = |_| {
             let copying = Arc::clone(&copying);
             scope.spawn(move || copying.run().inspect_err(|_| copying.has_failed.store(true, Ordering::Relaxed)))
