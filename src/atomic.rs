@@ -5,7 +5,7 @@
 //! used, which is renamed in the end or removed on failure: hard links are not needed then.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek as _};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -132,7 +132,10 @@ impl Unnamed {
     /// # Errors
     /// When there can be none.
     pub fn also_in(&self, directory: &Path) -> io::Result<Temporary> {
-        let made = Temporary::make(hidden_name(directory, "tar"), |hidden| link(&self.file, hidden));
+        let made = Temporary::make(
+            hidden_name(directory, &format!("tar-{:x}", rustix::fs::fstat(&self.file).map_or(0, |found| found.st_ino))),
+            |hidden| link(&self.file, hidden),
+        );
         made.map(|(temporary, ())| temporary).map_err(|error| named(directory, error))
     }
 
@@ -164,8 +167,12 @@ impl Unnamed {
             None => {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
                 let hidden = hidden_name(parent(path), &name);
-                let made = Temporary::make(hidden, |hidden| link(&self.file, hidden));
-                made.map_err(|error| named(path, error))?.0
+                match Temporary::make(hidden, |hidden| link(&self.file, hidden)) {
+                    Ok((hidden, ())) => hidden,
+                    // It had a name, and somebody has removed that: it cannot get another one.
+                    Err(Errno::NOENT) if self.is_orphan() && parent(path).is_dir() => return self.copy_over(path),
+                    Err(error) => return Err(named(path, error)),
+                }
             }
         };
         let names = lock();
@@ -173,6 +180,19 @@ impl Unnamed {
         PUBLISHED.store(true, Ordering::Relaxed);
         drop(names);
         Ok(self.file)
+    }
+
+    fn is_orphan(&self) -> bool {
+        rustix::fs::fstat(&self.file).is_ok_and(|found| found.st_nlink == 0)
+    }
+
+    /// Gives a copy the name `path`.
+    fn copy_over(&mut self, path: &Path) -> io::Result<File> {
+        let mode = rustix::fs::fstat(&self.file)?.st_mode & 0o777;
+        let mut copy = Self::hidden_in(parent(path), Mode::from_raw_mode(mode)).map_err(|error| named(path, error))?;
+        self.file.rewind()?;
+        io::copy(&mut self.file, &mut copy.file)?;
+        copy.publish_over(path)
     }
 
     /// A network file system may say only now that it has no room. Local ones say it when they are written to.

@@ -12,7 +12,7 @@ use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -143,7 +143,6 @@ impl Cache {
     /// two names has its surprises (gzip refuses it, for one).
     #[must_use]
     pub fn adopt(&self, file: &Unnamed, size: u64) -> Option<Pack> {
-        static NUMBER: AtomicU32 = AtomicU32::new(1);
         let is_ours = |file: &File| file.metadata().is_ok_and(|metadata| is_ours_alone(&metadata));
         if self.keeps && (!self.links || size < SHARED_MIN || make_ours(&self.tars).is_err()) {
             return None;
@@ -154,13 +153,10 @@ impl Cache {
             true => Name::Hidden(file.also_in(&self.tars).ok().filter(|_| is_ours(file.file()))?),
             false => Name::None,
         };
-        loop {
-            let number = u64::from(std::process::id()) << 32 | u64::from(NUMBER.fetch_add(1, Ordering::Relaxed));
-            if !self.keeps || !self.tar_path(number).exists() {
-                let file = Arc::new(file.file().try_clone().ok()?);
-                return Some(Pack { number, file, name: Mutex::new(name) });
-            }
-        }
+        // The inode's: processes of two containers may have the same number, and nothing else on this file system has this one.
+        let number = file.file().metadata().ok()?.ino();
+        let file = Arc::new(file.file().try_clone().ok()?);
+        Some(Pack { number, file, name: Mutex::new(name) })
     }
 
     /// What a segment depends on: the layer (which stands for all layers below it), the blob it comes from and the path in front.
@@ -245,12 +241,16 @@ impl Cache {
         let mut name = pack.name.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.tar_path(pack.number);
         *name = match std::mem::replace(&mut *name, Name::None) {
-            Name::Hidden(temporary) => {
-                temporary.rename_new(&path)?;
-                Name::Known(path, false)
-            }
+            Name::Hidden(temporary) => match temporary.rename_new(&path) {
+                Ok(()) => Name::Known(path, false),
+                // Somebody has emptied the cache meanwhile: then it keeps nothing of this tar.
+                Err(_) => Name::None,
+            },
             other => other,
         };
+        if matches!(*name, Name::None) {
+            return Ok(());
+        }
         let is_needed = file.publish_new(&self.path(key))?;
         if let Name::Known(_, is_used) = &mut *name {
             *is_used |= is_needed;
@@ -269,6 +269,10 @@ impl Cache {
     /// Removes tars that no segment needs any more, if there can be any: somebody has changed them. A convenience.
     pub fn sweep(&self) {
         if self.has_evicted.swap(false, Ordering::Relaxed) {
+            // What was not lent after all is not in use.
+            for tar in self.open_tars.lock().unwrap_or_else(PoisonError::into_inner).values() {
+                let _ = rustix::fs::flock(tar, FlockOperation::Unlock);
+            }
             let items = self.items().unwrap_or_default();
             for path in items.iter().filter(|item| item.segments == 0).flat_map(|item| &item.paths) {
                 let _ = fs_err::remove_file(path);
@@ -316,7 +320,7 @@ impl Cache {
                     item.paths.push(path);
                 }
                 // Between its name and its first segment, or all of them were damaged.
-                None if is_alive((number >> 32) as u32) => {}
+                None if is_in_use(&path) => {}
                 None => items.push(Item { paths: vec![path], segments: 0, size, shared: 0, used }),
             }
         }
@@ -335,6 +339,9 @@ impl Cache {
         let mut total: u64 = items.iter().map(|item| item.size).sum();
         for item in items {
             let is_wanted = total <= keep.max_bytes && keep.used_since.is_none_or(|since| item.used >= since);
+            if item.paths.last().is_some_and(|path| tar_number(path).is_some() && is_in_use(path)) {
+                continue;
+            }
             if !is_wanted || item.segments == 0 {
                 total = total.saturating_sub(item.size);
                 removed.push(item);
@@ -397,6 +404,13 @@ fn make_ours(directory: &Path) -> io::Result<()> {
 fn tar_number(path: &Path) -> Option<u64> {
     let name = path.file_name()?.to_str()?;
     (name.len() == 16).then(|| u64::from_str_radix(name, 16).ok())?
+}
+
+/// Whether a process writes the tar, or is about to give it a name: see [`Cache::lend`]. A tar that loses its only name
+/// before it gets the user's cannot get that any more.
+fn is_in_use(tar: &Path) -> bool {
+    let lock = |file: File| rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared);
+    matches!(open_ours(tar).and_then(Result::ok).map(lock), Some(Err(rustix::io::Errno::WOULDBLOCK)))
 }
 
 /// Whether nobody but this user, or root, may write.
@@ -478,11 +492,13 @@ mod tests {
             fs_err::write(cache.directory().join(name), "x").unwrap();
         }
         // Tars that no segment needs: one of a process that has ended, and one that may still be written.
-        let tar = |process: u32| format!("{:016x}", u64::from(process) << 32 | 1);
+        let tar = |number: u64| format!("{number:016x}");
         make_ours(&cache.tars).unwrap();
-        for name in [&left, &tar(dead.id()), &tar(std::process::id())] {
+        for name in [&left, &tar(1), &tar(2)] {
             fs_err::write(cache.tars.join(name), "x").unwrap();
         }
+        let written = File::open(cache.tars.join(tar(2))).unwrap();
+        rustix::fs::flock(&written, FlockOperation::LockExclusive).unwrap();
         for path in [cache.directory().join(&left), cache.directory().join(&live), cache.tars.join(&left)] {
             File::options().append(true).open(path).unwrap().set_modified(SystemTime::now() - LEFTOVER_AGE).unwrap();
         }
@@ -490,7 +506,7 @@ mod tests {
         let removed = cache.prune(&Keep { max_bytes: u64::MAX, used_since: None }).unwrap();
         let mut removed: Vec<_> = removed.into_iter().flat_map(|item| item.paths).collect();
         removed.sort();
-        let gone = [cache.directory().join(&left), cache.tars.join(&left), cache.tars.join(tar(dead.id()))];
+        let gone = [cache.directory().join(&left), cache.tars.join(&left), cache.tars.join(tar(1))];
         assert_eq!(removed, gone);
         cache.prune(&Keep { max_bytes: 0, used_since: None }).unwrap();
         let there = |directory| fs_err::read_dir(directory).unwrap().count();
@@ -500,6 +516,11 @@ mod tests {
 
     /// A finished tar with the body of a segment, and the segment's key.
     fn packed(cache: &Cache, at: &Path) -> (Digest, u64) {
+        packed_with(cache, at, || {})
+    }
+
+    /// The same; something else happens before the tar has its name.
+    fn packed_with(cache: &Cache, at: &Path, meanwhile: impl FnOnce()) -> (Digest, u64) {
         let tar = Unnamed::new_in(at, 0o644).unwrap();
         let pack = cache.adopt(&tar, SHARED_MIN).unwrap();
         let key = Digest::of(b"packed");
@@ -512,9 +533,25 @@ mod tests {
         let written = writer.finish().unwrap();
         written.seal(0, &FACTS).unwrap();
         cache.keep(file, &key, Some(&pack)).unwrap();
+        meanwhile();
         tar.publish_over(&at.join("images.tar")).unwrap();
         pack.close();
         (key, pack.number)
+    }
+
+    #[test]
+    fn a_tar_that_is_being_written_outlives_a_prune() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (at, directory) = (scratch.path(), scratch.path().join("cache"));
+        let cache = Cache::open(&directory).unwrap();
+        let all = Keep { max_bytes: 0, used_since: None };
+        packed_with(&cache, at, || assert_eq!(Cache::at(&directory).prune(&all).unwrap().len(), 0));
+        let whole = fs_err::read(at.join("images.tar")).unwrap();
+        assert_eq!(fs_err::metadata(at.join("images.tar")).unwrap().nlink(), 2);
+        assert_eq!(Cache::at(&directory).prune(&all).unwrap().len(), 1, "it is whole");
+        // Not even this takes the tar away.
+        packed_with(&cache, at, || fs_err::remove_dir_all(directory.join("tars")).unwrap());
+        assert!(fs_err::read(at.join("images.tar")).unwrap() == whole);
     }
 
     fn read(segment: &Segment) -> Result<Vec<u8>, Error> {
@@ -565,7 +602,9 @@ mod tests {
         tar.set_len(1000).unwrap();
         let cache = fresh();
         assert!(cache.get(&key).is_none());
-        assert!(cache.items().unwrap().is_empty(), "its maker is alive");
+        assert_eq!(cache.items().unwrap().iter().map(|item| item.segments).collect::<Vec<_>>(), [0]);
+        cache.sweep();
+        assert!(cache.items().unwrap().is_empty());
         assert!(fresh().get(&key).is_none());
     }
 }

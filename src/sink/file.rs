@@ -44,7 +44,8 @@ pub struct HasFailed;
 pub struct Pieces<'scope> {
     sender: SyncSender<(u64, Piece)>,
     copiers: Vec<ScopedJoinHandle<'scope, Result<(), Error>>>,
-    copying: Arc<Copying>,
+    /// Not all that they share: who holds the receiver lets [`Self::push`] wait for nobody.
+    task: Arc<Task>,
     /// The file, if others write to it, too.
     written: Option<Arc<File>>,
     position: u64,
@@ -136,13 +137,15 @@ impl<'scope> Pieces<'scope> {
         let (sender, receiver) = sync_channel(PIECES);
         let has_failed = Arc::new(AtomicBool::new(false));
         let receiver = Mutex::new(receiver);
-        let copying = Arc::new(Copying { task, receiver, stamp, has_failed: Arc::clone(&has_failed) });
+        let task = Arc::new(task);
+        let copying =
+            Arc::new(Copying { task: Arc::clone(&task), receiver, stamp, has_failed: Arc::clone(&has_failed) });
         let copier = |_| {
             let copying = Arc::clone(&copying);
             scope.spawn(move || copying.run().inspect_err(|_| copying.has_failed.store(true, Ordering::Relaxed)))
         };
         let copiers = (0..COPIERS).map(copier).collect();
-        Self { sender, copiers, copying, written, position: 0, has_failed }
+        Self { sender, copiers, task, written, position: 0, has_failed }
     }
 
     /// Where the next piece goes.
@@ -201,7 +204,7 @@ impl<'scope> Pieces<'scope> {
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }
-        result.and_then(|()| self.copying.task.end(self.position)).map(|()| self.position)
+        result.and_then(|()| self.task.end(self.position)).map(|()| self.position)
     }
 }
 
@@ -278,7 +281,7 @@ fn split(piece: Piece) -> Vec<Piece> {
 /// What the threads of one attempt share.
 #[derive(Debug)]
 struct Copying {
-    task: Task,
+    task: Arc<Task>,
     receiver: Mutex<Receiver<(u64, Piece)>>,
     stamp: i64,
     has_failed: Arc<AtomicBool>,
@@ -386,6 +389,27 @@ mod tests {
         // In every container and on every machine something is mounted on a file or directory; /proc is a directory.
         refused(Path::new("/proc"), "it is a directory");
         assert_eq!(fs_err::read_dir(at).unwrap().count(), 4);
+    }
+
+    #[test]
+    fn who_pushes_hears_that_all_threads_have_failed() {
+        let lent = Arc::new(tempfile::tempfile().unwrap());
+        let scratch = tempfile::tempdir().unwrap();
+        let file = TarFile::create(&scratch.path().join("a")).unwrap();
+        let (sender, ended) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            std::thread::scope(|scope| {
+                let mut pieces = file.begin_comparing(scope, 0, lent);
+                while !pieces.copiers.iter().all(ScopedJoinHandle::is_finished) {
+                    let _ = pieces.sender.try_send((0, Piece::Bytes(vec![1])));
+                }
+                // As if it was not known yet when it was looked at.
+                pieces.has_failed.store(false, Ordering::Relaxed);
+                let pushed = (0..=PIECES).try_for_each(|_| pieces.push(Piece::Bytes(vec![1])));
+                sender.send((pushed.is_err(), pieces.finish().is_err())).unwrap();
+            });
+        });
+        assert_eq!(ended.recv_timeout(std::time::Duration::from_secs(10)), Ok((true, true)));
     }
 
     #[test]
