@@ -9,7 +9,7 @@ use std::io::{self, Seek as _};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
@@ -38,7 +38,19 @@ pub fn remove_temporary_files() {
     remove(lock());
 }
 
+/// A file that others use, and how much of it they do, if it stays unfinished.
+static PARTIAL: Mutex<Option<(Arc<File>, u64)>> = Mutex::new(None);
+
+/// If the process ends before a file is in its place, cuts `file` off at `length`: what follows is of no use to anybody.
+pub fn keep_only(file: &Arc<File>, length: u64) {
+    *PARTIAL.lock().unwrap_or_else(PoisonError::into_inner) = Some((Arc::clone(file), length));
+}
+
 fn remove(mut names: MutexGuard<'_, Vec<PathBuf>>) {
+    let partial = PARTIAL.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let (Some((file, length)), false) = (partial, PUBLISHED.load(Ordering::Relaxed)) {
+        let _ = file.set_len(length);
+    }
     for name in names.drain(..) {
         let _ = fs_err::remove_file(name);
     }
@@ -132,10 +144,10 @@ impl Unnamed {
     /// # Errors
     /// When there can be none.
     pub fn also_in(&self, directory: &Path) -> io::Result<Temporary> {
-        let made = Temporary::make(
-            hidden_name(directory, &format!("tar-{:x}", rustix::fs::fstat(&self.file).map_or(0, |found| found.st_ino))),
-            |hidden| link(&self.file, hidden),
-        );
+        // Processes of two containers may have the same number, and no other file has this one.
+        let inode = rustix::fs::fstat(&self.file)?.st_ino;
+        let hidden = hidden_name(directory, &format!("tar-{inode:x}"));
+        let made = Temporary::make(hidden, |hidden| link(&self.file, hidden));
         made.map(|(temporary, ())| temporary).map_err(|error| named(directory, error))
     }
 
@@ -179,6 +191,7 @@ impl Unnamed {
         rustix::fs::rename(&hidden.0, path).map_err(|error| named(path, error))?;
         PUBLISHED.store(true, Ordering::Relaxed);
         drop(names);
+        *PARTIAL.lock().unwrap_or_else(PoisonError::into_inner) = None;
         Ok(self.file)
     }
 

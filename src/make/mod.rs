@@ -218,7 +218,7 @@ impl Make<'_> {
         let mut assembly = ToFile { pieces, supply, has_failed, stamp: self.settings.stamp };
         let assembled = self.assemble(layers, &mut assembly);
         // Where a thread that writes failed, its error is the cause.
-        let bytes = assembly.pieces.finish()?;
+        let bytes = assembly.pieces.finish(assembled.is_ok())?;
         assembled.map(|warnings| (bytes, warnings))
     }
 

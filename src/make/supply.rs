@@ -17,7 +17,7 @@ use crate::digest::Digest;
 use crate::plan::{BlobSource, Plan};
 use crate::segment::cache::{Cache, Pack};
 use crate::segment::convert::{self, Job, convert};
-use crate::segment::file::Segment;
+use crate::segment::file::{Error as SegmentError, Segment};
 use crate::segment::place::{Place, Slot, Ticket, Turns};
 use crate::sink::{self, TarFile};
 use crate::storage::store::{Settings, StoreLayer, body_prefix};
@@ -41,6 +41,8 @@ pub(super) struct Supply {
     segments: BTreeMap<Digest, Arc<Segment>>,
     /// Files of segments whose bodies are in the tar, until it is certain that they stay there.
     unsettled: BTreeMap<Digest, Unnamed>,
+    /// Lengths of what was damaged: the places of later layers followed from them.
+    discarded: BTreeMap<Digest, (u64, u64)>,
     /// Layers that are in no cache, in the store's order.
     missing: Vec<StoreLayer>,
     /// Layers that were queued and whose results have not been taken, and the places that they may get.
@@ -93,6 +95,7 @@ impl Supply {
             work: Arc::new(Work { blobs, graphroot, cache, progress, turns, pack, stop: Arc::default() }),
             segments: BTreeMap::new(),
             unsettled: BTreeMap::new(),
+            discarded: BTreeMap::new(),
             missing: Vec::new(),
             under_way: BTreeMap::new(),
             queue,
@@ -184,6 +187,12 @@ impl Supply {
                 Ok((id, result)) => {
                     self.under_way.remove(&id);
                     let Made(segment, file) = result.unwrap_or_else(|panic| resume_unwind(panic))?;
+                    let lengths = (segment.body_len(), segment.split_len());
+                    if self.discarded.get(&id).is_some_and(|before| *before != lengths) {
+                        // By another program: then it would not have this key.
+                        let text = format!("layer {id} was converted differently before; run again");
+                        return Err(Error::Cache(io::Error::other(text)));
+                    }
                     self.segments.insert(id, Arc::new(segment));
                     self.unsettled.extend(file.map(|file| (id, file)));
                 }
@@ -198,16 +207,18 @@ impl Supply {
         let Some(file) = self.unsettled.remove(&layer.id) else { return Ok(()) };
         let key = self.work.key(layer);
         let cache = &self.work.cache;
+        let segment = self.segments.get(&layer.id).ok_or(Error::Stopped)?;
         if is_in_place {
-            let pack = self.work.pack.get().map(|(pack, _)| pack);
+            let end = segment.tar().map_or(0, |(_, offset)| offset + segment.body_len());
+            let pack = self.work.pack.get().map(|(pack, _)| (pack, end));
             return cache.keep(file, &key, pack).map_err(Error::Cache);
         }
         let own = cache.new_file().map_err(Error::Cache)?;
-        if let Some(segment) = self.segments.get(&layer.id) {
-            let handle = own.file().try_clone().map_err(Error::Cache)?;
-            let fail = |error| sink::Error::Segment { layer: layer.id, error };
-            segment.move_to(handle, &key).map_err(fail)?;
-        }
+        let handle = own.file().try_clone().map_err(Error::Cache)?;
+        segment.move_to(handle, &key).map_err(|error| match error {
+            SegmentError::Io(error) => Error::Cache(error),
+            error => sink::Error::Segment { layer: layer.id, error }.into(),
+        })?;
         cache.keep(own, &key, None).map_err(Error::Cache)
     }
 
@@ -216,7 +227,10 @@ impl Supply {
         // The next attempt waits for this layer, which is converted after those that are under way: they must not wait for it.
         self.under_way.values().for_each(Slot::refuse);
         self.work.cache.evict(&self.work.key(layer));
-        self.segments.remove(&layer.id);
+        self.unsettled.remove(&layer.id);
+        if let Some(segment) = self.segments.remove(&layer.id) {
+            self.discarded.insert(layer.id, (segment.body_len(), segment.split_len()));
+        }
     }
 
     /// Something for the user to know.
@@ -295,7 +309,7 @@ impl Work {
         let file = last.into_inner().ok_or(Error::Stopped)?;
         let fail = |error| sink::Error::Segment { layer: layer.id, error };
         let handle = file.file().try_clone().map_err(Error::Cache)?;
-        let tar = |_| self.pack.get().map(|(pack, _)| Arc::clone(&pack.file));
+        let tar = |_| Ok(self.pack.get().map(|(pack, _)| Arc::clone(&pack.file)));
         let segment = Segment::open(handle, &key, tar).map_err(fail)?;
         if segment.tar().is_some() {
             return Ok(Made(segment, Some(file)));

@@ -8,9 +8,9 @@
 //! the tar changes what the checksums were made of: that is found, and the layer is converted again.
 
 use std::collections::BTreeMap;
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, File, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::file::{Error, Segment, Trailer};
-use crate::atomic::{Temporary, Unnamed, is_alive, temporary_process};
+use crate::atomic::{Temporary, Unnamed, is_alive, keep_only, temporary_process};
 use crate::digest::{Digest, Hasher};
 
 /// Changes whenever the bytes of a segment for the same layer would.
@@ -143,14 +143,19 @@ impl Cache {
     /// two names has its surprises (gzip refuses it, for one).
     #[must_use]
     pub fn adopt(&self, file: &Unnamed, size: u64) -> Option<Pack> {
-        let is_ours = |file: &File| file.metadata().is_ok_and(|metadata| is_ours_alone(&metadata));
         if self.keeps && (!self.links || size < SHARED_MIN || make_ours(&self.tars).is_err()) {
             return None;
         }
-        // Nobody shall lend it before it is whole: see [`Self::lend`].
-        rustix::fs::flock(file.file(), FlockOperation::NonBlockingLockExclusive).ok()?;
         let name = match self.keeps {
-            true => Name::Hidden(file.also_in(&self.tars).ok().filter(|_| is_ours(file.file()))?),
+            true => {
+                // Nobody shall lend it before it is whole: see [`Self::lend`].
+                rustix::fs::flock(file.file(), FlockOperation::NonBlockingLockExclusive).ok()?;
+                let name = Name::Hidden(file.also_in(&self.tars).ok()?);
+                // What a group may write to, the cache does not believe.
+                let metadata = file.file().metadata().ok()?;
+                file.file().set_permissions(Permissions::from_mode(metadata.mode() & 0o755)).ok()?;
+                name
+            }
             false => Name::None,
         };
         // The inode's: processes of two containers may have the same number, and nothing else on this file system has this one.
@@ -177,7 +182,7 @@ impl Cache {
             return None;
         }
         let path = self.path(key);
-        let Ok(file) = open_ours(&path)? else {
+        let Some(file) = open_ours(&path).ok()? else {
             self.evict(key);
             return None;
         };
@@ -195,22 +200,27 @@ impl Cache {
         }
     }
 
-    /// The tar of this number.
-    fn tar(&self, number: u64) -> Option<Arc<File>> {
+    /// The tar of this number, if it is there and ours.
+    fn tar(&self, number: u64) -> io::Result<Option<Arc<File>>> {
         let mut tars = self.open_tars.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(file) = tars.get(&number) {
-            return Some(Arc::clone(file));
+            return Ok(Some(Arc::clone(file)));
         }
-        let file = Arc::new(open_ours(&self.tar_path(number))?.ok()?);
+        let file = match open_ours(&self.tar_path(number)) {
+            Ok(Some(file)) => Arc::new(file),
+            Ok(None) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
         tars.insert(number, Arc::clone(&file));
-        Some(file)
+        Ok(Some(file))
     }
 
     /// The tar of this number, to be given another name beside the cache's own. `None` if somebody has it under another
     /// one than `path` (a file that two people think theirs is changed by both), or another process is about to.
     #[must_use]
     pub fn lend(&self, number: u64, path: &Path) -> Option<Arc<File>> {
-        let file = self.links.then(|| self.tar(number))??;
+        let file = self.links.then(|| self.tar(number).ok().flatten())??;
         // Also held by who is writing it; released when the process ends.
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
         let metadata = file.metadata().ok()?;
@@ -229,15 +239,15 @@ impl Cache {
         Unnamed::new_in(&self.segments, 0o600)
     }
 
-    /// Keeps a finished segment; `pack` is the tar that has its body.
+    /// Keeps a finished segment; `pack` is the tar that has its body, up to the offset that comes with it.
     ///
     /// # Errors
     /// When it cannot be given its name.
-    pub fn keep(&self, file: Unnamed, key: &Digest, pack: Option<&Pack>) -> io::Result<()> {
+    pub fn keep(&self, file: Unnamed, key: &Digest, pack: Option<(&Pack, u64)>) -> io::Result<()> {
         if !self.keeps {
             return Ok(());
         }
-        let Some(pack) = pack else { return file.publish_new(&self.path(key)).map(drop) };
+        let Some((pack, end)) = pack else { return file.publish_new(&self.path(key)).map(drop) };
         let mut name = pack.name.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.tar_path(pack.number);
         *name = match std::mem::replace(&mut *name, Name::None) {
@@ -254,6 +264,7 @@ impl Cache {
         let is_needed = file.publish_new(&self.path(key))?;
         if let Name::Known(_, is_used) = &mut *name {
             *is_used |= is_needed;
+            keep_only(&pack.file, end);
         }
         Ok(())
     }
@@ -296,10 +307,8 @@ impl Cache {
         for (path, size, used) in files(&self.segments)? {
             let key = path.file_name().and_then(|name| name.to_str()).and_then(|name| Digest::from_hex(name).ok());
             let Some(key) = key else { continue };
-            let tar = fs_err::File::open(&path)
-                .ok()
-                .and_then(|file| Trailer::read(file.file(), &key).ok())
-                .map_or(0, |(at, _)| at.tar);
+            let file = open_ours(&path).ok().flatten();
+            let tar = file.and_then(|file| Trailer::read(&file, &key).ok()).map_or(0, |(at, _)| at.tar);
             let item = Item { paths: vec![path], segments: 1, size, shared: 0, used };
             if tar == 0 {
                 items.push(item);
@@ -410,7 +419,7 @@ fn tar_number(path: &Path) -> Option<u64> {
 /// before it gets the user's cannot get that any more.
 fn is_in_use(tar: &Path) -> bool {
     let lock = |file: File| rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared);
-    matches!(open_ours(tar).and_then(Result::ok).map(lock), Some(Err(rustix::io::Errno::WOULDBLOCK)))
+    matches!(open_ours(tar).ok().flatten().map(lock), Some(Err(rustix::io::Errno::WOULDBLOCK)))
 }
 
 /// Whether nobody but this user, or root, may write.
@@ -419,13 +428,13 @@ fn is_ours_alone(metadata: &std::fs::Metadata) -> bool {
     owned && metadata.mode() & 0o022 == 0
 }
 
-/// Opens a file that only we may write; `None` if there is none, an error if it is anything else.
-fn open_ours(path: &Path) -> Option<Result<File, ()>> {
+/// Opens a file; `None` if it is none, or others may write to it.
+fn open_ours(path: &Path) -> io::Result<Option<File>> {
     // Neither a link nor a pipe is followed or waited for, and nobody else's file is believed.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::open(path, flags, Mode::empty()).ok()?);
-    let metadata = file.metadata().ok()?;
-    Some(if metadata.is_file() && is_ours_alone(&metadata) { Ok(file) } else { Err(()) })
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let metadata = file.metadata()?;
+    Ok((metadata.is_file() && is_ours_alone(&metadata)).then_some(file))
 }
 
 /// The files in a directory, with size and time; none if it is not there.
@@ -497,7 +506,7 @@ mod tests {
         for name in [&left, &tar(1), &tar(2)] {
             fs_err::write(cache.tars.join(name), "x").unwrap();
         }
-        let written = File::open(cache.tars.join(tar(2))).unwrap();
+        let written = fs_err::File::open(cache.tars.join(tar(2))).unwrap().into_file();
         rustix::fs::flock(&written, FlockOperation::LockExclusive).unwrap();
         for path in [cache.directory().join(&left), cache.directory().join(&live), cache.tars.join(&left)] {
             File::options().append(true).open(path).unwrap().set_modified(SystemTime::now() - LEFTOVER_AGE).unwrap();
@@ -532,7 +541,7 @@ mod tests {
         writer.end_body().unwrap();
         let written = writer.finish().unwrap();
         written.seal(0, &FACTS).unwrap();
-        cache.keep(file, &key, Some(&pack)).unwrap();
+        cache.keep(file, &key, Some((&pack, 512 + 1024))).unwrap();
         meanwhile();
         tar.publish_over(&at.join("images.tar")).unwrap();
         pack.close();

@@ -155,11 +155,15 @@ struct Files {
 }
 
 impl Segment {
-    /// Opens the file of `key`; `tar` gives the tar of a number.
+    /// Opens the file of `key`; `tar` gives the tar of a number, if there is one.
     ///
     /// # Errors
     /// [`Error::Damaged`] when it is anything else, or its tar is not there. The data are checked when they are read.
-    pub fn open(file: File, key: &Digest, tar: impl FnOnce(u64) -> Option<Arc<File>>) -> Result<Self, Error> {
+    pub fn open(
+        file: File,
+        key: &Digest,
+        tar: impl FnOnce(u64) -> io::Result<Option<Arc<File>>>,
+    ) -> Result<Self, Error> {
         let size = file.metadata()?.len();
         let (at, facts_length) = Trailer::read(&file, key)?;
         let data = at.data().ok_or(Error::Damaged)?;
@@ -181,7 +185,7 @@ impl Segment {
         rest.truncate(sums_length as usize);
         let tar = match at.tar {
             0 => None,
-            number => Some((tar(number).ok_or(Error::Damaged)?, number, at.offset)),
+            number => Some((tar(number)?.ok_or(Error::Damaged)?, number, at.offset)),
         };
         if let Some((tar, ..)) = &tar
             && at.offset.checked_add(at.body).is_none_or(|end| tar.metadata().is_ok_and(|found| found.len() < end))

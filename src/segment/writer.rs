@@ -342,7 +342,7 @@ pub(super) mod tests {
         let written = writer.finish().unwrap();
         let facts = Facts { stamped: written.stamped().to_vec(), ..FACTS };
         written.seal(600, &facts).unwrap();
-        let segment = Segment::open(own, &key, |_| Some(Arc::clone(&tar))).unwrap();
+        let segment = Segment::open(own, &key, |_| Ok(Some(Arc::clone(&tar)))).unwrap();
         let mut read = Vec::new();
         let all = segment.body_len() + segment.split_len();
         assert_eq!(all, body + 600);

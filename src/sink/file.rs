@@ -61,8 +61,7 @@ impl TarFile {
         let fail = |error| Error::Write { what: path.display().to_string(), error };
         let path = target(path).map_err(fail)?;
         remove_leftovers_of(&path);
-        // Never writable for a group: it may become the cache's, too.
-        let file = Unnamed::new_in(parent(&path), 0o644).map_err(fail)?;
+        let file = Unnamed::new_in(parent(&path), 0o666).map_err(fail)?;
         Ok(Self { file: Arc::new(file), path })
     }
 
@@ -100,10 +99,12 @@ impl TarFile {
         Pieces::new(scope, Task::Compare(lent), stamp, None)
     }
 
-    /// Whether `lent` could take this file's place: it belongs to the same user and has the same mode.
+    /// Whether `lent` could take this file's place: it belongs to the same user and has the same mode, but for others who
+    /// may write.
     #[must_use]
     pub fn is_like(&self, lent: &File) -> bool {
-        let who = |file: &File| file.metadata().map(|found| (found.dev(), found.uid(), found.gid(), found.mode()));
+        let who =
+            |file: &File| file.metadata().map(|found| (found.dev(), found.uid(), found.gid(), found.mode() & !0o022));
         matches!((who(self.file.file()), who(lent)), (Ok(ours), Ok(theirs)) if ours == theirs)
     }
 
@@ -190,11 +191,11 @@ impl<'scope> Pieces<'scope> {
         Ok(())
     }
 
-    /// Waits until everything is written; gives the length.
+    /// Waits until everything is written; gives the length. The file ends there if all has been pushed (`is_all`).
     ///
     /// # Errors
     /// The first failure of a thread.
-    pub fn finish(self) -> Result<u64, Error> {
+    pub fn finish(self, is_all: bool) -> Result<u64, Error> {
         drop(self.sender);
         let mut result = Ok(());
         for copier in self.copiers {
@@ -204,7 +205,12 @@ impl<'scope> Pieces<'scope> {
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }
-        result.and_then(|()| self.task.end(self.position)).map(|()| self.position)
+        result?;
+        // Else an attempt before may have written more, which the next one will find in its place.
+        if is_all {
+            self.task.end(self.position)?;
+        }
+        Ok(self.position)
     }
 }
 
@@ -406,7 +412,7 @@ mod tests {
                 // As if it was not known yet when it was looked at.
                 pieces.has_failed.store(false, Ordering::Relaxed);
                 let pushed = (0..=PIECES).try_for_each(|_| pieces.push(Piece::Bytes(vec![1])));
-                sender.send((pushed.is_err(), pieces.finish().is_err())).unwrap();
+                sender.send((pushed.is_err(), pieces.finish(true).is_err())).unwrap();
             });
         });
         assert_eq!(ended.recv_timeout(std::time::Duration::from_secs(10)), Ok((true, true)));

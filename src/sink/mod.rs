@@ -40,7 +40,7 @@ pub enum Error {
 fn hint(error: &std::io::Error) -> &'static str {
     match error.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-            " (nothing was left behind; make room and run again)"
+            " (the output is as it was; make room and run again)"
         }
         _ => "",
     }
