@@ -7,6 +7,8 @@
 //!  └──────────────────────────┴──────────────┴──────────────────────────────────────────────┴──────┴───────┴─────────┘
 //! ```
 //!
+//! The body may lie elsewhere: in the tar that it was written for, which the cache shares. The trailer says in which, and where.
+//!
 //! The body has every entry of the layer but whiteouts, in the order of the layer, each path once, parents first. What
 //! depends on more than the layer is made from the index when a store is put together: whiteouts (their time; and opaque
 //! directories turn into more of them, by what lower layers have), repeated directories, `link` and `lower`. So one segment
