@@ -505,6 +505,7 @@ mod tests {
         make_ours(&cache.tars).unwrap();
         for name in [&left, &tar(1), &tar(2)] {
             fs_err::write(cache.tars.join(name), "x").unwrap();
+            fs_err::set_permissions(cache.tars.join(name), Permissions::from_mode(0o600)).unwrap();
         }
         let written = fs_err::File::open(cache.tars.join(tar(2))).unwrap().into_file();
         rustix::fs::flock(&written, FlockOperation::LockExclusive).unwrap();
