@@ -27,11 +27,12 @@
 //! | layer | digest, entry, json, registry, source |
 //! | segment | atomic, digest, entry, layer, source, wire |
 //! | storage | digest, entry, image, json, layer, segment, wire |
+//! | inspect | layer |
 //! | sink | atomic, digest, segment, storage |
 //! | plan | digest, image, reference, source, storage |
 //! | make | atomic, digest, plan, segment, sink, source, storage |
 //! | xcluster | atomic |
-//! | cli | atomic, config, digest, image, make, plan, reference, registry, segment, sink, source, storage, xcluster |
+//! | cli | atomic, config, digest, image, inspect, make, plan, reference, registry, segment, sink, source, storage, xcluster |
 
 #[cfg(feature = "front")]
 pub mod atomic;
@@ -44,6 +45,8 @@ pub mod digest;
 pub mod entry;
 #[cfg(feature = "front")]
 pub mod image;
+#[cfg(feature = "front")]
+pub mod inspect;
 #[cfg(feature = "front")]
 pub mod json;
 #[cfg(feature = "front")]

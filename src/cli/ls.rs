@@ -9,8 +9,8 @@ use serde::Serialize;
 use super::Failure;
 use super::args::LsArgs;
 use super::output::{self, Printer, human, printable};
-use crate::storage::find::{self, Found};
-use crate::storage::list::{Listed, list, tag_at};
+use crate::inspect::find::{self, Found};
+use crate::inspect::list::{Listed, list, tag_at};
 
 /// What crictl writes where there is nothing to write.
 const NONE: &str = "<none>";

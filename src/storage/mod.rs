@@ -3,8 +3,6 @@
 //! Written after containers/storage 1.64 (`store.go`, `layers.go`, `images.go`, `drivers/overlay`) and containers/image
 //! (`storage/storage_dest.go`); readable by every version since 1.20.
 
-pub mod find;
-pub mod list;
 pub mod machine;
 pub mod opaque;
 pub mod record;

@@ -1,0 +1,4 @@
+//! Looks into stores that are there, in a tar or a directory, whoever made them: without unpacking, and for a tar without root.
+
+pub mod find;
+pub mod list;
