@@ -27,12 +27,13 @@
 //! | layer | digest, entry, json, registry, source |
 //! | segment | atomic, digest, entry, layer, source, wire |
 //! | storage | digest, entry, image, json, layer, segment, wire |
-//! | inspect | layer |
+//! | inspect | entry, layer |
 //! | sink | atomic, digest, segment, storage |
 //! | plan | digest, image, reference, source, storage |
 //! | make | atomic, digest, plan, segment, sink, source, storage |
+//! | verify | digest, entry, image, inspect, json, layer, reference, segment, storage |
 //! | xcluster | atomic |
-//! | cli | atomic, config, digest, image, inspect, make, plan, reference, registry, segment, sink, source, storage, xcluster |
+//! | cli | atomic, config, digest, image, inspect, make, plan, reference, registry, segment, sink, source, storage, verify, xcluster |
 
 #[cfg(feature = "front")]
 pub mod atomic;
@@ -69,6 +70,8 @@ pub mod sink;
 pub mod source;
 #[cfg(feature = "front")]
 pub mod storage;
+#[cfg(feature = "front")]
+pub mod verify;
 pub mod wire;
 #[cfg(feature = "front")]
 pub mod xcluster;

@@ -36,6 +36,13 @@ pub enum Command {
     Make(Box<MakeArgs>),
     /// List the images in a store
     Ls(LsArgs),
+    /// Say whether a store is whole, and whether CRI-O would keep it
+    ///
+    /// Each layer is put together again from its files, which must give its digest; owners, modes, whiteouts and attributes are
+    /// compared with the layer; records, links, locks and the machine's configuration are judged by what CRI-O and
+    /// containers/storage do with them. Exit code 0: good. 1: there are errors. 2: there is no store.
+    #[command(after_help = VERIFY_HELP)]
+    Verify(VerifyArgs),
     /// Write the `images` overlay for xcluster
     ///
     /// `xc mkcdrom images` then takes the images from it: those that `prepull make` has put into $XCLUSTER_TMP/images.tar.
@@ -121,6 +128,35 @@ pub struct LsArgs {
     /// Print the images as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `prepull verify`.
+#[derive(Debug, clap::Args)]
+pub struct VerifyArgs {
+    /// A tar with a store, a graphroot, or a root directory. A tar that is compressed or comes through a pipe (`-`: standard
+    /// input) is copied to $TMPDIR (else /var/tmp) first
+    #[arg(value_name = "TAR|DIR", value_hint = ValueHint::AnyPath, required_unless_present = "rules")]
+    pub path: Option<PathBuf>,
+
+    /// What will unpack the tar [default: busybox when prepull made it for that, else gnu]
+    #[arg(long, value_enum)]
+    pub unpacker: Option<UnpackerArg>,
+
+    /// Whether it is the machine's own store or an additional one [default: what its storage.conf says, else by its place]
+    #[arg(long, value_enum)]
+    pub store: Option<StoreArg>,
+
+    /// Fail on warnings, too
+    #[arg(long)]
+    pub strict: bool,
+
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Print all rules, and what happens when one is broken
+    #[arg(long)]
+    pub rules: bool,
 }
 
 /// `prepull make`.
@@ -276,3 +312,10 @@ Examples:
   prepull make registry.k8s.io/pause:3.9 docker.io/library/alpine:3.20
   prepull make --pause registry.k8s.io/pause:3.9 --images images.txt --tar - | ssh vm tar -C / -x
   SOURCE_DATE_EPOCH=0 prepull make --store additional -o a.tar oci:app=localhost/app:v1";
+
+const VERIFY_HELP: &str = "\
+Examples:
+  prepull verify images.tar
+  prepull make --tar - alpine:3.20 | tee images.tar | prepull verify -
+  sudo prepull verify /                  what this machine has in its store
+  prepull verify --json images.tar | jq -r '.findings[].rule'";

@@ -10,6 +10,7 @@ mod make;
 mod output;
 mod ovl;
 mod progress;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -75,16 +76,18 @@ pub fn main() -> ExitCode {
     if let Err(error) = stop_on_signals() {
         printer.warn(&format!("signals cannot be handled: {error}"));
     }
+    let done = |()| Exit::Success;
     let result = match args.command {
-        Command::Make(make) => make::run(*make, &printer),
-        Command::Ls(ls) => ls::run(&ls, &printer),
-        Command::Ovl(ovl) => ovl::run(&ovl, &printer),
-        Command::Cache(cache) => cache::run(&cache, &printer),
-        Command::Completions { shell } => generate::completions(shell),
-        Command::Man { directory } => generate::man(&directory, &printer),
+        Command::Make(make) => make::run(*make, &printer).map(done),
+        Command::Ls(ls) => ls::run(&ls, &printer).map(done),
+        Command::Verify(verify) => verify::run(&verify),
+        Command::Ovl(ovl) => ovl::run(&ovl, &printer).map(done),
+        Command::Cache(cache) => cache::run(&cache, &printer).map(done),
+        Command::Completions { shell } => generate::completions(shell).map(done),
+        Command::Man { directory } => generate::man(&directory, &printer).map(done),
     };
     let exit = match result {
-        Ok(()) => Exit::Success.into(),
+        Ok(exit) => exit.into(),
         // Whoever read our output has seen enough.
         Err(failure) if is_broken_pipe(&failure.error) => Exit::Success.into(),
         Err(failure) => {

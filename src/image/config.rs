@@ -42,7 +42,8 @@ impl Config {
 
 /// Whether Go's `time.Time` takes this from JSON: RFC 3339 without leap seconds, with `T` and `Z` in upper case
 /// (`time/format_rfc3339.go`). An image whose time it does not take is refused by skopeo, podman and CRI-O.
-fn is_rfc3339(text: &str) -> bool {
+#[must_use]
+pub fn is_rfc3339(text: &str) -> bool {
     let bytes = text.as_bytes();
     let number = |from: usize, to: usize| -> Option<u32> {
         let digits = text.get(from..to)?;

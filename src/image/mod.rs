@@ -21,6 +21,7 @@ use crate::digest::{Digest, Hasher, ParseDigestError, VerifyReader};
 use crate::json;
 use crate::source::{self, CONFIG_MAX, Descriptor, ImageSource, MANIFEST_MAX, RawManifest};
 
+pub use config::is_rfc3339;
 pub use platform::{ParsePlatformError, Platform};
 
 /// The most layers that an image may have: containers/storage's overlay driver refuses a deeper chain

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use super::input::{is_compressed, plain_stream};
 use crate::layer::tar::{TarError, TarReader};
 
 /// The largest images.json or layers.json, in bytes. containers/storage has no limit; at 2 kB each, this is 30,000 images.
@@ -39,6 +40,9 @@ pub enum Error {
     /// More than [`STORES_MAX`].
     #[error("more than {STORES_MAX} stores")]
     Stores,
+    /// More than [`ENTRIES_MAX`](super::contents::ENTRIES_MAX).
+    #[error("more than {max} entries", max = super::contents::ENTRIES_MAX)]
+    Entries,
 }
 
 impl From<TarError> for Error {
@@ -94,24 +98,12 @@ pub fn in_tar(mut file: File) -> Result<Vec<Found>, Error> {
 /// # Errors
 /// As [`in_tar`].
 pub fn in_stream(stream: impl Read) -> Result<Vec<Found>, Error> {
-    let mut stream = BufReader::with_capacity(BUFFER, stream);
-    let magic = stream.fill_buf()?;
-    let plain: Box<dyn BufRead + '_> = match magic {
-        [0x1f, 0x8b, ..] => Box::new(BufReader::new(flate2::bufread::MultiGzDecoder::new(stream))),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(BufReader::new(zstd::stream::read::Decoder::with_buffer(stream)?)),
-        [b'B', b'Z', b'h', ..] => return Err(Error::Compressed("bzip2")),
-        [0xfd, b'7', b'z', b'X', b'Z', ..] => return Err(Error::Compressed("xz")),
-        _ => Box::new(stream),
-    };
+    let plain = plain_stream(stream)?;
     let mut reader = TarReader::new(plain);
     let found = scan(&mut reader, TarReader::skip_content)?;
     // Whoever writes into a pipe would be killed in the middle of the padding.
     reader.drain(|_| Ok::<_, Error>(()))?;
     Ok(found)
-}
-
-fn is_compressed(magic: &[u8]) -> bool {
-    matches!(magic, [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] | [b'B', b'Z', b'h', ..] | [0xfd, b'7', b'z', ..])
 }
 
 fn scan<R: BufRead>(

@@ -92,6 +92,7 @@ pub struct TarReader<R> {
     remaining: u64,
     padding: usize,
     done: bool,
+    marked: bool,
 }
 
 impl<R: io::Read + io::Seek> TarReader<io::BufReader<R>> {
@@ -109,7 +110,7 @@ impl<R: io::Read + io::Seek> TarReader<io::BufReader<R>> {
 impl<R: BufRead> TarReader<R> {
     /// Reads from `input`.
     pub fn new(input: R) -> Self {
-        Self { input, offset: 0, raw: Vec::new(), remaining: 0, padding: 0, done: false }
+        Self { input, offset: 0, raw: Vec::new(), remaining: 0, padding: 0, done: false, marked: false }
     }
 
     /// Gives the input back.
@@ -120,6 +121,27 @@ impl<R: BufRead> TarReader<R> {
     /// Bytes taken from the input so far.
     pub fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// The input itself. Reading from it would lose this reader its place.
+    pub fn input_mut(&mut self) -> &mut R {
+        &mut self.input
+    }
+
+    /// Whether the archive ended with zero blocks, not with the input: one without may have been cut off.
+    pub fn has_end_marker(&self) -> bool {
+        self.marked
+    }
+
+    /// Whether `header`, the last one read, has its owner, group or size from a PAX record that says something else than the
+    /// header itself: busybox would not see it.
+    pub fn numbers_differ(&self, header: &Header) -> bool {
+        let Some(block) = self.raw.last_chunk::<BLOCK>() else { return false };
+        let field = |range: std::ops::Range<usize>| numeric(&block[range]).ok();
+        let size = header.has_body().then(|| i64::try_from(header.size).ok()).flatten();
+        field(108..116) != Some(header.uid)
+            || field(116..124) != Some(header.gid)
+            || size.is_some_and(|size| field(124..136) != Some(size))
     }
 
     /// All bytes but file content since [`Self::clear_raw`]: what tar-split calls a segment.
@@ -283,7 +305,7 @@ impl<R: BufRead> TarReader<R> {
             Some(block) if block != zero => return Ok(Some(block)),
             Some(_) => match self.one_block()? {
                 Some(block) if block != zero => return Err(self.invalid("a single zero block")),
-                _ => {}
+                _ => self.marked = true,
             },
             None => {}
         }

@@ -1,0 +1,338 @@
+//! Everything that a tar or a directory holds, as unpacking leaves it: entries with their metadata, and where their content is.
+//!
+//! Entries of layers' trees are kept apart, each layer by itself, since there are a thousand times more of them than of all others.
+
+mod directory;
+mod tar;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::ops::Bound;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use fs_err::os::unix::fs::OpenOptionsExt as _;
+
+use super::find::{self, Found};
+use super::input;
+use crate::layer::path::split_last;
+pub use crate::layer::tree::{Inode, InodeKind};
+
+/// The most entries of one input, layers included: fifty times what the largest known node images have.
+pub const ENTRIES_MAX: usize = 20_000_000;
+
+/// How many oddities of one kind are remembered with their path; all are counted.
+pub const ODDITIES_SHOWN: usize = 50;
+
+/// Entries by their path, below whatever they belong to.
+#[derive(Debug, Default)]
+pub struct Files {
+    paths: BTreeMap<Vec<u8>, u32>,
+    inodes: Vec<Inode>,
+}
+
+impl Files {
+    /// The inode at `path`; the empty path is the root.
+    #[must_use]
+    pub fn get(&self, path: &[u8]) -> Option<&Inode> {
+        self.paths.get(path).map(|&number| &self.inodes[number as usize])
+    }
+
+    /// The number of the inode at `path`: names with the same number are hard links of one another.
+    #[must_use]
+    pub fn number(&self, path: &[u8]) -> Option<u32> {
+        self.paths.get(path).copied()
+    }
+
+    /// All paths in ascending order, with their inodes.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &Inode)> {
+        self.paths.iter().map(|(path, &number)| (&path[..], &self.inodes[number as usize]))
+    }
+
+    /// How many names there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.paths.len()
+    }
+
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.paths.is_empty()
+    }
+
+    /// The names in the directory `path`, in ascending order, with their inodes.
+    pub fn children(&self, path: &[u8]) -> impl Iterator<Item = (&[u8], &Inode)> {
+        let prefix = if path.is_empty() { Vec::new() } else { [path, b"/"].concat() };
+        let length = prefix.len();
+        self.below(prefix).filter_map(move |(path, inode)| {
+            let name = &path[length..];
+            (!name.is_empty() && !name.contains(&b'/')).then_some((name, inode))
+        })
+    }
+
+    /// All whose paths begin with `prefix`.
+    fn below(&self, prefix: Vec<u8>) -> impl Iterator<Item = (&[u8], &Inode)> {
+        let range = (Bound::Included(prefix.clone()), Bound::Unbounded);
+        let these = self.paths.range::<Vec<u8>, _>(range).take_while(move |(path, _)| path.starts_with(&prefix));
+        these.map(|(path, &number)| (&path[..], &self.inodes[number as usize]))
+    }
+
+    fn insert(&mut self, path: Vec<u8>, inode: Inode) {
+        let number = self.inodes.len() as u32;
+        self.inodes.push(inode);
+        self.paths.insert(path, number);
+    }
+}
+
+/// What is strange in a tar, whoever unpacks it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum OddityKind {
+    /// An absolute name, or one with `..`.
+    Name,
+    /// An entry whose directory has not come before it.
+    NoDirectory,
+    /// An entry in something that is no directory.
+    ThroughLink,
+    /// The same path twice, unless both are directories.
+    Twice,
+    /// A hard link to what has not come before it, or is a directory.
+    NoTarget,
+    /// A type that unpackers do not know.
+    Type,
+    /// A number in a PAX record, which busybox does not read, is not that of the header.
+    PaxNumber,
+    /// The archive ends without its end marker.
+    NoEnd,
+    /// There is something after the end marker.
+    AfterEnd,
+    /// A socket.
+    Socket,
+}
+
+/// The oddities of one kind.
+#[derive(Debug, Default)]
+pub struct Oddities {
+    /// How many.
+    pub count: usize,
+    /// The paths of the first few; empty paths where there is none.
+    pub first: Vec<Vec<u8>>,
+}
+
+/// What an input holds.
+#[derive(Debug)]
+pub struct Contents {
+    source: Source,
+    stores: Vec<Found>,
+    rest: Files,
+    layers: Vec<BTreeMap<String, Files>>,
+    oddities: BTreeMap<OddityKind, Oddities>,
+    entries: usize,
+    /// `GRAPHROOT/overlay/` of each store.
+    overlays: Vec<Vec<u8>>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Tar(File),
+    Directory(PathBuf),
+}
+
+/// Where a path belongs.
+enum Area<'a> {
+    Rest,
+    Layer { store: usize, id: &'a str, path: &'a [u8] },
+}
+
+impl Contents {
+    /// What the tar or directory at `path` holds (`-`: standard input). A tar is read where it lies; one that is compressed or
+    /// comes through a pipe is first copied to a nameless temporary file.
+    ///
+    /// # Errors
+    /// As [`find`], and when a directory cannot be read.
+    pub fn of(path: &Path) -> Result<Self, find::Error> {
+        if path != Path::new("-") && fs_err::metadata(path)?.is_dir() {
+            let mut contents = Self::new(Source::Directory(path.to_owned()), find::in_directory(path)?);
+            directory::read(&mut contents, path)?;
+            return Ok(contents);
+        }
+        let file = input::plain_tar(path)?;
+        let stores = find::in_tar(file.try_clone()?)?;
+        let mut contents = Self::new(Source::Tar(file.try_clone()?), stores);
+        tar::read(&mut contents, file)?;
+        Ok(contents)
+    }
+
+    fn new(source: Source, stores: Vec<Found>) -> Self {
+        let overlay = |found: &Found| join(found.graphroot.as_bytes(), b"overlay/");
+        Self {
+            source,
+            overlays: stores.iter().map(overlay).collect(),
+            layers: stores.iter().map(|_| BTreeMap::new()).collect(),
+            stores,
+            rest: Files::default(),
+            oddities: BTreeMap::new(),
+            entries: 0,
+        }
+    }
+
+    /// The stores in it.
+    #[must_use]
+    pub fn stores(&self) -> &[Found] {
+        &self.stores
+    }
+
+    /// All that is in no layer's tree, by its path in the input.
+    #[must_use]
+    pub fn rest(&self) -> &Files {
+        &self.rest
+    }
+
+    /// The trees of a store's layers (`overlay/<id>/diff`) by their directory's name. In each the root is the empty path.
+    #[must_use]
+    pub fn layers(&self, store: usize) -> &BTreeMap<String, Files> {
+        &self.layers[store]
+    }
+
+    /// What is strange.
+    #[must_use]
+    pub fn oddities(&self) -> &BTreeMap<OddityKind, Oddities> {
+        &self.oddities
+    }
+
+    /// Whether it is a tar.
+    #[must_use]
+    pub fn is_tar(&self) -> bool {
+        matches!(self.source, Source::Tar(_))
+    }
+
+    /// How many entries it has.
+    #[must_use]
+    pub fn entries(&self) -> usize {
+        self.entries
+    }
+
+    /// The content of the regular file `inode`, whose path in the input is `path`.
+    ///
+    /// # Errors
+    /// When it cannot be opened, or is no longer a regular file.
+    pub fn open(&self, path: &[u8], inode: &Inode) -> io::Result<Content<'_>> {
+        let InodeKind::Regular { size, data } = inode.kind else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        };
+        Ok(match &self.source {
+            Source::Tar(file) => Content(Place::Tar { file, at: data, end: data + size }),
+            Source::Directory(root) => {
+                use std::os::unix::ffi::OsStrExt as _;
+                let path = root.join(std::ffi::OsStr::from_bytes(path));
+                // A fifo that was put there meanwhile must not hold us up, nor a link lead us away.
+                let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits();
+                let file = fs_err::OpenOptions::new().read(true).custom_flags(flags as i32).open(path)?;
+                if !file.metadata()?.is_file() {
+                    return Err(io::Error::new(io::ErrorKind::InvalidInput, "no longer a regular file"));
+                }
+                Content(Place::File(file))
+            }
+        })
+    }
+
+    /// The whole content of the small file at `path`, which is in no layer's tree; `None` when it is not there, is no regular
+    /// file, or has more than `max` bytes.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn small(&self, path: &[u8], max: u64) -> io::Result<Option<Vec<u8>>> {
+        let Some(inode) = self.rest.get(path) else { return Ok(None) };
+        let InodeKind::Regular { size, .. } = inode.kind else { return Ok(None) };
+        if size > max {
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        self.open(path, inode)?.take(max).read_to_end(&mut bytes)?;
+        Ok(Some(bytes))
+    }
+
+    fn area<'a>(&self, path: &'a [u8]) -> Area<'a> {
+        for (store, overlay) in self.overlays.iter().enumerate() {
+            let Some(below) = path.strip_prefix(&overlay[..]) else { continue };
+            let mut parts = below.splitn(3, |&byte| byte == b'/');
+            let (id, diff) = (parts.next().unwrap_or_default(), parts.next());
+            if let (Ok(id), Some(b"diff")) = (std::str::from_utf8(id), diff) {
+                return Area::Layer { store, id, path: parts.next().unwrap_or_default() };
+            }
+        }
+        Area::Rest
+    }
+
+    fn files(&mut self, path: &[u8]) -> (&mut Files, usize) {
+        match self.area(path) {
+            Area::Rest => (&mut self.rest, 0),
+            Area::Layer { store, id, path: below } => {
+                let layers = &mut self.layers[store];
+                // Not `entry`: a key for each of a million entries.
+                if !layers.contains_key(id) {
+                    layers.insert(id.to_owned(), Files::default());
+                }
+                let start = path.len() - below.len();
+                (layers.get_mut(id).unwrap_or(&mut self.rest), start)
+            }
+        }
+    }
+
+    /// The inode at `path` in the input.
+    #[must_use]
+    pub fn get(&self, path: &[u8]) -> Option<&Inode> {
+        match self.area(path) {
+            Area::Rest => self.rest.get(path),
+            Area::Layer { store, id, path } => self.layers[store].get(id)?.get(path),
+        }
+    }
+
+    fn odd(&mut self, kind: OddityKind, path: &[u8]) {
+        let oddities = self.oddities.entry(kind).or_default();
+        oddities.count += 1;
+        if oddities.first.len() < ODDITIES_SHOWN {
+            oddities.first.push(path.to_vec());
+        }
+    }
+
+    fn count(&mut self) -> Result<(), find::Error> {
+        self.entries += 1;
+        if self.entries > ENTRIES_MAX { Err(find::Error::Entries) } else { Ok(()) }
+    }
+}
+
+/// `directory/name`, or `name` in the root.
+pub(crate) fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    if directory.is_empty() { name.to_vec() } else { [directory, b"/", name].concat() }
+}
+
+/// The directory of a path.
+fn parent(path: &[u8]) -> &[u8] {
+    split_last(path).0
+}
+
+/// A regular file's content, to be read once.
+#[derive(Debug)]
+pub struct Content<'a>(Place<'a>);
+
+#[derive(Debug)]
+enum Place<'a> {
+    Tar { file: &'a File, at: u64, end: u64 },
+    File(fs_err::File),
+}
+
+impl Read for Content<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &mut self.0 {
+            Place::Tar { file, at, end } => {
+                let wanted = buffer.len().min(usize::try_from(*end - *at).unwrap_or(usize::MAX));
+                let read = file.read_at(&mut buffer[..wanted], *at)?;
+                *at += read as u64;
+                Ok(read)
+            }
+            Place::File(file) => file.read(buffer),
+        }
+    }
+}

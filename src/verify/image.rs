@@ -1,0 +1,283 @@
+//! Images: their records, their names, and the files that hold manifest and config.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read as _;
+
+use super::records::{ImageRecord, LayerRecord};
+use super::rule::Rule;
+use super::{Judge, Layers};
+use crate::digest::{Digest, Hasher};
+use crate::inspect::contents::InodeKind;
+use crate::json::Document;
+use crate::reference::{ParseReferenceError, Reference};
+use crate::storage::big_data_file_name;
+
+/// The largest big data item that is parsed, in bytes: what registries take (4 MiB manifests) and more.
+const DOCUMENT_MAX: u64 = 8 << 20;
+
+/// The key of an image's own manifest, and how the keys of others begin (containers/storage `images.go`, `ImageDigestBigDataKey`).
+const MANIFEST: &str = "manifest";
+
+impl Judge<'_> {
+    /// All images of the store.
+    pub(super) fn images(&mut self, images: &[ImageRecord], layers: &Layers<'_>) {
+        let (mut ids, mut names) = (BTreeSet::new(), BTreeMap::new());
+        for image in images {
+            let shown = shown(image);
+            if Digest::from_hex(&image.id).is_err() {
+                let what = format!("its id {:?} is not 64 hexadecimal digits", image.id);
+                self.add(Rule::ImageId, self.records("images/images.json"), what);
+                continue;
+            }
+            if !ids.insert(&image.id) {
+                self.add(Rule::ImageTwice, shown.clone(), "images.json has it twice".to_owned());
+            }
+            self.names(image, &shown, &mut names);
+            let config = self.data(image, &shown);
+            self.chain(image, &shown, config.as_deref(), layers);
+        }
+        self.image_directories(&ids);
+    }
+
+    fn names<'a>(&mut self, image: &'a ImageRecord, shown: &str, all: &mut BTreeMap<&'a str, &'a str>) {
+        for name in image.names() {
+            if let Some(other) = all.insert(name, &image.id)
+                && other != image.id
+            {
+                let what = format!("{name:?} is also the name of image {other}");
+                self.add(Rule::ImageNameTwice, shown.to_owned(), what);
+            }
+            match Reference::parse(name) {
+                Ok(reference) if reference.to_string() == *name => {}
+                Ok(reference) => {
+                    let what = format!("is called {name:?}, which in full is {reference}");
+                    self.add(Rule::ImageNameShort, shown.to_owned(), what);
+                }
+                Err(ParseReferenceError::Version(_)) => {
+                    let what = format!("is called {name:?}, without a tag or digest");
+                    self.add(Rule::ImageName, shown.to_owned(), what);
+                }
+                Err(error) => self.add(Rule::ImageName, shown.to_owned(), error.to_string()),
+            }
+        }
+        if !image.names().iter().any(|name| !name.contains('@')) {
+            let what = if image.names().is_empty() { "has no name" } else { "has no name with a tag" };
+            self.add(Rule::ImageNoName, shown.to_owned(), what.to_owned());
+        }
+    }
+
+    /// The files of an image; gives the config.
+    fn data(&mut self, image: &ImageRecord, shown: &str) -> Option<Vec<u8>> {
+        let directory = self.below(&format!("overlay-images/{}", image.id));
+        let config_key = format!("sha256:{}", image.id);
+        let mut files = BTreeSet::new();
+        let mut digests = BTreeSet::new();
+        let (mut config, mut has_config) = (None, false);
+        for key in image.data() {
+            let name = big_data_file_name(key);
+            let path = format!("{directory}/{name}");
+            files.insert(name.into_bytes());
+            has_config |= key.starts_with("sha256:");
+            let Some((size, digest)) = self.file_digest(&path) else {
+                let rule = match &key[..] {
+                    MANIFEST => Rule::ImageManifest,
+                    key if key == config_key => Rule::ImageConfig,
+                    _ => Rule::ImageData,
+                };
+                self.add(rule, path, format!("{key} of {shown} is missing"));
+                continue;
+            };
+            let listed = image.big_data_sizes.as_ref().and_then(|sizes| sizes.get(key));
+            if listed.copied() != i64::try_from(size).ok() {
+                let listed = listed.map_or_else(|| "no size".to_owned(), |size| format!("{size} bytes"));
+                let what = format!("has {size} bytes; images.json says {listed}");
+                self.add(Rule::ImageDataSize, path.clone(), what);
+            }
+            self.data_digest(image, key, &path, &digest);
+            if key.starts_with(MANIFEST) {
+                digests.insert(digest);
+            }
+            // The key of the config, and of manifests, is a digest.
+            let in_key = key.strip_prefix("manifest-").unwrap_or(key).parse::<Digest>();
+            if in_key.is_ok_and(|in_key| in_key != digest) {
+                self.add(Rule::ImageDataContent, path.clone(), format!("its digest is {digest}, not {key}"));
+            }
+            if *key == config_key {
+                config = self.document(&path);
+            } else if key == MANIFEST {
+                self.manifest(&path, image);
+            }
+        }
+        if !image.data().iter().any(|key| key == MANIFEST) {
+            self.add(Rule::ImageManifest, shown.to_owned(), "has no manifest among its big-data-names".to_owned());
+        }
+        if !has_config {
+            self.add(Rule::ImageConfig, shown.to_owned(), "has no config among its big-data-names".to_owned());
+        } else if !image.data().contains(&config_key) {
+            self.add(Rule::ImageIdConfig, shown.to_owned(), "its id is not the digest of its config".to_owned());
+        }
+        self.image_digest(image, shown, &digests);
+        let unlisted: Vec<String> = self
+            .contents
+            .rest()
+            .children(directory.as_bytes())
+            .filter(|(name, _)| !files.contains(*name))
+            .map(|(name, _)| format!("{directory}/{}", String::from_utf8_lossy(name)))
+            .collect();
+        for path in unlisted {
+            self.add(Rule::ImageDataUnlisted, path, format!("is not among the big-data-names of {shown}"));
+        }
+        config
+    }
+
+    fn data_digest(&mut self, image: &ImageRecord, key: &str, path: &str, digest: &Digest) {
+        let Some(listed) = image.big_data_digests.as_ref().and_then(|digests| digests.get(key)) else { return };
+        match listed.parse::<Digest>() {
+            // `images.go`, recomputeDigests: the whole file is refused.
+            Err(error) if key.starts_with(MANIFEST) => {
+                self.add(Rule::ImagesJsonSyntax, self.records("images/images.json"), format!("{key}: {error}"));
+            }
+            Ok(listed) if listed == *digest => {}
+            _ => {
+                let what = format!("has digest {digest}; images.json says {listed}");
+                self.add(Rule::ImageDataDigest, path.to_owned(), what);
+            }
+        }
+    }
+
+    fn image_digest(&mut self, image: &ImageRecord, shown: &str, digests: &BTreeSet<Digest>) {
+        let Some(listed) = image.digest.as_deref().filter(|digest| !digest.is_empty()) else { return };
+        match listed.parse::<Digest>() {
+            Err(error) => {
+                self.add(Rule::ImagesJsonSyntax, self.records("images/images.json"), format!("digest: {error}"));
+            }
+            Ok(digest) if digests.contains(&digest) || digests.is_empty() => {}
+            Ok(digest) => {
+                self.add(Rule::ImageDigest, shown.to_owned(), format!("none of its manifests has its digest {digest}"));
+            }
+        }
+    }
+
+    /// Whether the manifest says what the record says.
+    fn manifest(&mut self, path: &str, image: &ImageRecord) {
+        let Some(bytes) = self.document(path) else { return };
+        let config = Document::parse(&bytes).and_then(|document| {
+            let config = document.top().get("config")?;
+            config.map(|config| config.get_text("digest").map(str::to_owned)).transpose()
+        });
+        match config {
+            Err(error) => self.add(Rule::ImageMalformed, path.to_owned(), error.to_string()),
+            Ok(Some(digest)) if !image.data().contains(&digest) => {
+                self.add(Rule::ImageConfig, path.to_owned(), format!("its config {digest} is not in the store"));
+            }
+            Ok(_) => {}
+        }
+    }
+
+    /// The layers of an image: all there, and those that the config wants.
+    fn chain(&mut self, image: &ImageRecord, shown: &str, config: Option<&[u8]>, layers: &Layers<'_>) {
+        let chain = layers.chain(image.top());
+        let missing = chain.last().map_or_else(|| image.top(), |layer| layer.parent());
+        if let (Some(top), true) = (image.top(), chain.is_empty()) {
+            self.add(Rule::ImageLayer, shown.to_owned(), format!("layers.json has no layer {top}"));
+            return;
+        }
+        if let Some(missing) = missing {
+            let what = format!(
+                "layers.json has no layer {missing}, on which {} lies",
+                short(chain.last().map_or("", |layer| &layer.id))
+            );
+            self.add(Rule::LayerParent, shown.to_owned(), what);
+            return;
+        }
+        if chain.len() > crate::image::LAYERS_MAX {
+            self.add(Rule::LayerCount, shown.to_owned(), format!("has {} layers", chain.len()));
+        }
+        for layer in &chain {
+            if layer.diff_digest().is_none() && !layer.is_partial() {
+                let what = format!("layer {} has no diff-digest", short(&layer.id));
+                self.add(Rule::LayerSizeUnknown, shown.to_owned(), what);
+            }
+        }
+        let Some(config) = config else { return };
+        match diff_ids(config) {
+            Err(error) => {
+                self.add(Rule::ImageMalformed, shown.to_owned(), format!("its config: {error}"));
+            }
+            Ok(diff_ids) => {
+                let have: Vec<&str> =
+                    chain.iter().rev().map(|layer: &&LayerRecord| layer.diff_digest().unwrap_or("")).collect();
+                let partial = chain.iter().any(|layer| layer.is_partial());
+                if !partial && have != diff_ids {
+                    let what = format!(
+                        "its config has {} diffIDs, and its {} layers do not have the same",
+                        diff_ids.len(),
+                        have.len()
+                    );
+                    self.add(Rule::ImageLayers, shown.to_owned(), what);
+                }
+            }
+        }
+    }
+
+    /// Directories of images that no record has.
+    fn image_directories(&mut self, ids: &BTreeSet<&String>) {
+        let directory = self.below("overlay-images");
+        let orphans: Vec<String> = self
+            .contents
+            .rest()
+            .children(directory.as_bytes())
+            .filter(|(_, inode)| inode.kind == InodeKind::Directory)
+            .map(|(name, _)| String::from_utf8_lossy(name).into_owned())
+            .filter(|name| !ids.contains(name))
+            .collect();
+        for name in orphans {
+            self.add(Rule::ImageDirectory, format!("{directory}/{name}"), "images.json has no such image".to_owned());
+        }
+    }
+
+    /// Size and digest of a file; `None` when there is no regular file.
+    fn file_digest(&mut self, path: &str) -> Option<(u64, Digest)> {
+        let inode = self.contents.rest().get(path.as_bytes())?;
+        let InodeKind::Regular { size, .. } = inode.kind else { return None };
+        let mut content = self.contents.open(path.as_bytes(), inode).ok()?;
+        let (mut hasher, mut buffer, mut left) = (Hasher::new(), vec![0; 64 << 10], size);
+        while left > 0 {
+            match content.read(&mut buffer).ok()? {
+                0 => return None,
+                count => {
+                    hasher.update(&buffer[..count]);
+                    left = left.saturating_sub(count as u64);
+                }
+            }
+        }
+        Some((size, hasher.finish()))
+    }
+
+    fn document(&mut self, path: &str) -> Option<Vec<u8>> {
+        match self.contents.small(path.as_bytes(), DOCUMENT_MAX) {
+            Ok(Some(bytes)) => Some(bytes),
+            _ => {
+                self.add(Rule::ImageMalformed, path.to_owned(), format!("has more than {} MiB", DOCUMENT_MAX >> 20));
+                None
+            }
+        }
+    }
+}
+
+fn diff_ids(config: &[u8]) -> Result<Vec<String>, crate::json::Error> {
+    let document = Document::parse(config)?;
+    let Some(rootfs) = document.top().get("rootfs")? else { return Ok(Vec::new()) };
+    rootfs.get_items("diff_ids")?.iter().map(|item| item.text().map(str::to_owned)).collect()
+}
+
+/// An image for people: its first name, else its id.
+fn shown(image: &ImageRecord) -> String {
+    let id = short(&image.id);
+    image.names().first().map_or_else(|| format!("image {id}"), |name| format!("image {name} ({id})"))
+}
+
+/// As many digits of an id as crictl shows.
+pub(super) fn short(id: &str) -> &str {
+    id.get(..13).unwrap_or(id)
+}

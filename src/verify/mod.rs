@@ -1,0 +1,264 @@
+//! Whether a store is whole, and whether CRI-O would keep it: `prepull verify`.
+//!
+//! ```text
+//!  tar ───────┐              ┌─ records ─▶ images ─┐
+//!             ├─▶ Contents ──┼─ skeletons, links ──┼─▶ Report
+//!  directory ─┘              ├─ replay ─▶ trees ───┤
+//!                            └─ the machine ───────┘
+//! ```
+//!
+//! Each layer is put together again from its files, which gives its digest, and what unpacking that would leave is compared
+//! with what is there. Rules, and what happens when one is broken, are in [`rule`].
+
+mod image;
+mod input;
+mod layer;
+mod records;
+mod replay;
+pub mod report;
+pub mod rule;
+mod skeleton;
+mod tree;
+mod unpacker;
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::inspect::contents::{Contents, Files, InodeKind};
+use crate::inspect::find::{self, Found};
+use crate::layer::tar::TarError;
+use crate::storage::store::Unpacker;
+use records::{ImageRecord, LayerRecord};
+use replay::Replayed;
+use report::{Finding, Report, StoreSummary};
+use rule::{Rule, Severity};
+
+/// What is known beside the store.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// What will unpack the tar; `None`: what it was made for, as far as that can be seen.
+    pub unpacker: Option<Unpacker>,
+    /// Whether the stores are additional ones; `None`: as storage.conf or their place says.
+    pub additional: Option<bool>,
+}
+
+/// Verifies all stores in the tar or directory at `path` (`-`: standard input).
+///
+/// # Errors
+/// When `path` cannot be read. A damaged store is no error: the report says so. A report without stores: there is none.
+pub fn verify(path: &Path, options: &Options) -> Result<Report, find::Error> {
+    let mut report = Report::default();
+    let damaged = |error: &dyn std::fmt::Display| Finding { place: "the tar".to_owned(), what: error.to_string() };
+    let contents = match Contents::of(path) {
+        Ok(contents) => contents,
+        Err(find::Error::Tar(error @ (TarError::Header { .. } | TarError::Truncated { .. }))) => {
+            report.add(Rule::TarDamaged, Severity::Error, true, damaged(&error));
+            return Ok(report);
+        }
+        Err(error @ find::Error::Sparse) => {
+            report.add(Rule::TarSparse, Severity::Error, true, damaged(&error));
+            return Ok(report);
+        }
+        Err(error) => return Err(error),
+    };
+    let unpacker = options.unpacker.unwrap_or_else(|| unpacker::made_for(&contents));
+    input::judge(&contents, unpacker, &mut report);
+    for store in 0..contents.stores().len() {
+        let mut judge = Judge::new(&contents, store, options, unpacker);
+        let summary = judge.judge();
+        report.merge(judge.report);
+        report.stores.push(summary);
+    }
+    Ok(report)
+}
+
+/// One store under examination.
+struct Judge<'a> {
+    contents: &'a Contents,
+    store: usize,
+    found: &'a Found,
+    additional: bool,
+    unpacker: Unpacker,
+    /// Whether attributes that only root sees may be there and not be seen.
+    blind: bool,
+    report: Report,
+}
+
+impl<'a> Judge<'a> {
+    fn new(contents: &'a Contents, store: usize, options: &Options, unpacker: Unpacker) -> Self {
+        let found = &contents.stores()[store];
+        Self {
+            contents,
+            store,
+            found,
+            additional: options.additional.unwrap_or_else(|| found.graphroot.starts_with("usr/")),
+            unpacker,
+            blind: !contents.is_tar() && !rustix::process::geteuid().is_root(),
+            report: Report::default(),
+        }
+    }
+
+    fn add(&mut self, rule: Rule, place: String, what: String) {
+        let info = rule.info();
+        self.add_as(rule, if self.additional { info.additional } else { info.primary }, place, what);
+    }
+
+    fn add_as(&mut self, rule: Rule, severity: Severity, place: String, what: String) {
+        self.report.add(rule, severity, !self.additional, Finding { place, what });
+    }
+
+    /// A path in the store as a path in the input.
+    fn below(&self, path: &str) -> String {
+        if self.found.graphroot.is_empty() { path.to_owned() } else { format!("{}/{path}", self.found.graphroot) }
+    }
+
+    /// `overlay-images/images.json` or `overlay-layers/layers.json`, in the input.
+    fn records(&self, file: &str) -> String {
+        self.below(&format!("{}-{file}", self.found.driver))
+    }
+
+    fn judge(&mut self) -> StoreSummary {
+        let mut summary = StoreSummary {
+            graphroot: self.found.graphroot.clone(),
+            additional: self.additional,
+            ..StoreSummary::default()
+        };
+        if self.found.driver != "overlay" {
+            let what = format!("the store is of the driver {:?}", self.found.driver);
+            self.add(Rule::Driver, self.below(&format!("{}-images", self.found.driver)), what);
+            return summary;
+        }
+        let images = self.image_records();
+        let records = self.layer_records_or_none();
+        let layers = Layers::new(&records, &images);
+        self.images(&images, &layers);
+        self.layer_records(&records, &layers);
+        self.skeletons(&records, &layers);
+        self.store_files();
+        let replayed = self.replay_all(&records);
+        for (record, layer) in records.iter().zip(&replayed) {
+            if let Some(layer) = layer {
+                self.replayed(record, layer);
+                let recorded = layer.diff_id.map(|digest| digest.to_string());
+                summary.replayed += usize::from(recorded.as_deref() == record.diff_digest());
+            }
+        }
+        self.trees(&records, &replayed, &layers);
+        self.unpacking();
+        summary.images = images.len();
+        summary.layers = records.len();
+        for files in self.contents.layers(self.store).values() {
+            summary.entries += files.len();
+            summary.bytes += bytes(files);
+        }
+        summary
+    }
+
+    fn image_records(&mut self) -> Vec<ImageRecord> {
+        let place = self.records("images/images.json");
+        match records::parse(&self.found.images, |image: &ImageRecord| image.created.as_deref()) {
+            Ok(Some(images)) if !images.is_empty() => return images,
+            Ok(_) => self.add(Rule::ImagesJson, place, "is missing or empty".to_owned()),
+            Err(error) => self.add(Rule::ImagesJsonSyntax, place, error),
+        }
+        Vec::new()
+    }
+
+    fn layer_records_or_none(&mut self) -> Vec<LayerRecord> {
+        let place = self.records("layers/layers.json");
+        match records::parse(&self.found.layers, |layer: &LayerRecord| layer.created.as_deref()) {
+            Ok(Some(layers)) => return layers,
+            Ok(None) => self.add(Rule::LayersJson, place, "is missing or empty".to_owned()),
+            Err(error) => self.add(Rule::LayersJsonSyntax, place, error),
+        }
+        Vec::new()
+    }
+
+    /// All layers, several at a time.
+    fn replay_all(&mut self, records: &[LayerRecord]) -> Vec<Option<Replayed>> {
+        let next = AtomicUsize::new(0);
+        let mut all: Vec<Option<Replayed>> = records.iter().map(|_| None).collect();
+        let results = Mutex::new((&mut all, &mut self.report));
+        let (contents, store, found) = (self.contents, self.store, self.found);
+        let (additional, unpacker, blind) = (self.additional, self.unpacker, self.blind);
+        let work = || loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(record) = records.get(number) else { break };
+            let Some(files) = contents.layers(store).get(&record.id) else { continue };
+            let mut judge = Judge { contents, store, found, additional, unpacker, blind, report: Report::default() };
+            let replayed = judge.replay(record, files);
+            let mut results = results.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            results.0[number] = replayed;
+            results.1.merge(judge.report);
+        };
+        let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(records.len());
+        std::thread::scope(|scope| {
+            for _ in 1..workers {
+                scope.spawn(work);
+            }
+            work();
+        });
+        all
+    }
+}
+
+fn bytes(files: &Files) -> u64 {
+    let size = |inode: &crate::inspect::contents::Inode| match inode.kind {
+        InodeKind::Regular { size, .. } => size,
+        _ => 0,
+    };
+    files.iter().map(|(_, inode)| size(inode)).sum()
+}
+
+/// The text of a small file outside of layers' trees; `None` when it is not there or too large.
+fn small_text(contents: &Contents, path: &str, max: u64) -> Option<String> {
+    let bytes = contents.small(path.as_bytes(), max).ok()??;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The layers of a store by their ids, and which of them images have.
+struct Layers<'a> {
+    by_id: HashMap<&'a str, &'a LayerRecord>,
+    used: BTreeSet<&'a str>,
+    tops: BTreeSet<&'a str>,
+}
+
+impl<'a> Layers<'a> {
+    fn new(records: &'a [LayerRecord], images: &'a [ImageRecord]) -> Self {
+        let by_id = records.iter().map(|record| (&record.id[..], record)).collect();
+        let mut layers = Self { by_id, used: BTreeSet::new(), tops: BTreeSet::new() };
+        for image in images {
+            layers.tops.extend(image.top());
+            let mut next = image.top();
+            while let Some(record) = next.and_then(|id| layers.by_id.get(id)) {
+                if !layers.used.insert(&record.id) {
+                    break;
+                }
+                next = record.parent();
+            }
+        }
+        layers
+    }
+
+    /// The layer `top` and those below it, nearest first, as far as there are records; each once.
+    fn chain(&self, top: Option<&str>) -> Vec<&'a LayerRecord> {
+        let mut chain: Vec<&'a LayerRecord> = Vec::new();
+        let mut seen = BTreeSet::new();
+        let mut next = top.and_then(|id| self.by_id.get(id).copied());
+        while let Some(record) = next.filter(|record| seen.insert(&record.id[..])) {
+            chain.push(record);
+            next = record.parent().and_then(|id| self.by_id.get(id).copied());
+        }
+        chain
+    }
+
+    fn is_used(&self, id: &str) -> bool {
+        self.used.contains(id)
+    }
+
+    fn is_top(&self, id: &str) -> bool {
+        self.tops.contains(id)
+    }
+}

@@ -1,0 +1,231 @@
+//! A layer's tree compared with what unpacking the layer leaves.
+
+use std::collections::HashSet;
+
+use super::Judge;
+use super::replay::{Replayed, Wrong};
+use super::rule::{Rule, Severity};
+use crate::entry::{Device, Xattr};
+use crate::inspect::contents::{Files, Inode, InodeKind};
+use crate::layer::tree::WHITEOUT_PREFIX;
+use crate::storage::opaque::MergedView;
+
+/// overlayfs's own attributes begin with this, where root mounts.
+const OVERLAY: &[u8] = b"trusted.overlay.";
+/// The marker of an opaque directory (Linux `Documentation/filesystems/overlayfs.rst`).
+const OPAQUE: &[u8] = b"trusted.overlay.opaque";
+/// Who mounts without root has these instead.
+const USER_OVERLAY: &[u8] = b"user.overlay.";
+/// The host's, not the image's.
+const SELINUX: &[u8] = b"security.selinux";
+
+/// Whether this is a directory that hides what is below it.
+pub(super) fn is_opaque(inode: &Inode) -> bool {
+    inode.kind == InodeKind::Directory && inode.xattrs.iter().any(|(name, value)| name == OPAQUE && value == b"y")
+}
+
+/// Whether this is overlay's whiteout.
+pub(super) fn is_whiteout(inode: &Inode) -> bool {
+    inode.kind == InodeKind::CharDevice(Device::WHITEOUT)
+}
+
+/// A layer's tree and where it lies.
+pub(super) struct Tree<'a> {
+    pub files: &'a Files,
+    /// `…/overlay/<id>/diff`.
+    pub path: &'a str,
+}
+
+impl Tree<'_> {
+    fn place(&self, path: &[u8]) -> String {
+        let slash = if path.is_empty() { "" } else { "/" };
+        format!("{}{slash}{}", self.path, String::from_utf8_lossy(path))
+    }
+}
+
+impl Judge<'_> {
+    /// What can be seen without knowing the layer.
+    pub(super) fn tree_alone(&mut self, tree: &Tree<'_>) {
+        for (path, inode) in tree.files.iter() {
+            for (name, _) in &inode.xattrs {
+                if name.starts_with(OVERLAY) && !(name == OPAQUE && inode.kind == InodeKind::Directory) {
+                    self.add(Rule::OverlayXattr, tree.place(path), format!("has {}", String::from_utf8_lossy(name)));
+                }
+            }
+        }
+    }
+
+    /// All that differs from the layer. `view` is the merged view of the layers below, where it is known.
+    pub(super) fn tree(&mut self, tree: &Tree<'_>, layer: &Replayed, view: Option<&MergedView>) {
+        for (path, wrong) in &layer.wrong {
+            let what = match wrong {
+                // Said when the entries are compared.
+                Wrong::Missing => continue,
+                Wrong::Size { expected, found } => format!("has {found} bytes, not {expected}"),
+                Wrong::Checksum => "its content has another checksum".to_owned(),
+                Wrong::Unreadable(error) => format!("cannot be read: {error}"),
+            };
+            self.add(Rule::EntryContent, tree.place(path), what);
+        }
+        for path in &layer.gone {
+            self.add(Rule::ContentGone, tree.place(path), "its content is no longer there".to_owned());
+        }
+        let mut known: HashSet<Vec<u8>> = HashSet::new();
+        for number in 1..layer.index.nodes().len() as u32 {
+            let path = layer.index.path(number);
+            self.entry(tree, layer, number, &path);
+            known.insert(path);
+        }
+        let wanted = self.explicit_whiteouts(tree, layer, view);
+        for (path, inode) in tree.files.iter().filter(|(path, _)| !path.is_empty() && !known.contains(*path)) {
+            let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+            if is_whiteout(inode) && wanted.contains(path) {
+                continue;
+            }
+            if is_whiteout(inode) && in_opaque(tree.files, path) {
+                self.add(Rule::OpaqueTwice, tree.place(path), "a whiteout in an opaque directory".to_owned());
+            } else if name.starts_with(WHITEOUT_PREFIX) {
+                self.add(Rule::WhiteoutFile, tree.place(path), "a file, where overlay wants a device 0:0".to_owned());
+            } else {
+                self.add(Rule::EntryUnexpected, tree.place(path), "is not in the layer".to_owned());
+            }
+        }
+    }
+
+    fn entry(&mut self, tree: &Tree<'_>, layer: &Replayed, number: u32, path: &[u8]) {
+        let node = &layer.index.nodes()[number as usize];
+        let expected = &node.inode;
+        let Some(found) = tree.files.get(path) else {
+            if expected.whiteout {
+                let what = "its whiteout is missing".to_owned();
+                self.add(Rule::WhiteoutMissing, tree.place(path), what);
+            } else {
+                self.add(Rule::EntryMissing, tree.place(path), "is missing".to_owned());
+            }
+            return;
+        };
+        let same_kind = match (&expected.kind, &found.kind) {
+            (InodeKind::Regular { .. }, InodeKind::Regular { .. }) => true,
+            (expected, found) => expected == found,
+        };
+        if !same_kind {
+            let rule = if expected.whiteout { Rule::WhiteoutMissing } else { Rule::EntryType };
+            let what = format!("is {}, not {}", describe(&found.kind), describe(&expected.kind));
+            self.add(rule, tree.place(path), what);
+            return;
+        }
+        // A whiteout's metadata are nobody's.
+        if !expected.whiteout {
+            self.metadata(tree, expected, found, path);
+        }
+        if is_opaque(found) && !expected.opaque {
+            self.add(Rule::OverlayXattr, tree.place(path), "is opaque, which the layer does not say".to_owned());
+        }
+        if let Some(first) = node.link_to {
+            let first = layer.index.path(first);
+            if tree.files.number(path) != tree.files.number(&first) && tree.files.get(&first).is_some() {
+                let what = format!("is no hard link of {:?}", String::from_utf8_lossy(&first));
+                self.add(Rule::EntryHardlink, tree.place(path), what);
+            }
+        }
+    }
+
+    /// Mode, owner, time and attributes.
+    fn metadata(&mut self, tree: &Tree<'_>, expected: &Inode, found: &Inode, path: &[u8]) {
+        let is_symlink = matches!(expected.kind, InodeKind::Symlink(_));
+        if expected.mode != found.mode && !is_symlink {
+            let what = format!("has mode {:04o}, not {:04o}", found.mode, expected.mode);
+            self.add(Rule::EntryMode, tree.place(path), what);
+        }
+        if (expected.uid, expected.gid) != (found.uid, found.gid) {
+            let what = format!("belongs to {}:{}, not {}:{}", found.uid, found.gid, expected.uid, expected.gid);
+            self.add(Rule::EntryOwner, tree.place(path), what);
+        }
+        if !expected.stamped && expected.mtime.seconds != found.mtime.seconds {
+            let what = format!("has time {}, not {}", found.mtime.seconds, expected.mtime.seconds);
+            self.add(Rule::EntryTime, tree.place(path), what);
+        }
+        let (missing, extra) = differing(&expected.xattrs, &found.xattrs);
+        for (what, names) in [("has lost or changed", missing), ("has", extra)] {
+            for name in names {
+                let what = format!("{what} {}", String::from_utf8_lossy(name));
+                self.add(Rule::EntryXattr, tree.place(path), what);
+            }
+        }
+    }
+
+    /// The whiteouts that stand for opaque directories without a marker; says which of them are missing.
+    fn explicit_whiteouts(&mut self, tree: &Tree<'_>, layer: &Replayed, view: Option<&MergedView>) -> HashSet<Vec<u8>> {
+        let mut wanted = HashSet::new();
+        let Some(view) = view else { return wanted };
+        for path in view.whiteouts_for(&layer.index) {
+            let found = tree.files.get(&path).is_some_and(is_whiteout);
+            if in_opaque(tree.files, &path) {
+                // A marker hides it already; both make ghosts, which is said elsewhere.
+                continue;
+            }
+            if !found {
+                if self.blind {
+                    self.add(Rule::OpaqueUnreadable, tree.place(&path), "nothing hides it that is seen".to_owned());
+                } else {
+                    self.add(Rule::OpaqueLost, tree.place(&path), "nothing hides what lower layers have".to_owned());
+                }
+            }
+            wanted.insert(path);
+        }
+        wanted
+    }
+
+    /// Mode and owner of a layer's root. `claimed`: what the layer itself says they are.
+    pub(super) fn tree_root(&mut self, tree: &Tree<'_>, claimed: Option<&Inode>, is_top: bool) {
+        let Some(root) = tree.files.get(b"") else { return };
+        let expected = claimed.map(|inode| inode.mode);
+        if expected.is_some_and(|mode| mode != root.mode) {
+            let what = format!("has mode {:04o}, not {:04o}", root.mode, expected.unwrap_or(0));
+            self.add(Rule::EntryMode, tree.place(b""), what);
+        } else if root.mode & 0o005 != 0o005 {
+            // The image may want it so, and below the top it is never seen.
+            let severity = if is_top && expected.is_none() { Severity::Error } else { Severity::Warning };
+            self.add_as(Rule::LayerRootMode, severity, tree.place(b""), format!("has mode {:04o}", root.mode));
+        }
+        if let Some(inode) = claimed
+            && (inode.uid, inode.gid) != (root.uid, root.gid)
+        {
+            let what = format!("belongs to {}:{}, not {}:{}", root.uid, root.gid, inode.uid, inode.gid);
+            self.add(Rule::EntryOwner, tree.place(b""), what);
+        }
+    }
+}
+
+/// Whether a directory above `path` is marked opaque.
+fn in_opaque(files: &Files, path: &[u8]) -> bool {
+    let mut at = path;
+    while let Some(slash) = at.iter().rposition(|&byte| byte == b'/') {
+        at = &at[..slash];
+        if files.get(at).is_some_and(is_opaque) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Names of attributes that are missing or have another value, and of those that should not be there.
+fn differing<'a>(expected: &'a [Xattr], found: &'a [Xattr]) -> (Vec<&'a [u8]>, Vec<&'a [u8]>) {
+    // What only the host or overlay says is neither missing nor too much.
+    let counts = |name: &[u8]| !name.starts_with(OVERLAY) && !name.starts_with(USER_OVERLAY) && name != SELINUX;
+    let missing = expected.iter().filter(|xattr| counts(&xattr.0) && !found.contains(xattr));
+    let extra = found.iter().filter(|(name, _)| counts(name) && !expected.iter().any(|(other, _)| other == name));
+    (missing.map(|(name, _)| &name[..]).collect(), extra.map(|(name, _)| &name[..]).collect())
+}
+
+fn describe(kind: &InodeKind) -> String {
+    match kind {
+        InodeKind::Directory => "a directory".to_owned(),
+        InodeKind::Regular { .. } => "a file".to_owned(),
+        InodeKind::Symlink(target) => format!("a symbolic link to {:?}", String::from_utf8_lossy(target)),
+        InodeKind::CharDevice(Device::WHITEOUT) => "a whiteout".to_owned(),
+        InodeKind::CharDevice(Device { major, minor }) => format!("a character device {major}:{minor}"),
+        InodeKind::BlockDevice(Device { major, minor }) => format!("a block device {major}:{minor}"),
+        InodeKind::Fifo => "a fifo".to_owned(),
+    }
+}
