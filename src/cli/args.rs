@@ -43,6 +43,10 @@ pub enum Command {
     /// containers/storage do with them. Exit code 0: good. 1: there are errors. 2: there is no store.
     #[command(after_help = VERIFY_HELP)]
     Verify(VerifyArgs),
+    /// Say what differs between two stores: images, names, layers, files, bytes
+    ///
+    /// Exit code as diff(1): 0 the same, 1 different, 2 trouble.
+    Diff(DiffArgs),
     /// Write the `images` overlay for xcluster
     ///
     /// `xc mkcdrom images` then takes the images from it: those that `prepull make` has put into $XCLUSTER_TMP/images.tar.
@@ -157,6 +161,26 @@ pub struct VerifyArgs {
     /// Print all rules, and what happens when one is broken
     #[arg(long)]
     pub rules: bool,
+}
+
+/// `prepull diff`.
+#[derive(Debug, clap::Args)]
+pub struct DiffArgs {
+    /// A tar with a store, a graphroot, or a root directory
+    #[arg(value_name = "OLD", value_hint = ValueHint::AnyPath)]
+    pub old: PathBuf,
+
+    /// Another one
+    #[arg(value_name = "NEW", value_hint = ValueHint::AnyPath)]
+    pub new: PathBuf,
+
+    /// Show all files, not the first few of each image
+    #[arg(long)]
+    pub all: bool,
+
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `prepull make`.

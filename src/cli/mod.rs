@@ -4,6 +4,7 @@
 
 pub mod args;
 mod cache;
+mod diff;
 mod generate;
 mod ls;
 mod make;
@@ -81,6 +82,7 @@ pub fn main() -> ExitCode {
         Command::Make(make) => make::run(*make, &printer).map(done),
         Command::Ls(ls) => ls::run(&ls, &printer).map(done),
         Command::Verify(verify) => verify::run(&verify),
+        Command::Diff(diff) => diff::run(&diff),
         Command::Ovl(ovl) => ovl::run(&ovl, &printer).map(done),
         Command::Cache(cache) => cache::run(&cache, &printer).map(done),
         Command::Completions { shell } => generate::completions(shell).map(done),

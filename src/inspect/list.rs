@@ -20,6 +20,9 @@ pub struct Listed {
     pub size: Option<u64>,
     /// How many layers it has.
     pub layers: usize,
+    /// Their ids, the top one first.
+    #[serde(skip)]
+    pub chain: Vec<String>,
     /// The time in its config.
     pub created: String,
     /// Which store it is in: a path within the input.
@@ -91,19 +94,19 @@ fn parse<T: for<'a> Deserialize<'a>>(store: &Found, bytes: &[u8], file: &str) ->
 }
 
 fn listed(image: ImageRecord, layers: &BTreeMap<String, LayerRecord>, store: &Found) -> Listed {
-    let mut chain = BTreeSet::new();
+    let (mut chain, mut seen) = (Vec::new(), BTreeSet::new());
     let mut size = Some(0u64);
     let mut add = |bytes: Option<u64>| size = size.zip(bytes).and_then(|(size, bytes)| size.checked_add(bytes));
     let mut next = image.layer.filter(|id| !id.is_empty());
     // A chain that comes back to itself ends there.
-    while let Some(id) = next.filter(|id| !chain.contains(id)) {
+    while let Some(id) = next.filter(|id| seen.insert(id.clone())) {
         let layer = layers.get(&id);
         // containers/storage `store.go`, ImageSize: the size counts only where there is a digest.
         add(layer
             .filter(|layer| layer.diff_digest.as_ref().is_some_and(|digest| !digest.is_empty()))
             .map(|layer| layer.diff_size.unwrap_or(0)));
         next = layer.and_then(|layer| layer.parent.clone()).filter(|id| !id.is_empty());
-        chain.insert(id);
+        chain.push(id);
     }
     let sizes = image.big_data_sizes.unwrap_or_default();
     for name in image.big_data_names.unwrap_or_default() {
@@ -127,6 +130,7 @@ fn listed(image: ImageRecord, layers: &BTreeMap<String, LayerRecord>, store: &Fo
         repo_digests: repo_digests.into_iter().collect(),
         size,
         layers: chain.len(),
+        chain,
         created: image.created,
         store: store.graphroot.clone(),
     }

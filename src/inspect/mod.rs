@@ -1,6 +1,8 @@
 //! Looks into stores that are there, in a tar or a directory, whoever made them: without unpacking, and for a tar without root.
 
 pub mod contents;
+pub mod diff;
 pub mod find;
 pub mod input;
 pub mod list;
+pub mod merged;

@@ -16,6 +16,8 @@ mod command;
 mod corpus;
 /// A real dockerd on a private socket; needs root.
 mod daemon;
+/// `prepull diff`: what differs between two stores, and nothing else.
+mod diff;
 /// GNU tar unpacks what skopeo would have made, and what skopeo refuses is refused.
 mod edge;
 /// `prepull make` when servers, file systems and limits are against it: what it says, how soon, and what it leaves.

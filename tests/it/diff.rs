@@ -1,0 +1,130 @@
+//! `prepull diff`: what differs between two stores, and nothing else.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::command::{fails, hello, prepull, succeeds};
+use crate::made::{Layout, layers, tar};
+
+struct Home(tempfile::TempDir);
+
+impl Home {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn make(&self, tar: &str, arguments: &[&str]) -> PathBuf {
+        let path = self.path().join(tar);
+        succeeds(prepull(self.path()).args(["make", "--quiet", "--tar"]).arg(&path).args(arguments));
+        path
+    }
+
+    /// Runs it; gives what it says and its exit code.
+    fn diff(&self, old: &Path, new: &Path, options: &[&str]) -> (String, Option<i32>) {
+        let output = prepull(self.path()).arg("diff").args([old, new]).args(options).output().unwrap();
+        assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+        (String::from_utf8(output.stdout).unwrap(), output.status.code())
+    }
+
+    fn json(&self, old: &Path, new: &Path) -> Value {
+        let (text, code) = self.diff(old, new, &["--json"]);
+        let value: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(code, Some(if value["same"] == json!(true) { 0 } else { 1 }));
+        value
+    }
+}
+
+#[test]
+fn the_same_bytes_are_the_same() {
+    let home = Home::new();
+    let tar = home.make("a.tar", &[&hello()]);
+    let (text, code) = home.diff(&tar, &tar, &[]);
+    assert_eq!(code, Some(0));
+    assert!(text.starts_with("the same "), "{text}");
+    assert_eq!(home.json(&tar, &tar)["bytes"]["same"], json!(true));
+}
+
+#[test]
+fn images_layers_config_and_files_that_differ_are_named() {
+    let home = Home::new();
+    let mut layout = Layout::new(home.path().join("layout"));
+    let base = layers();
+    let image = layout.image("amd64", &base);
+    layout.add(Some("v1"), image);
+    let mut changed = base.clone();
+    // Over a file, a whiteout of another, a new one, one with the same content.
+    changed.push(tar(&[("c", b"333"), (".wh.b", b""), ("new", b"n"), ("a", b"1")]));
+    let image = layout.image("arm64", &changed);
+    layout.add(Some("v2"), image);
+    let layout = layout.path.display().to_string();
+    let old =
+        home.make("old.tar", &["--platform", "linux/amd64", &format!("oci:{layout}:v1=localhost/app:1"), &hello()]);
+    let new = home.make(
+        "new.tar",
+        &[
+            "--platform",
+            "linux/arm64",
+            &format!("oci:{layout}:v2=localhost/app:1"),
+            &format!("oci:{layout}:v2=localhost/other:1"),
+        ],
+    );
+    let value = home.json(&old, &new);
+    assert_eq!(value["images-same"], json!(0));
+    let images = value["images"].as_array().unwrap();
+    let by_name = |name: &str| {
+        images.iter().find(|image| image["names"] == json!([name])).unwrap_or_else(|| panic!("{name} in {images:?}"))
+    };
+    assert_eq!(by_name("localhost/hello:v1")["change"], "removed");
+    assert_eq!(by_name("localhost/other:1")["change"], "added");
+    let app = by_name("localhost/app:1");
+    assert_eq!((&app["layers-same"], &app["layers-removed"], &app["layers-added"]), (&json!(3), &json!(0), &json!(1)));
+    assert_eq!(app["config"], json!([["architecture", "amd64", "arm64"]]));
+    let files: Vec<(&str, &str)> = app["files"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|file| (file["path"].as_str().unwrap(), file["change"].as_str().unwrap()))
+        .collect();
+    assert_eq!(files, [("b", "removed"), ("c", "changed"), ("new", "added")]);
+    assert_eq!(value["layers-same"], json!(3));
+    assert_eq!(value["layers-added"].as_array().unwrap().len(), 1);
+    assert_eq!(value["layer-files"], json!([]));
+    let (text, _) = home.diff(&old, &new, &[]);
+    for part in ["- localhost/hello:v1 (", "+ localhost/other:1 (", "~ localhost/app:1 (", "    ~ /c: 1 bytes -> 3\n"] {
+        assert!(text.contains(part), "{part:?} in {text}");
+    }
+    // What differs anyway is not said again.
+    assert!(!text.contains("images.json") && !text.contains("tar-split"), "{text}");
+}
+
+#[test]
+fn a_layer_that_should_be_the_same_and_is_not_is_named() {
+    let home = Home::new();
+    let old = home.make("old.tar", &[&hello()]);
+    let mut bytes = fs_err::read(&old).unwrap();
+    let text = b"Hello from an image";
+    let at = bytes.windows(text.len()).position(|window| window == text).unwrap();
+    bytes[at] ^= 1;
+    let new = home.path().join("new.tar");
+    fs_err::write(&new, bytes).unwrap();
+    let value = home.json(&old, &new);
+    assert_eq!(value["images-same"], json!(1));
+    assert_eq!(value["layer-files"].as_array().unwrap().len(), 1, "{value}");
+    assert_eq!(value["layer-files"][0]["what"], json!(["content"]));
+}
+
+#[test]
+fn trouble_is_2() {
+    let home = Home::new();
+    let tar = home.make("a.tar", &[&hello()]);
+    let missing = home.path().join("missing.tar");
+    fails(prepull(home.path()).arg("diff").args([&tar, &missing]), 2, "missing.tar");
+    let empty = home.path().join("empty");
+    fs_err::create_dir(&empty).unwrap();
+    fails(prepull(home.path()).arg("diff").args([&tar, &empty]), 2, "no store in it");
+}
