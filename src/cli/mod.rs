@@ -10,6 +10,7 @@ mod make;
 mod output;
 mod ovl;
 mod progress;
+mod why;
 
 use std::process::ExitCode;
 
@@ -24,7 +25,7 @@ use output::Printer;
 pub enum Exit {
     /// All done.
     Success = 0,
-    /// Something failed.
+    /// Something failed; `why`: the image is there, but a pod that names it does not just start.
     Failure = 1,
     /// Wrong usage, or an image that is not there (as skopeo).
     Usage = 2,
@@ -75,16 +76,18 @@ pub fn main() -> ExitCode {
     if let Err(error) = stop_on_signals() {
         printer.warn(&format!("signals cannot be handled: {error}"));
     }
+    let done = |result: Result<(), Failure>| result.map(|()| Exit::Success);
     let result = match args.command {
-        Command::Make(make) => make::run(*make, &printer),
-        Command::Ls(ls) => ls::run(&ls, &printer),
-        Command::Ovl(ovl) => ovl::run(&ovl, &printer),
-        Command::Cache(cache) => cache::run(&cache, &printer),
-        Command::Completions { shell } => generate::completions(shell),
-        Command::Man { directory } => generate::man(&directory, &printer),
+        Command::Why(args) => why::run(&args),
+        Command::Make(make) => done(make::run(*make, &printer)),
+        Command::Ls(ls) => done(ls::run(&ls, &printer)),
+        Command::Ovl(ovl) => done(ovl::run(&ovl, &printer)),
+        Command::Cache(cache) => done(cache::run(&cache, &printer)),
+        Command::Completions { shell } => done(generate::completions(shell)),
+        Command::Man { directory } => done(generate::man(&directory, &printer)),
     };
     let exit = match result {
-        Ok(()) => Exit::Success.into(),
+        Ok(exit) => exit.into(),
         // Whoever read our output has seen enough.
         Err(failure) if is_broken_pipe(&failure.error) => Exit::Success.into(),
         Err(failure) => {

@@ -4,3 +4,4 @@ pub mod files;
 pub mod find;
 pub mod list;
 pub mod machine;
+pub mod why;
