@@ -1,13 +1,14 @@
 //! Small files beside the stores of a tar or a directory: the machine's configuration, and the configs of its images.
 //!
-//! A tar may come through a pipe and is read once, so what [`is_wanted`] names is kept while the stores are looked for. A
-//! directory is asked later. No path leaves the directory: a link of its owner's is followed as the machine would follow it.
+//! A tar may come through a pipe and is read once, so these files are kept while the stores are looked for. A directory is
+//! asked later. No path leaves the directory: a link of its owner's is followed as the machine would follow it.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read as _};
 use std::path::PathBuf;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 
 /// The largest file that is kept, in bytes: registry configs of images have a limit of 4 MiB, configuration is far smaller.
 pub const FILE_MAX: u64 = 4 << 20;
@@ -142,7 +143,7 @@ impl Kept {
                 },
             }
         }
-        Err(Error::Io(path, io::Error::from_raw_os_error(rustix::io::Errno::LOOP.raw_os_error())))
+        Err(Error::Io(path, Errno::LOOP.into()))
     }
 
     fn through_link(&self, path: &str) -> Option<String> {
@@ -261,9 +262,25 @@ fn open(root: &std::path::Path, path: &str) -> io::Result<Option<std::fs::File>>
     let opened = rustix::fs::openat2(&directory, path, flags, Mode::empty(), ResolveFlags::IN_ROOT);
     match opened {
         Ok(file) => Ok(Some(file.into())),
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(None),
+        // Before Linux 5.6, or where a container's filter forbids what it does not know.
+        Err(Errno::NOSYS | Errno::PERM) => open_without_links(&directory, path),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// As [`open`], but a link on the way is an error.
+fn open_without_links(root: &std::fs::File, path: &str) -> io::Result<Option<std::fs::File>> {
+    let mut file = root.try_clone()?;
+    for part in path.split('/').filter(|part| !matches!(*part, "" | "." | "..")) {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW;
+        file = match rustix::fs::openat(&file, part, flags, Mode::empty()) {
+            Ok(next) => next.into(),
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+    }
+    Ok(Some(file))
 }
 
 #[cfg(test)]
@@ -334,6 +351,10 @@ mod tests {
         fs_err::write(scratch.path().join("outside"), "secret").unwrap();
         std::os::unix::fs::symlink("../outside", root.join("leak")).unwrap();
         std::os::unix::fs::symlink("/etc/crio/crio.conf.d/a", root.join("inside")).unwrap();
+        let plain = fs_err::File::open(&root).unwrap().into_file();
+        assert!(open_without_links(&plain, "etc/crio/crio.conf.d/a").unwrap().is_some());
+        assert!(open_without_links(&plain, "etc/crio/none").unwrap().is_none());
+        assert!(open_without_links(&plain, "leak").is_err() && open_without_links(&plain, "inside").is_err());
         let files = Files::of_directory(root);
         let directory = "etc/crio/crio.conf.d";
         let expected = ["a", "b/z", "c"].map(|name| format!("{directory}/{name}"));

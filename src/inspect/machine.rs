@@ -283,10 +283,14 @@ impl MachineConfig {
         text.set_if_any(&mut self.driver, crio.storage_driver);
         text.set_if_any(&mut self.image_store, crio.imagestore);
         for option in text.list(crio.storage_option)? {
-            // containers/storage `drivers/overlay/overlay.go`, parseOptions: `overlay.imagestore`, `.imagestore`, `imagestore`.
+            // containers/storage `drivers/overlay/overlay.go`, parseOptions: with the driver's name in front, a dot, or neither.
             let Some((key, value)) = option.value.split_once('=') else { continue };
-            if matches!(key.trim().to_lowercase().as_str(), "overlay.imagestore" | ".imagestore" | "imagestore") {
-                for store in value.split(',') {
+            let key = key.trim().to_lowercase();
+            let key = ["overlay.", "overlay2.", "."]
+                .iter()
+                .fold(&*key, |key, prefix| key.strip_prefix(prefix).unwrap_or(key));
+            if matches!(key, "imagestore" | "additionalimagestore") {
+                for store in value.split(',').filter(|store| !store.trim().is_empty()) {
                     self.additional.push(Set { value: store.trim().to_owned(), origin: option.origin.clone() });
                 }
             }

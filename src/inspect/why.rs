@@ -475,6 +475,13 @@ pub fn why(name: &str, found: &[Found], files: &Files, config: &MachineConfig) -
         notes.push("pods should have full names: the kubelet passes a short name on as it is".into());
     }
 
+    if !config.files.iter().any(|file| file.starts_with("etc/crio/")) {
+        notes.push(
+            "no crio.conf in it: the machine may have one, which decides what is pinned and which pause image it is"
+                .into(),
+        );
+    }
+
     let pause = pause(&stores, config, &names, &mut problems);
     let mut pin = None;
     let image = match &hit {

@@ -22,8 +22,12 @@ pub(super) fn suggestions(name: &str, candidates: &[Reference], stores: &Stores<
                 let nearness = |wanted: &Reference| nearness(wanted, &there, stored, store.role == Role::Unused, full);
                 wanted.iter().filter_map(nearness).min()
             });
-            let nearness =
-                near.or_else(|| is_typo(bare, &stored.to_lowercase()).then_some((7, "a few letters differ")));
+            // An exact name that is not found: `Stores::get` says why.
+            let is_hidden = store.role != Role::Unused && candidates.iter().any(|name| name.to_string() == *stored);
+            let hidden = is_hidden.then_some((0, "the primary store has this image too, and not under this name"));
+            let nearness = hidden
+                .or(near)
+                .or_else(|| is_typo(bare, &stored.to_lowercase()).then_some((7, "a few letters differ")));
             if let Some((rank, reason)) = nearness {
                 all.push(Suggestion { rank, name: stored.clone(), store: store.found.graphroot.clone(), reason });
             }

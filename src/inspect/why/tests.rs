@@ -87,7 +87,9 @@ fn the_primary_store_wins_and_then_the_listed_order() {
     assert_eq!(why.notes.iter().filter(|note| note.contains("CRI-O does not start")).count(), 2, "{:?}", why.notes);
     // The primary store has the image under another name: its name was taken away there.
     let renamed = Machine::new(&[("p", &images(&[image(A, &["h.io/b:1"], '1')])), ("x", &records(A))], &[conf]);
-    assert_eq!(renamed.finds("h.io/a:1"), None);
+    let why = renamed.why("h.io/a:1");
+    assert_eq!(why.verdict, Verdict::NotFound);
+    assert_eq!(why.suggestions[0].reason, "the primary store has this image too, and not under this name");
 }
 
 #[test]
