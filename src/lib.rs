@@ -27,7 +27,7 @@
 //! | layer | digest, entry, json, registry, source |
 //! | segment | atomic, digest, entry, layer, source, wire |
 //! | storage | digest, entry, image, json, layer, segment, wire |
-//! | inspect | entry, layer, storage |
+//! | inspect | entry, layer, reference, storage |
 //! | sink | atomic, digest, segment, storage |
 //! | plan | digest, image, reference, source, storage |
 //! | make | atomic, digest, plan, segment, sink, source, storage |

@@ -47,6 +47,12 @@ pub enum Command {
     ///
     /// Exit code as diff(1): 0 the same, 1 different, 2 trouble.
     Diff(DiffArgs),
+    /// Explain what CRI-O finds under a name
+    ///
+    /// Says how CRI-O will look NAME up in the machine that the tar is unpacked in, which image it finds, and whether a pod
+    /// starts without a pull. Nothing is unpacked, and no registry is asked. It ends with 0 if a pod needs no pull, with 1 if
+    /// CRI-O finds the image, but will pull or stumble all the same, and with 2 if it finds none.
+    Why(WhyArgs),
     /// Write the `images` overlay for xcluster
     ///
     /// `xc mkcdrom images` then takes the images from it: those that `prepull make` has put into $XCLUSTER_TMP/images.tar.
@@ -179,6 +185,21 @@ pub struct DiffArgs {
     pub all: bool,
 
     /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `prepull why`.
+#[derive(Debug, clap::Args)]
+pub struct WhyArgs {
+    /// A tar with a store (also compressed with gzip or zstd; `-`: standard input), a graphroot, or a root directory
+    #[arg(value_name = "TAR|DIR", value_hint = ValueHint::AnyPath)]
+    pub path: PathBuf,
+
+    /// The image as a pod or crictl names it: a name, or an id or its beginning
+    pub name: String,
+
+    /// Print the answer as JSON
     #[arg(long)]
     pub json: bool,
 }

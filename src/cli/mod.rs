@@ -12,6 +12,7 @@ mod output;
 mod ovl;
 mod progress;
 mod verify;
+mod why;
 
 use std::process::ExitCode;
 
@@ -26,7 +27,7 @@ use output::Printer;
 pub enum Exit {
     /// All done.
     Success = 0,
-    /// Something failed.
+    /// Something failed; `why`: the image is there, but a pod that names it does not just start.
     Failure = 1,
     /// Wrong usage, or an image that is not there (as skopeo).
     Usage = 2,
@@ -82,6 +83,7 @@ pub fn main() -> ExitCode {
         Command::Make(make) => make::run(*make, &printer).map(done),
         Command::Ls(ls) => ls::run(&ls, &printer).map(done),
         Command::Verify(verify) => verify::run(&verify),
+        Command::Why(why) => why::run(&why),
         Command::Diff(diff) => diff::run(&diff),
         Command::Ovl(ovl) => ovl::run(&ovl, &printer).map(done),
         Command::Cache(cache) => cache::run(&cache, &printer).map(done),

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use super::files::{self, Files, Keep, Kept};
 use super::input::{is_compressed, plain_stream};
 use crate::layer::tar::{TarError, TarReader};
 
@@ -43,6 +44,9 @@ pub enum Error {
     /// More than [`ENTRIES_MAX`](super::contents::ENTRIES_MAX).
     #[error("more than {max} entries", max = super::contents::ENTRIES_MAX)]
     Entries,
+    /// A file beside the stores.
+    #[error(transparent)]
+    File(#[from] files::Error),
 }
 
 impl From<TarError> for Error {
@@ -74,7 +78,31 @@ type Stores = BTreeMap<(String, String), Found>;
 ///
 /// # Errors
 /// When it is no tar, or its records are too large.
-pub fn in_tar(mut file: File) -> Result<Vec<Found>, Error> {
+pub fn in_tar(file: File) -> Result<Vec<Found>, Error> {
+    tar(file, None)
+}
+
+/// As [`in_tar`], and the small files beside them.
+///
+/// # Errors
+/// As [`in_tar`], and when there are too many files.
+pub fn in_tar_with_files(file: File) -> Result<(Vec<Found>, Files), Error> {
+    let mut kept = Kept::default();
+    let found = tar(file, Some(&mut kept))?;
+    Ok((found, Files::of_tar(kept)))
+}
+
+/// As [`in_stream`], and the small files beside them.
+///
+/// # Errors
+/// As [`in_tar_with_files`].
+pub fn in_stream_with_files(input: impl Read) -> Result<(Vec<Found>, Files), Error> {
+    let mut kept = Kept::default();
+    let found = stream(input, Some(&mut kept))?;
+    Ok((found, Files::of_tar(kept)))
+}
+
+fn tar(mut file: File, kept: Option<&mut Kept>) -> Result<Vec<Found>, Error> {
     let mut magic = [0; 6];
     // A pipe has no place to go back to.
     if file.metadata()?.is_file() && file.stream_position().is_ok() {
@@ -83,24 +111,28 @@ pub fn in_tar(mut file: File) -> Result<Vec<Found>, Error> {
         if !is_compressed(&magic[..read]) {
             let length = file.metadata()?.len();
             let mut reader = TarReader::new(BufReader::with_capacity(BUFFER, file));
-            let found = scan(&mut reader, |reader| Ok(reader.seek_over_content()?))?;
+            let found = scan(&mut reader, kept, |reader| Ok(reader.seek_over_content()?))?;
             if reader.offset() > length {
                 return Err(TarError::Truncated { offset: length, what: "a file's content" }.into());
             }
             return Ok(found);
         }
     }
-    in_stream(file)
+    stream(file, kept)
 }
 
 /// The stores in a stream of a tar, which is read to its end.
 ///
 /// # Errors
 /// As [`in_tar`].
-pub fn in_stream(stream: impl Read) -> Result<Vec<Found>, Error> {
+pub fn in_stream(input: impl Read) -> Result<Vec<Found>, Error> {
+    stream(input, None)
+}
+
+fn stream(stream: impl Read, kept: Option<&mut Kept>) -> Result<Vec<Found>, Error> {
     let plain = plain_stream(stream)?;
     let mut reader = TarReader::new(plain);
-    let found = scan(&mut reader, TarReader::skip_content)?;
+    let found = scan(&mut reader, kept, TarReader::skip_content)?;
     // Whoever writes into a pipe would be killed in the middle of the padding.
     reader.drain(|_| Ok::<_, Error>(()))?;
     Ok(found)
@@ -108,6 +140,7 @@ pub fn in_stream(stream: impl Read) -> Result<Vec<Found>, Error> {
 
 fn scan<R: BufRead>(
     reader: &mut TarReader<R>,
+    mut kept: Option<&mut Kept>,
     skip: impl Fn(&mut TarReader<R>) -> Result<(), TarError>,
 ) -> Result<Vec<Found>, Error> {
     let mut stores = Stores::new();
@@ -125,6 +158,10 @@ fn scan<R: BufRead>(
                 Kind::Layers => found.layers = content(reader)?,
                 Kind::Lock => {}
             }
+        } else if let Some(kept) = &mut kept
+            && let Keep::Content(path) = kept.entry(header.typeflag, &header.name, &header.link, header.size)?
+        {
+            kept.file(path, content(reader)?)?;
         }
         skip(reader)?;
     }
@@ -213,6 +250,14 @@ pub fn in_directory(directory: &Path) -> Result<Vec<Found>, Error> {
         }
     }
     Ok(all)
+}
+
+/// The stores whose graphroot is `place` within `directory`: where its storage.conf says that one is.
+///
+/// # Errors
+/// As [`in_directory`].
+pub fn in_directory_at(directory: &Path, place: &str) -> Result<Vec<Found>, Error> {
+    drivers(directory, place)
 }
 
 fn drivers(root: &Path, graphroot: &str) -> Result<Vec<Found>, Error> {

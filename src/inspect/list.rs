@@ -82,7 +82,7 @@ pub fn list(stores: &[Found]) -> Result<Vec<Listed>, Error> {
     Ok(images)
 }
 
-fn parse<T: for<'a> Deserialize<'a>>(store: &Found, bytes: &[u8], file: &str) -> Result<Vec<T>, Error> {
+pub(super) fn parse<T: for<'a> Deserialize<'a>>(store: &Found, bytes: &[u8], file: &str) -> Result<Vec<T>, Error> {
     if bytes.is_empty() {
         return Ok(Vec::new());
     }

@@ -2,7 +2,10 @@
 
 pub mod contents;
 pub mod diff;
+pub mod files;
 pub mod find;
 pub mod input;
 pub mod list;
+pub mod machine;
 pub mod merged;
+pub mod why;

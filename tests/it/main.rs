@@ -50,5 +50,7 @@ mod stores;
 mod support;
 /// What `prepull` says of itself, and to who types something wrong.
 mod usage;
+/// `prepull why` finds what the real tools find, and explains it.
+mod why;
 /// `prepull ovl`: the overlay that `xc mkcdrom images` calls.
 mod xcluster;

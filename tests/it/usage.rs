@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use crate::command::{fails, hello, prepull, stderr, succeeds};
 
-const COMMANDS: [&[&str]; 8] =
-    [&[], &["make"], &["ls"], &["ovl"], &["cache"], &["cache", "prune"], &["completions"], &["man"]];
+const COMMANDS: [&[&str]; 9] =
+    [&[], &["make"], &["ls"], &["why"], &["ovl"], &["cache"], &["cache", "prune"], &["completions"], &["man"]];
 
 #[test]
 fn help_reads_well() {
