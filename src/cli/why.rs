@@ -11,7 +11,7 @@ use super::output::{self, human, printable};
 use super::{Exit, Failure};
 use crate::inspect::files::Files;
 use crate::inspect::find::{self, Found};
-use crate::inspect::machine::{MachineConfig, Origin, within};
+use crate::inspect::machine::{MachineConfig, Origin};
 use crate::inspect::why::{self, Fits, FoundBy, Kind, Pinned, Role, StoreInfo, Verdict, Why};
 
 /// Runs it. The answer is on standard output, also when it is that there is no such image.
@@ -20,7 +20,7 @@ pub fn run(args: &WhyArgs) -> Result<Exit, Failure> {
     let (mut stores, files) = find(&args.path).with_context(|| shown.clone())?;
     let config = MachineConfig::read(&files).with_context(|| shown.clone())?;
     if args.path.is_dir() {
-        add_configured(&mut stores, &args.path, &config).with_context(|| shown.clone())?;
+        find::add_configured(&mut stores, &args.path, &config).with_context(|| shown.clone())?;
     }
     if stores.is_empty() {
         return Err(Failure::usage(anyhow!(
@@ -52,18 +52,6 @@ fn find(path: &Path) -> Result<(Vec<Found>, Files), find::Error> {
         return Ok((find::in_directory(path)?, Files::of_directory(path.to_owned())));
     }
     find::in_tar_with_files(fs_err::File::open(path)?.into_file())
-}
-
-/// A tar is searched as a whole, a directory only where stores usually are: its own configuration may name others.
-fn add_configured(stores: &mut Vec<Found>, root: &Path, config: &MachineConfig) -> Result<(), find::Error> {
-    let places = config.graphroot.iter().chain(&config.image_store).chain(&config.additional);
-    for place in places.map(|set| within(&set.value)) {
-        let known = place.is_empty() || place.split('/').any(|part| part == "..");
-        if !known && !stores.iter().any(|store| store.graphroot == place) {
-            stores.extend(find::in_directory_at(root, &place)?);
-        }
-    }
-    Ok(())
 }
 
 /// The verdict, and below it the steps.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::files::{self, Files, Keep, Kept};
 use super::input::{is_compressed, plain_stream};
+use super::machine::{MachineConfig, within};
 use crate::layer::tar::{TarError, TarReader};
 
 /// The largest images.json or layers.json, in bytes. containers/storage has no limit; at 2 kB each, this is 30,000 images.
@@ -258,6 +259,22 @@ pub fn in_directory(directory: &Path) -> Result<Vec<Found>, Error> {
 /// As [`in_directory`].
 pub fn in_directory_at(directory: &Path, place: &str) -> Result<Vec<Found>, Error> {
     drivers(directory, place)
+}
+
+/// Adds the stores that a machine's own configuration names: a tar is searched as a whole, a directory only where stores
+/// usually are.
+///
+/// # Errors
+/// As [`in_directory`].
+pub fn add_configured(stores: &mut Vec<Found>, root: &Path, config: &MachineConfig) -> Result<(), Error> {
+    let places = config.graphroot.iter().chain(&config.image_store).chain(&config.additional);
+    for place in places.map(|set| within(&set.value)) {
+        let known = place.is_empty() || place.split('/').any(|part| part == "..");
+        if !known && !stores.iter().any(|store| store.graphroot == place) {
+            stores.extend(in_directory_at(root, &place)?);
+        }
+    }
+    Ok(())
 }
 
 fn drivers(root: &Path, graphroot: &str) -> Result<Vec<Found>, Error> {

@@ -88,6 +88,8 @@ pub struct MachineConfig {
     pub has_registries_conf: bool,
     /// The primary store.
     pub graphroot: Option<Set<String>>,
+    /// Where locks and mounts of one boot go.
+    pub runroot: Option<Set<String>>,
     /// The driver of all stores.
     pub driver: Option<Set<String>>,
     /// A store for images alone, which then comes before the graphroot.
@@ -116,6 +118,7 @@ struct StorageFile {
 struct StorageTable {
     driver: Option<Spanned<String>>,
     graphroot: Option<Spanned<String>>,
+    runroot: Option<Spanned<String>>,
     imagestore: Option<Spanned<String>>,
     #[serde(default)]
     options: StorageOptions,
@@ -136,6 +139,7 @@ struct CrioFile {
 #[derive(Deserialize, Default)]
 struct CrioTable {
     root: Option<Spanned<String>>,
+    runroot: Option<Spanned<String>>,
     storage_driver: Option<Spanned<String>>,
     imagestore: Option<Spanned<String>>,
     #[serde(default)]
@@ -267,6 +271,7 @@ impl MachineConfig {
             self.files.push(path.to_owned());
             self.has_storage_conf = true;
             text.set_if_any(&mut self.graphroot, storage.graphroot);
+            text.set_if_any(&mut self.runroot, storage.runroot);
             text.set_if_any(&mut self.driver, storage.driver);
             text.set_if_any(&mut self.image_store, storage.imagestore);
             self.additional = text.list(storage.options.additionalimagestores)?;
@@ -280,6 +285,7 @@ impl MachineConfig {
         let CrioFile { crio } = text.parse()?;
         self.files.push(path.to_owned());
         text.set_if_any(&mut self.graphroot, crio.root);
+        text.set_if_any(&mut self.runroot, crio.runroot);
         text.set_if_any(&mut self.driver, crio.storage_driver);
         text.set_if_any(&mut self.image_store, crio.imagestore);
         for option in text.list(crio.storage_option)? {

@@ -339,7 +339,7 @@ fn candidates(
 }
 
 /// CRI-O `internal/storage/image.go`, CompileRegexpsForPinnedImages: whatever the case; only `*` at the end, or on both sides.
-fn fits(pattern: &str, name: &str) -> Option<Fits> {
+pub fn fits(pattern: &str, name: &str) -> Option<Fits> {
     let (pattern, name) = (pattern.to_lowercase(), name.to_lowercase());
     let Some(begin) = pattern.strip_suffix('*') else {
         return (pattern == name).then_some(Fits::Exactly);

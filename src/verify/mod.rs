@@ -13,6 +13,7 @@
 mod image;
 mod input;
 mod layer;
+mod machine;
 mod records;
 mod replay;
 pub mod report;
@@ -65,6 +66,7 @@ pub fn verify(path: &Path, options: &Options) -> Result<Report, find::Error> {
     };
     let unpacker = options.unpacker.unwrap_or_else(|| unpacker::made_for(&contents));
     input::judge(&contents, unpacker, &mut report);
+    machine::judge(&contents, &mut report);
     for store in 0..contents.stores().len() {
         let mut judge = Judge::new(&contents, store, options, unpacker);
         let summary = judge.judge();
@@ -93,7 +95,7 @@ impl<'a> Judge<'a> {
             contents,
             store,
             found,
-            additional: options.additional.unwrap_or_else(|| found.graphroot.starts_with("usr/")),
+            additional: options.additional.unwrap_or_else(|| machine::is_additional(contents, &found.graphroot)),
             unpacker,
             blind: !contents.is_tar() && !rustix::process::geteuid().is_root(),
             report: Report::default(),

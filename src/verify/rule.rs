@@ -122,6 +122,7 @@ rules! {
     StorageGraphroot "storage-conf-graphroot" Error Error Unseen Unseen "CRI-O looks for its images elsewhere" CONFIG;
     StorageRunroot "storage-conf-runroot" Error Error Kept Kept "mounts and locks of one boot are found by the next" CONFIG;
     StorageAdditional "storage-conf-additional" Error Error Unseen Unseen "CRI-O does not look into the additional store" "add it to additionalimagestores in etc/containers/storage.conf";
+    RegistriesConf "registries-conf" Error Error Kept Kept "CRI-O and podman cannot pull, nor look up short names" CONFIG;
     PolicyJson "policy-json" Error Error Kept Kept "every pull of another image fails" CONFIG;
     PolicyReject "policy-reject" Warning Warning Kept Kept "pulls are refused; what is in the store runs" CONFIG;
     CrioConf "crio-conf" Error Error ListFails ListFails "CRI-O does not start" CONFIG;

@@ -14,8 +14,10 @@ use std::path::{Path, PathBuf};
 
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 
+use super::files as small;
 use super::find::{self, Found};
 use super::input;
+use super::machine::{self, MachineConfig};
 use crate::layer::path::split_last;
 pub use crate::layer::tree::{Inode, InodeKind};
 
@@ -125,6 +127,7 @@ pub struct Oddities {
 pub struct Contents {
     source: Source,
     stores: Vec<Found>,
+    config: Result<MachineConfig, machine::Error>,
     rest: Files,
     layers: Vec<BTreeMap<String, Files>>,
     oddities: BTreeMap<OddityKind, Oddities>,
@@ -153,24 +156,30 @@ impl Contents {
     /// As [`find`], and when a directory cannot be read.
     pub fn of(path: &Path) -> Result<Self, find::Error> {
         if path != Path::new("-") && fs_err::metadata(path)?.is_dir() {
-            let mut contents = Self::new(Source::Directory(path.to_owned()), find::in_directory(path)?);
+            let config = MachineConfig::read(&small::Files::of_directory(path.to_owned()));
+            let mut stores = find::in_directory(path)?;
+            if let Ok(config) = &config {
+                find::add_configured(&mut stores, path, config)?;
+            }
+            let mut contents = Self::new(Source::Directory(path.to_owned()), stores, config);
             directory::read(&mut contents, path)?;
             return Ok(contents);
         }
         let file = input::plain_tar(path)?;
-        let stores = find::in_tar(file.try_clone()?)?;
-        let mut contents = Self::new(Source::Tar(file.try_clone()?), stores);
+        let (stores, files) = find::in_tar_with_files(file.try_clone()?)?;
+        let mut contents = Self::new(Source::Tar(file.try_clone()?), stores, MachineConfig::read(&files));
         tar::read(&mut contents, file)?;
         Ok(contents)
     }
 
-    fn new(source: Source, stores: Vec<Found>) -> Self {
+    fn new(source: Source, stores: Vec<Found>, config: Result<MachineConfig, machine::Error>) -> Self {
         let overlay = |found: &Found| join(found.graphroot.as_bytes(), b"overlay/");
         Self {
             source,
             overlays: stores.iter().map(overlay).collect(),
             layers: stores.iter().map(|_| BTreeMap::new()).collect(),
             stores,
+            config,
             rest: Files::default(),
             oddities: BTreeMap::new(),
             entries: 0,
@@ -181,6 +190,14 @@ impl Contents {
     #[must_use]
     pub fn stores(&self) -> &[Found] {
         &self.stores
+    }
+
+    /// How the machine is configured, as far as the input says.
+    ///
+    /// # Errors
+    /// When that cannot be read.
+    pub fn config(&self) -> Result<&MachineConfig, &machine::Error> {
+        self.config.as_ref()
     }
 
     /// All that is in no layer's tree, by its path in the input.
