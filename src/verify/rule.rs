@@ -1,8 +1,8 @@
 //! What is looked for, what happens when it is not so, and what to do about it: all in one table.
 //!
-//! What happens was measured with CRI-O 1.24, 1.29 and the versions after it, and with containers/storage 1.24 to 1.64. "After
-//! a power cut" is the check that CRI-O makes after an unclean shutdown (cri-o `internal/lib/container_server.go`, `checkStorage...`;
-//! containers/storage `check.go`), which CRI-O has had since 1.30 and has on by default (`internal_repair`).
+//! What happens was measured with CRI-O 1.24, 1.29 and a version after 1.36, and with containers/storage 1.24 to 1.64. "After a
+//! power cut" is the check that CRI-O makes after an unclean shutdown (cri-o `internal/lib/container_server.go`, `InternalRepair`;
+//! containers/storage `check.go`, `repair.go`): 1.24 has none, in 1.29 it is off unless `internal_repair` is set, later it is on.
 
 use serde::Serialize;
 
