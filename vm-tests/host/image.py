@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import struct
 import tarfile
 
 TIME = 1704164645  # 2024-01-02T03:04:05Z
@@ -12,6 +13,18 @@ FILES = 4000
 # struct vfs_cap_data: revision 2, effective; permitted: CAP_NET_BIND_SERVICE.
 CAPABILITY = b"\1\0\0\2\0\4\0\0\0\0\0\0\0\0\0\0\0\0\0\0"
 TYPES = {"l": tarfile.SYMTYPE, "h": tarfile.LNKTYPE, "c": tarfile.CHRTYPE, "b": tarfile.BLKTYPE, "p": tarfile.FIFOTYPE}
+
+
+def program(text):
+    """A static ELF file that writes `text` and ends; with an argument it waits for its death instead."""
+    code = bytes.fromhex("b801000000 bf01000000 488d352a000000") + b"\xba" + struct.pack("<I", len(text))
+    # syscall; cmp qword [rsp], 1; jne wait; exit(0); wait: pause(); jmp wait
+    code += bytes.fromhex("0f05 48833c2401 7509 b83c000000 31ff 0f05 b822000000 0f05 ebf7")
+    code = code.ljust(59, b"\x90")
+    base, head = 0x400000, 64 + 56
+    size = head + len(code) + len(text)
+    elf = b"\x7fELF\2\1\1" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, base + head, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    return elf + struct.pack("<IIQQQQQQ", 1, 5, 0, base, base, size, size, 4096) + code + text
 
 
 class Layer:
@@ -25,7 +38,8 @@ class Layer:
         info = tarfile.TarInfo(name)
         directory = name.endswith("/")
         info.type = tarfile.DIRTYPE if directory else TYPES.get(kind, tarfile.REGTYPE)
-        info.mode = mode if mode is not None else 0o755 if directory else 0o644
+        # Linux has no symbolic link of another mode.
+        info.mode = mode if mode is not None else 0o755 if directory else 0o777 if kind == "l" else 0o644
         info.uid, info.gid = owner
         info.mtime = self.times.get(link, TIME + self.count % 1000) if kind == "h" else TIME + self.count % 1000
         self.times[name] = info.mtime
@@ -121,13 +135,23 @@ def middle():
     return layer.done()
 
 
+def single():
+    layer = Layer().add("only/", 0o751, (1, 2)).add("only/file", 0o2755, (3, 4), b"one layer\n")
+    return layer.add("only/top", 0o755, (3, 4), program(said("single").encode() + b"\n")).done()
+
+
+def said(name):
+    """What an image's own program says."""
+    return f"{name} has run"
+
+
 def top(name):
     layer = Layer()
     add = layer.add
     add("gone/", 0o755, (3, 3)).add("gone/file", 0o600, (1000, 1000), b"back\n")
     add("again/").add("again/old", data=b"back").add("again/sub/").add("again/sub/back", data=b"b")
     add("twice/").add("twice/.wh..wh..opq").add("twice/sub/").add("twice/sub/top", data=b"t")
-    add("bin/").add("bin/.wh.capable").add("bin/top", 0o4755, (1000, 0), name.encode())
+    add("bin/").add("bin/.wh.capable").add("bin/top", 0o4755, (1000, 0), program(said(name).encode() + b"\n"))
     return layer.done()
 
 
@@ -140,12 +164,12 @@ def write(layout):
         (blobs / digest).write_bytes(data)
         return {"mediaType": "application/vnd.oci.image." + kind, "digest": "sha256:" + digest, "size": len(data)}
 
-    def image(name, layers):
+    def image(name, layers, program="/bin/top"):
         config = {
             "created": CREATED,
             "architecture": "amd64",
             "os": "linux",
-            "config": {"Cmd": ["/bin/top"]},
+            "config": {"Entrypoint": [program]},
             "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(data).hexdigest() for data in layers]},
         }
         manifest = {
@@ -160,7 +184,7 @@ def write(layout):
     entries = [
         image("all", [odd(), many(), middle(), top("all")]),
         image("other", [odd(), top("other")]),
-        image("single", [Layer().add("only/", 0o750, (1, 2)).add("only/file", 0o2755, (3, 4), b"one layer\n").done()]),
+        image("single", [single()], "/only/top"),
     ]
     (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
     (layout / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')

@@ -51,18 +51,26 @@ def initramfs(busybox, modules):
     return cpio(entries)
 
 
-def root_tree(target, busybox):
-    """What a machine's root disk has before its first boot. GNU tar is there for the judge, and for --unpacker gnu."""
-    files = {"bin/busybox": busybox, "init": GUEST / "init", "judge/merged": GUEST / "merged", "judge/raw": GUEST / "raw"}
+def root_tree(target, busybox, base=None):
+    """What a machine's root disk has before its first boot, over what is in `base`."""
+    if base:
+        tools.run("cp", "-a", "-l", f"{base}/.", target)
+    files = {"bin/busybox": busybox, "init": GUEST / "init"}
+    files |= {f"judge/{path.name}": path for path in GUEST.iterdir() if path.name not in ("init", "initramfs")}
+    # The judges' own GNU tar, which is also --unpacker gnu; with libraries of its own, since the base's can be older.
     gnu = pathlib.Path(shutil.which("tar"))
-    files["judge/tar"] = gnu
-    for library in tools.libraries(gnu):
-        files[str(library).lstrip("/")] = library
+    files["judge/lib/tar"] = gnu
+    libraries = tools.libraries(gnu)
+    files |= {f"judge/lib/{library.name}": library for library in libraries}
+    loader = next(library.name for library in libraries if library.name.startswith("ld-"))
     for name, source in files.items():
         path = target / name
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, path)
         path.chmod(0o755)
+    wrapper = target / "judge/tar"
+    wrapper.write_text(f'#!/bin/busybox sh\nexec /judge/lib/{loader} --library-path /judge/lib /judge/lib/tar "$@"\n')
+    wrapper.chmod(0o755)
     for name in ("dev", "etc/init.d", "proc", "sys", "tmp", "run", "mnt", "var"):
         (target / name).mkdir(parents=True, exist_ok=True)
     return target
@@ -89,25 +97,31 @@ class Boot:
         self.text, self.ended, self.seconds = text, ended, seconds
         lines = [line[3:] for line in text.splitlines() if line.startswith("@@ ")]
         self.failures = [line[len("fail ") :] for line in lines if line.startswith("fail ")]
-        self.times, self.merged, self.up = {}, [], 0.0
-        for word, *rest in (line.split() for line in lines):
+        self.times, self.up, self.said = {}, 0.0, {}
+        for word, *rest in (line.split() for line in lines if line.strip()):
             if word == "time":
                 self.times[rest[0]] = float(rest[2]) - float(rest[1])
             elif word == "boot":
                 self.up = float(rest[1])
-            elif word == "merged":
-                self.merged.append(rest)
+            else:
+                self.said.setdefault(word, []).append(rest)
+
+    def all(self, word):
+        """The lines that begin with `word`, each as the words after it."""
+        return self.said.get(word, [])
 
 
 class Machines:
     def __init__(self, kernel, initrd, accel):
         self.kernel, self.initrd, self.accel = kernel, initrd, accel
 
-    def boot(self, way, disks, console, limit):
+    def boot(self, way, judge, disks, console, limit):
         """Boots with `disks`, (path, read only) from /dev/vda on, until the machine is done; then its power is cut."""
-        command = [*QEMU, "-accel", self.accel, "-smp", "1", "-m", "512", "-serial", f"file:{console}"]
+        command = [*QEMU, "-accel", self.accel, "-smp", "1", "-m", "768", "-serial", f"file:{console}"]
         command += ["-kernel", self.kernel, "-initrd", self.initrd]
-        command += ["-append", f"console=ttyS0 panic=-1 quiet mitigations=off nokaslr random.trust_cpu=on vmtest={way}"]
+        # On a busy host the kernel's check of its timer can find none.
+        quick = "quiet mitigations=off nokaslr random.trust_cpu=on no_timer_check"
+        command += ["-append", f"console=ttyS0 panic=-1 {quick} vmtest={way} vmjudge={judge}"]
         for path, read_only in disks:
             more = ",readonly=on" if read_only else ",cache=unsafe"
             command += ["-drive", f"file={path},if=virtio,format=raw{more}"]

@@ -98,7 +98,7 @@ def stack(tree, layer):
 
 
 def images(layout):
-    """The images in an OCI layout: {name: (diff_ids, merged tree)}."""
+    """The images in an OCI layout: {name: (id, diff_ids, merged tree)}."""
     blob = lambda descriptor: (layout / "blobs" / descriptor["digest"].replace(":", "/")).read_bytes()
     found = {}
     for entry in json.loads((layout / "index.json").read_bytes())["manifests"]:
@@ -110,7 +110,8 @@ def images(layout):
         # containers/storage makes a layer's root so, and skips an entry "./" (archive.go, Unpack).
         tree[""] = Inode("directory", 0o555, "0:0", 0, "", "", "", {})
         diff_ids = json.loads(blob(manifest["config"]))["rootfs"]["diff_ids"]
-        found[entry["annotations"]["org.opencontainers.image.ref.name"]] = (diff_ids, tree)
+        identity = manifest["config"]["digest"].removeprefix("sha256:")
+        found[entry["annotations"]["org.opencontainers.image.ref.name"]] = (identity, diff_ids, tree)
     return found
 
 
@@ -136,13 +137,14 @@ def dated_late(tree):
     return {path.rpartition("/")[0] for path, inode in tree.items() if late(inode)}
 
 
-def differences(truth, seen, busybox=False, xattrs=True, mksquashfs=False):
+def differences(truth, seen, busybox=False, xattrs=True, mksquashfs=False, made=frozenset()):
     """One line for everything in which `seen` is not `truth`, but for what these programs cannot do:
-    `busybox`: keep certain times; `mksquashfs`: keep the / in front of a symbolic link's long target (version 4.5 -tar)."""
+    `busybox`: keep certain times; `mksquashfs`: keep the / in front of a symbolic link's long target (version 4.5 -tar).
+    `made`: paths that may have been made, and touched."""
     lines = [f"{path!r}: is missing" for path in truth if path not in seen]
-    lines += [f"{path!r}: must not be there" for path in seen if path not in truth]
+    lines += [f"{path!r}: must not be there" for path in seen if path not in truth and path not in made]
     links, seen_links = hard_links(truth), hard_links(seen)
-    undated = dated_late(truth) if busybox else set()
+    undated = (dated_late(truth) if busybox else set()) | made
     for path in sorted(truth.keys() & seen.keys()):
         want, got = truth[path], seen[path]
         fields = ["kind", "mode", "owner", "device", "target", "content"]
