@@ -31,6 +31,10 @@ pub const ENTRIES_MAX: usize = 2_000_000;
 /// Debian with a desktop has. It bounds the memory that a small hostile blob can ask for.
 pub const METADATA_MAX: usize = 64 << 20;
 
+/// The most bytes of the paths of all entries of one layer: 256 MiB, more than the most entries have at the usual length. Who
+/// puts many short names into one deep directory, through a symbolic link, would have each path written out.
+pub const PATHS_MAX: u64 = 256 << 20;
+
 /// The most bytes of extended attributes, names and values, that one inode may have: what one value may have
 /// (Linux `XATTR_SIZE_MAX`) and some more. ext4, where most stores lie, takes less than 4 KiB.
 pub const XATTRS_MAX: usize = 72 << 10;
@@ -90,6 +94,9 @@ pub enum PlaceError {
     /// Too many bytes of names, link targets and attributes.
     #[error("more than {} MiB of names, link targets and extended attributes in one layer", METADATA_MAX >> 20)]
     TooMuchMetadata,
+    /// Too many bytes of paths.
+    #[error("more than {} MiB of paths in one layer", PATHS_MAX >> 20)]
+    TooManyPaths,
     /// Too many bytes of attributes.
     #[error("more than {} KiB of extended attributes", XATTRS_MAX >> 10)]
     TooManyXattrs,
@@ -178,6 +185,8 @@ pub struct Tree {
     created_parents: Vec<DirentId>,
     /// Bytes counted against [`METADATA_MAX`].
     metadata: usize,
+    /// Bytes counted against [`PATHS_MAX`].
+    paths: u64,
     /// Components counted against [`LINK_STEPS_MAX`].
     link_steps: Cell<u64>,
     /// Directories with a header that were replaced: path, inode number, time.
@@ -217,6 +226,7 @@ impl Default for Tree {
             disturbed: false,
             created_parents: Vec::new(),
             metadata: 0,
+            paths: 0,
             link_steps: Cell::new(0),
             replaced_directories: Vec::new(),
             dropped_xattrs: Dropped::default(),
@@ -544,6 +554,10 @@ impl Tree {
         if path_len > PATH_MAX {
             return Err(PlaceError::NameTooLong);
         }
+        self.paths += path_len as u64;
+        if self.paths > PATHS_MAX {
+            return Err(PlaceError::TooManyPaths);
+        }
         debug_assert!(!name.is_empty() && name.len() <= NAME_MAX);
         let dirent = self.dirents.len() as DirentId;
         let start = self.names.len() as u32;
@@ -670,6 +684,16 @@ mod tests {
         tree.place(&header(b'5', format!("d/l{SYMLINKS_MAX}"), "")).unwrap();
         let error = (0..1_000_000).find_map(|number| tree.place(&header(b'0', format!("d/l0/{number}"), "")).err());
         assert_eq!(error, Some(PlaceError::TooManySteps));
+    }
+
+    #[test]
+    fn short_names_in_a_deep_directory_are_bounded() {
+        let mut tree = Tree::new();
+        let deep = ("d".repeat(250) + "/").repeat(16);
+        tree.place(&header(b'2', "short", deep.as_str())).unwrap();
+        tree.place(&header(b'5', deep, "")).unwrap();
+        let error = (0..100_000).find_map(|number| tree.place(&header(b'0', format!("short/{number}"), "")).err());
+        assert_eq!(error, Some(PlaceError::TooManyPaths));
     }
 
     #[test]
