@@ -41,19 +41,14 @@ pub fn empty_file() -> io::Result<File> {
     Ok(File::from(file))
 }
 
-/// A directory for this process, gone when it ends in peace; in memory where there is such a place.
+/// A directory for this process, below `$TMPDIR`. It stays there: `fuzz/run` removes what is left.
 ///
 /// # Panics
 /// When there is no place for it.
 #[must_use]
 pub fn scratch() -> &'static Path {
     static SCRATCH: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let make = || {
-        let memory = Path::new("/dev/shm");
-        let place = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-        tempfile::Builder::new().prefix("prepull-fuzz.").tempdir_in(place).expect("a scratch directory")
-    };
-    SCRATCH.get_or_init(make).path()
+    SCRATCH.get_or_init(|| tempfile::tempdir().expect("a scratch directory")).path()
 }
 
 const BLOCK: usize = 512;
