@@ -176,7 +176,8 @@ impl Reference {
         !domain.starts_with('[') && (domain.is_empty() || domain == "localhost" || domain.contains(['.', ':']))
     }
 
-    /// How the Docker command line writes it: without `docker.io/` and `library/` (Go's `FamiliarString`).
+    /// How the Docker command line writes it: without `docker.io/` and `library/` (Go's `FamiliarString`), but only where
+    /// that is read as the same name again: `docker.io/library.be/a` without its domain would be of another registry.
     #[must_use]
     pub fn familiar(&self) -> String {
         let mut short = self.clone();
@@ -186,7 +187,8 @@ impl Reference {
                 path.clone_into(&mut short.path);
             }
         }
-        short.to_string()
+        let text = short.to_string();
+        if parse_normalized(&text).is_ok_and(|again| again == *self) { text } else { self.to_string() }
     }
 }
 
@@ -469,9 +471,14 @@ mod tests {
         assert_eq!(both.without_digest().to_string(), "localhost:5000/a/b:1");
         assert_eq!(both.name(), "localhost:5000/a/b");
         assert_eq!(both.with_digest(Digest::of(b"")).to_string(), format!("localhost:5000/a/b@{DIGEST}"));
-        for (full, familiar) in
-            [("alpine:1", "alpine:1"), ("a/b:1", "a/b:1"), ("library/a/b:1", "library/a/b:1"), ("r.io/a:1", "r.io/a:1")]
-        {
+        for (full, familiar) in [
+            ("alpine:1", "alpine:1"),
+            ("a/b:1", "a/b:1"),
+            ("library/a/b:1", "library/a/b:1"),
+            ("r.io/a:1", "r.io/a:1"),
+            ("docker.io/library.be/a:1", "docker.io/library.be/a:1"),
+            ("docker.io/localhost/a:1", "docker.io/localhost/a:1"),
+        ] {
             assert_eq!(Reference::parse(full).unwrap().familiar(), familiar);
         }
     }

@@ -132,11 +132,17 @@ pub(crate) fn get_within(
         let message = if shown.is_empty() { shown } else { format!(": {shown}") };
         return Err(Error::Failed { name: own(), server: server.to_owned(), message });
     }
-    let answer: Answer = serde_json::from_slice(&output).map_err(|_| Error::Answer { name: own() })?;
-    Ok(Some(match answer.username.as_str() {
+    parse(&output).map(Some).ok_or_else(|| Error::Answer { name: own() })
+}
+
+/// What a helper's answer says; `None` when it is not the protocol's JSON.
+#[must_use]
+pub fn parse(output: &[u8]) -> Option<Credentials> {
+    let answer: Answer = serde_json::from_slice(output).ok()?;
+    Some(match answer.username.as_str() {
         TOKEN_USER => Credentials { identity_token: Some(answer.secret), ..Credentials::default() },
         _ => Credentials { username: answer.username, password: answer.secret, identity_token: None },
-    }))
+    })
 }
 
 enum Trouble {

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::contents::{Contents, Files, Inode, InodeKind, join};
-use super::list::{self, Listed, list};
+use super::list::{self, Listed, Parents, list};
 use super::merged::{Merged, Seen};
 use crate::entry::Device;
 
@@ -124,11 +124,17 @@ impl Diff {
 struct Side<'a> {
     contents: &'a Contents,
     images: Vec<Listed>,
+    parents: Parents,
 }
 
 impl<'a> Side<'a> {
     fn new(contents: &'a Contents) -> Result<Self, Error> {
-        Ok(Self { contents, images: list(contents.stores())? })
+        Ok(Self { contents, images: list(contents.stores())?, parents: Parents::of(contents.stores())? })
+    }
+
+    /// The ids of an image's layers, the top one first.
+    fn chain(&self, image: Option<&Listed>) -> Vec<String> {
+        self.parents.chain(image.and_then(|image| image.top.as_deref()))
     }
 
     /// Images by name, as places in the list; those without one by their id.
@@ -220,7 +226,7 @@ fn images(old: &Side<'_>, new: &Side<'_>) -> Result<(Vec<ImageChange>, usize), E
     for ((a, b), names) in pairs {
         let (a, b) = (a.map(|&at| &old.images[at]), b.map(|&at| &new.images[at]));
         match (a, b) {
-            (Some(a), Some(b)) if a.id == b.id && a.chain == b.chain => same += 1,
+            (Some(a), Some(b)) if a.id == b.id && old.chain(Some(a)) == new.chain(Some(b)) => same += 1,
             _ => changes.push(image(old, new, a, b, &names)?),
         }
     }
@@ -234,8 +240,7 @@ fn image(
     new_image: Option<&Listed>,
     names: &[&str],
 ) -> Result<ImageChange, Error> {
-    let chain = |image: Option<&Listed>| image.map(|image| image.chain.clone()).unwrap_or_default();
-    let (old_chain, new_chain) = (chain(old_image), chain(new_image));
+    let (old_chain, new_chain) = (old.chain(old_image), new.chain(new_image));
     let layers_same = old_chain.iter().filter(|id| new_chain.contains(id)).count();
     let mut change = ImageChange {
         names: names.iter().map(|&name| name.to_owned()).collect(),

@@ -12,6 +12,8 @@ use crate::layer::tar::{TarError, TarReader};
 
 /// The largest images.json or layers.json, in bytes. containers/storage has no limit; at 2 kB each, this is 30,000 images.
 pub const RECORDS_MAX: u64 = 64 << 20;
+/// The most bytes that all records of one input have together: a small file can hold large ones compressed.
+pub const ALL_RECORDS_MAX: u64 = 2 * RECORDS_MAX;
 /// The most stores in one input: a machine has a primary one and a few beside it.
 pub const STORES_MAX: usize = 64;
 
@@ -39,6 +41,9 @@ pub enum Error {
     /// More than [`RECORDS_MAX`].
     #[error("{0} has more than {max} MiB", max = RECORDS_MAX >> 20)]
     Size(String),
+    /// More than [`ALL_RECORDS_MAX`].
+    #[error("its records have more than {max} MiB together", max = ALL_RECORDS_MAX >> 20)]
+    AllSizes,
     /// More than [`STORES_MAX`].
     #[error("more than {STORES_MAX} stores")]
     Stores,
@@ -145,12 +150,17 @@ fn scan<R: BufRead>(
     skip: impl Fn(&mut TarReader<R>) -> Result<(), TarError>,
 ) -> Result<Vec<Found>, Error> {
     let mut stores = Stores::new();
+    let mut all_sizes = 0;
     loop {
         reader.clear_raw();
         let Some(header) = reader.next_header()? else { break };
         if let (b'0', Some(record)) = (header.typeflag, Record::of(&header.name)) {
             if header.size > RECORDS_MAX {
                 return Err(Error::Size(String::from_utf8_lossy(&header.name).into_owned()));
+            }
+            all_sizes += header.size;
+            if all_sizes > ALL_RECORDS_MAX {
+                return Err(Error::AllSizes);
             }
             let found = record.store(&mut stores)?;
             // The last of two is what an unpacker leaves.
@@ -380,6 +390,14 @@ mod tests {
         assert!(matches!(in_stream(&header.as_bytes()[..]), Err(Error::Size(_))));
         assert!(matches!(in_stream(&b"BZh91AY"[..]), Err(Error::Compressed("bzip2"))));
         assert!(matches!(in_stream(&[b'x'; 1024][..]), Err(Error::Tar(_))));
+        let record = |number: u64| {
+            let mut header = tar::Header::new_gnu();
+            header.set_path(format!("{number}/o-images/images.json")).unwrap();
+            header.set_size(RECORDS_MAX);
+            header.set_cksum();
+            io::Cursor::new(header.as_bytes().to_vec()).chain(io::repeat(0).take(RECORDS_MAX))
+        };
+        assert!(matches!(in_stream(record(0).chain(record(1)).chain(record(2))), Err(Error::AllSizes)));
         let names: Vec<String> = (0..=STORES_MAX).map(|number| format!("{number}/o-layers/layers.json")).collect();
         let files: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b"[]"[..])).collect();
         assert!(matches!(in_stream(&tar(&files)[..]), Err(Error::Stores)));

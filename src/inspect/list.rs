@@ -1,10 +1,13 @@
 //! What images a store has, read from its records: as CRI-O tells crictl (cri-o `internal/storage/image.go`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 
 use super::find::Found;
+
+/// The most layers of one image (containers/storage `drivers/overlay/overlay.go`, `maxDepth`).
+pub const CHAIN_MAX: usize = 500;
 
 /// One image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -20,9 +23,9 @@ pub struct Listed {
     pub size: Option<u64>,
     /// How many layers it has.
     pub layers: usize,
-    /// Their ids, the top one first.
+    /// The top one's id.
     #[serde(skip)]
-    pub chain: Vec<String>,
+    pub top: Option<String>,
     /// The time in its config.
     pub created: String,
     /// Which store it is in: a path within the input.
@@ -71,10 +74,11 @@ pub fn list(stores: &[Found]) -> Result<Vec<Listed>, Error> {
         let records: Vec<LayerRecord> = parse(store, &store.layers, "layers/layers.json")?;
         layers.extend(records.into_iter().map(|layer| (layer.id.clone(), layer)));
     }
+    let mut chains = Chains { layers: &layers, known: HashMap::new() };
     let mut images = Vec::new();
     for store in stores {
         let records: Vec<ImageRecord> = parse(store, &store.images, "images/images.json")?;
-        images.extend(records.into_iter().map(|image| listed(image, &layers, store)));
+        images.extend(records.into_iter().map(|image| listed(image, &mut chains, store)));
     }
     let key =
         |image: &Listed| (image.repo_tags.clone(), image.repo_digests.clone(), image.id.clone(), image.store.clone());
@@ -93,21 +97,86 @@ pub(super) fn parse<T: for<'a> Deserialize<'a>>(store: &Found, bytes: &[u8], fil
     Ok(records.map_err(|error| Error { file: file(), error })?.unwrap_or_default())
 }
 
-fn listed(image: ImageRecord, layers: &BTreeMap<String, LayerRecord>, store: &Found) -> Listed {
-    let (mut chain, mut seen) = (Vec::new(), BTreeSet::new());
-    let mut size = Some(0u64);
-    let mut add = |bytes: Option<u64>| size = size.zip(bytes).and_then(|(size, bytes)| size.checked_add(bytes));
-    let mut next = image.layer.filter(|id| !id.is_empty());
-    // A chain that comes back to itself ends there.
-    while let Some(id) = next.filter(|id| seen.insert(id.clone())) {
-        let layer = layers.get(&id);
-        // containers/storage `store.go`, ImageSize: the size counts only where there is a digest.
-        add(layer
-            .filter(|layer| layer.diff_digest.as_ref().is_some_and(|digest| !digest.is_empty()))
-            .map(|layer| layer.diff_size.unwrap_or(0)));
-        next = layer.and_then(|layer| layer.parent.clone()).filter(|id| !id.is_empty());
-        chain.push(id);
+/// The layer below each layer of some stores.
+#[derive(Debug)]
+pub struct Parents(BTreeMap<String, LayerRecord>);
+
+impl Parents {
+    /// Reads layers.json of all `stores`.
+    ///
+    /// # Errors
+    /// As [`list`].
+    pub fn of(stores: &[Found]) -> Result<Self, Error> {
+        let mut layers = BTreeMap::new();
+        for store in stores {
+            let records: Vec<LayerRecord> = parse(store, &store.layers, "layers/layers.json")?;
+            layers.extend(records.into_iter().map(|layer| (layer.id.clone(), layer)));
+        }
+        Ok(Self(layers))
     }
+
+    /// The layer `top` and those below it, nearest first; at most [`CHAIN_MAX`].
+    #[must_use]
+    pub fn chain(&self, top: Option<&str>) -> Vec<String> {
+        let parent = |id: &&str| self.0.get(*id)?.parent.as_deref().filter(|id| !id.is_empty());
+        std::iter::successors(top, parent).take(CHAIN_MAX).map(str::to_owned).collect()
+    }
+}
+
+/// How many layers there are from one down to the lowest, and their bytes unpacked; `None` when the store does not know.
+type Chain = (usize, Option<u64>);
+
+/// The chains of layers. Each part is looked at once, however many images share it.
+struct Chains<'a> {
+    layers: &'a BTreeMap<String, LayerRecord>,
+    known: HashMap<&'a str, Chain>,
+}
+
+impl Chains<'_> {
+    fn of(&mut self, top: &str) -> Chain {
+        let mut chain = (0, Some(0));
+        let mut walked: Vec<(&str, &LayerRecord)> = Vec::new();
+        let mut places = HashMap::new();
+        let mut next = Some(top);
+        while let Some(id) = next {
+            let Some((id, layer)) = self.layers.get_key_value(id) else {
+                chain = (1, None);
+                break;
+            };
+            let id = id.as_str();
+            if let Some(known) = self.known.get(id) {
+                chain = *known;
+                break;
+            }
+            if let Some(at) = places.insert(id, walked.len()) {
+                // A chain that comes back to itself ends there: each layer of the circle has all of it.
+                let circle = walked.split_off(at);
+                chain = circle.iter().fold(chain, |chain, (_, layer)| on_top(chain, layer));
+                self.known.extend(circle.iter().map(|(id, _)| (*id, chain)));
+                break;
+            }
+            walked.push((id, layer));
+            next = layer.parent.as_deref().filter(|id| !id.is_empty());
+        }
+        for (id, layer) in walked.into_iter().rev() {
+            chain = on_top(chain, layer);
+            self.known.insert(id, chain);
+        }
+        chain
+    }
+}
+
+fn on_top((layers, size): Chain, layer: &LayerRecord) -> Chain {
+    // containers/storage `store.go`, ImageSize: the size counts only where there is a digest.
+    let has_digest = layer.diff_digest.as_ref().is_some_and(|digest| !digest.is_empty());
+    let bytes = has_digest.then(|| layer.diff_size.unwrap_or(0));
+    (layers + 1, size.zip(bytes).and_then(|(size, bytes)| size.checked_add(bytes)))
+}
+
+fn listed(image: ImageRecord, chains: &mut Chains<'_>, store: &Found) -> Listed {
+    let top = image.layer.filter(|id| !id.is_empty());
+    let (layers, mut size) = top.as_deref().map_or((0, Some(0)), |top| chains.of(top));
+    let mut add = |bytes: Option<u64>| size = size.zip(bytes).and_then(|(size, bytes)| size.checked_add(bytes));
     let sizes = image.big_data_sizes.unwrap_or_default();
     for name in image.big_data_names.unwrap_or_default() {
         add(sizes.get(&name).copied());
@@ -129,8 +198,8 @@ fn listed(image: ImageRecord, layers: &BTreeMap<String, LayerRecord>, store: &Fo
         repo_tags: repo_tags.into_iter().collect(),
         repo_digests: repo_digests.into_iter().collect(),
         size,
-        layers: chain.len(),
-        chain,
+        layers,
+        top,
         created: image.created,
         store: store.graphroot.clone(),
     }
@@ -185,6 +254,23 @@ mod tests {
         let primary = store(r#"[{"id":"i","layer":"l"}]"#, "");
         let additional = store("", r#"[{"id":"l","diff-digest":"sha256:1","diff-size":3}]"#);
         assert_eq!(list(&[primary, additional]).unwrap()[0].size, Some(3));
+    }
+
+    #[test]
+    fn many_images_of_one_long_chain_take_no_longer_than_their_records() {
+        const COUNT: usize = 30_000;
+        let layer = |number: usize| {
+            // The lowest ones are a circle.
+            let parent = number.checked_sub(1).unwrap_or(9);
+            format!(r#"{{"id":"{number}","parent":"{parent}","diff-digest":"sha256:1","diff-size":1}}"#)
+        };
+        let image = |number: usize| format!(r#"{{"id":"{number}","layer":"{}"}}"#, COUNT - 1 - number);
+        let all = |one: &dyn Fn(usize) -> String| format!("[{}]", (0..COUNT).map(one).collect::<Vec<_>>().join(","));
+        let listed = list(&[store(&all(&image), &all(&layer))]).unwrap();
+        for image in listed {
+            let layers = (COUNT - image.id.parse::<usize>().unwrap()).max(10);
+            assert_eq!((image.layers, image.size), (layers, Some(layers as u64)), "{}", image.id);
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! and as root with umask 022: parents made, symlinks walked, entries replaced, hardlinks sharing one inode whose last header
 //! wins. Where the kernel would say no, so does this.
 
+use std::cell::Cell;
 use std::hash::BuildHasher as _;
 
 use hashbrown::HashTable;
@@ -30,12 +31,20 @@ pub const ENTRIES_MAX: usize = 2_000_000;
 /// Debian with a desktop has. It bounds the memory that a small hostile blob can ask for.
 pub const METADATA_MAX: usize = 64 << 20;
 
+/// The most bytes of the paths of all entries of one layer: 256 MiB, more than the most entries have at the usual length. Who
+/// puts many short names into one deep directory, through a symbolic link, would have each path written out.
+pub const PATHS_MAX: u64 = 256 << 20;
+
 /// The most bytes of extended attributes, names and values, that one inode may have: what one value may have
 /// (Linux `XATTR_SIZE_MAX`) and some more. ext4, where most stores lie, takes less than 4 KiB.
 pub const XATTRS_MAX: usize = 72 << 10;
 
 /// The most symbolic links followed in one walk (Linux `MAXSYMLINKS`).
 const SYMLINKS_MAX: usize = 40;
+
+/// The most components of symbolic links' targets that are walked for one layer. Where every entry of the largest known images
+/// lies behind a link it is a tenth of this; without a bound, a megabyte of links that lead through links takes hours.
+pub const LINK_STEPS_MAX: u64 = 100_000_000;
 
 /// A name in a directory. The root is number 0.
 pub type DirentId = u32;
@@ -52,6 +61,9 @@ pub enum PlaceError {
     /// Too many symbolic links.
     #[error("too many levels of symbolic links")]
     Loop,
+    /// More than [`LINK_STEPS_MAX`].
+    #[error("more than {LINK_STEPS_MAX} steps through symbolic links in one layer")]
+    TooManySteps,
     /// A component or the path is too long.
     #[error("the name is too long for a file system (255 bytes a component, 4095 a path)")]
     NameTooLong,
@@ -82,6 +94,9 @@ pub enum PlaceError {
     /// Too many bytes of names, link targets and attributes.
     #[error("more than {} MiB of names, link targets and extended attributes in one layer", METADATA_MAX >> 20)]
     TooMuchMetadata,
+    /// Too many bytes of paths.
+    #[error("more than {} MiB of paths in one layer", PATHS_MAX >> 20)]
+    TooManyPaths,
     /// Too many bytes of attributes.
     #[error("more than {} KiB of extended attributes", XATTRS_MAX >> 10)]
     TooManyXattrs,
@@ -139,6 +154,7 @@ enum WalkError {
     NotFound,
     NotDirectory,
     Loop,
+    TooManySteps,
     NameTooLong,
 }
 
@@ -148,6 +164,7 @@ impl From<WalkError> for PlaceError {
             WalkError::NotFound => Self::DanglingParent,
             WalkError::NotDirectory => Self::NotDirectory,
             WalkError::Loop => Self::Loop,
+            WalkError::TooManySteps => Self::TooManySteps,
             WalkError::NameTooLong => Self::NameTooLong,
         }
     }
@@ -168,6 +185,10 @@ pub struct Tree {
     created_parents: Vec<DirentId>,
     /// Bytes counted against [`METADATA_MAX`].
     metadata: usize,
+    /// Bytes counted against [`PATHS_MAX`].
+    paths: u64,
+    /// Components counted against [`LINK_STEPS_MAX`].
+    link_steps: Cell<u64>,
     /// Directories with a header that were replaced: path, inode number, time.
     replaced_directories: Vec<(Vec<u8>, u32, Timestamp)>,
     dropped_xattrs: Dropped,
@@ -205,6 +226,8 @@ impl Default for Tree {
             disturbed: false,
             created_parents: Vec::new(),
             metadata: 0,
+            paths: 0,
+            link_steps: Cell::new(0),
             replaced_directories: Vec::new(),
             dropped_xattrs: Dropped::default(),
         }
@@ -329,6 +352,9 @@ impl Tree {
                     return Err(PlaceError::Root);
                 }
                 self.remove(old);
+                if self.metadata > METADATA_MAX {
+                    return Err(PlaceError::TooMuchMetadata);
+                }
             }
         }
         if base == OPAQUE_MARKER {
@@ -415,12 +441,13 @@ impl Tree {
         }
         let Walk::Missing(parent, name) = self.walk(path, false)? else { return Err(PlaceError::WhiteoutExists) };
         let inode = self.inode_number(target);
-        let before = self.inodes[inode as usize].clone();
         let dirent = self.add_name(parent, &name, inode)?;
+        let stat = |inode: &Inode| (inode.mode, inode.uid, inode.gid, inode.mtime, inode.stamped);
+        let before = &self.inodes[inode as usize];
+        let (stat_before, xattrs_before) = (stat(before), before.xattrs.clone());
         self.apply(dirent, header)?;
         let after = &self.inodes[inode as usize];
-        self.disturbed |= (before.mode, before.uid, before.gid, before.mtime, before.stamped, before.xattrs)
-            != (after.mode, after.uid, after.gid, after.mtime, after.stamped, after.xattrs.clone());
+        self.disturbed |= stat_before != stat(after) || xattrs_before != after.xattrs;
         Ok(Placed::New(dirent))
     }
 
@@ -527,6 +554,10 @@ impl Tree {
         if path_len > PATH_MAX {
             return Err(PlaceError::NameTooLong);
         }
+        self.paths += path_len as u64;
+        if self.paths > PATHS_MAX {
+            return Err(PlaceError::TooManyPaths);
+        }
         debug_assert!(!name.is_empty() && name.len() <= NAME_MAX);
         let dirent = self.dirents.len() as DirentId;
         let start = self.names.len() as u32;
@@ -550,7 +581,12 @@ impl Tree {
         let inode = self.inode(dirent);
         if inode.kind == InodeKind::Directory && !inode.stamped {
             let time = inode.mtime;
-            self.replaced_directories.push((self.path(dirent), self.inode_number(dirent), time));
+            let path = self.path(dirent);
+            // Names are short, but their paths need not be.
+            self.metadata += path.len();
+            if self.metadata <= METADATA_MAX {
+                self.replaced_directories.push((path, self.inode_number(dirent), time));
+            }
         }
         let hash = self.hash(self.parent(dirent), self.name(dirent));
         if let Ok(found) = self.lookup.find_entry(hash, |&other| other == dirent) {
@@ -615,11 +651,64 @@ impl Tree {
                     if target.starts_with(b"/") {
                         at = 0;
                     }
+                    let before = pending.len();
                     pending.extend(components(target).rev());
+                    self.link_steps.set(self.link_steps.get() + (pending.len() - before) as u64);
+                    if self.link_steps.get() > LINK_STEPS_MAX {
+                        return Err(WalkError::TooManySteps);
+                    }
                 }
                 _ => at = next,
             }
         }
         Ok(Walk::Found(at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(typeflag: u8, name: impl Into<Vec<u8>>, link: impl Into<Vec<u8>>) -> Header {
+        Header { typeflag, name: name.into(), link: link.into(), ..Header::default() }
+    }
+
+    #[test]
+    fn links_that_lead_through_links_do_not_take_hours() {
+        let mut tree = Tree::new();
+        tree.place(&header(b'5', "d/", "")).unwrap();
+        for number in 0..SYMLINKS_MAX {
+            let target = "../d/".repeat(700) + &format!("l{}", number + 1);
+            tree.place(&header(b'2', format!("d/l{number}"), target)).unwrap();
+        }
+        tree.place(&header(b'5', format!("d/l{SYMLINKS_MAX}"), "")).unwrap();
+        let error = (0..1_000_000).find_map(|number| tree.place(&header(b'0', format!("d/l0/{number}"), "")).err());
+        assert_eq!(error, Some(PlaceError::TooManySteps));
+    }
+
+    #[test]
+    fn short_names_in_a_deep_directory_are_bounded() {
+        let mut tree = Tree::new();
+        let deep = ("d".repeat(250) + "/").repeat(16);
+        tree.place(&header(b'2', "short", deep.as_str())).unwrap();
+        tree.place(&header(b'5', deep, "")).unwrap();
+        let error = (0..100_000).find_map(|number| tree.place(&header(b'0', format!("short/{number}"), "")).err());
+        assert_eq!(error, Some(PlaceError::TooManyPaths));
+    }
+
+    #[test]
+    fn paths_of_replaced_directories_count_as_metadata() {
+        let mut tree = Tree::new();
+        let deep = "d".repeat(250) + "/";
+        let deep = deep.repeat(16);
+        tree.place(&header(b'2', "short", deep.as_str())).unwrap();
+        tree.place(&header(b'5', deep, "")).unwrap();
+        for number in 0..20_000 {
+            tree.place(&header(b'5', format!("short/{number}"), "")).unwrap();
+        }
+        let top = "d".repeat(250);
+        assert_eq!(tree.place(&header(b'0', top, "")), Err(PlaceError::TooMuchMetadata));
+        let bytes: usize = tree.replaced_directories.iter().map(|(path, ..)| path.len()).sum();
+        assert!(bytes <= METADATA_MAX, "{bytes}");
     }
 }

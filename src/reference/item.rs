@@ -238,15 +238,14 @@ fn split_any_name<'a>(rest: &'a [u8], shown: &str) -> Result<(&'a [u8], Option<R
     }
 }
 
-/// Cuts `=NAME` off where a path comes before it: the last `=` with a full name behind it.
+/// Cuts `=NAME` off where a path comes before it: the last `=`, if a full name is behind it.
 fn split_full_name(rest: &[u8]) -> (&[u8], Option<Reference>) {
-    for (at, _) in rest.iter().enumerate().rev().filter(|(_, b)| **b == b'=') {
-        if let Some(name) = std::str::from_utf8(&rest[at + 1..]).ok().and_then(|name| Reference::parse_full(name).ok())
-        {
-            return (&rest[..at], Some(name));
-        }
+    // No name has a `=` itself.
+    let Some(at) = rest.iter().rposition(|b| *b == b'=') else { return (rest, None) };
+    match std::str::from_utf8(&rest[at + 1..]).ok().and_then(|name| Reference::parse_full(name).ok()) {
+        Some(name) => (&rest[..at], Some(name)),
+        None => (rest, None),
     }
-    (rest, None)
 }
 
 impl Transport {

@@ -252,7 +252,8 @@ fn tls_reason(error: &rustls::Error) -> String {
 }
 
 /// `: ` and what an error answer says, or nothing. Understands the registry's `errors`, and what token servers send.
-pub(crate) fn message(body: &[u8]) -> String {
+#[must_use]
+pub fn message(body: &[u8]) -> String {
     let Ok(serde_json::Value::Object(body)) = serde_json::from_slice(body) else { return String::new() };
     let text = |object: &serde_json::Map<String, serde_json::Value>, names: [&str; 4]| {
         names.iter().find_map(|name| Some(object.get(*name)?.as_str()?.to_owned()).filter(|text| !text.is_empty()))

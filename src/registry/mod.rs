@@ -45,6 +45,14 @@ pub use session::Sessions;
 use crate::config::Environment;
 pub use crate::config::auth::{Credentials, Secret};
 
+/// Parsers of what servers send, for who tests nothing but them (`fuzz/`): all else that they say goes through [`Client`].
+pub mod foreign {
+    pub use super::error::message;
+    pub use super::token::parse as token_answer;
+    pub use super::url::{absolute, resolve, shown};
+    pub use super::validity::of as validity;
+}
+
 /// How long a connection may take to come about, TLS handshake and proxy included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -162,7 +162,8 @@ struct Answer {
 }
 
 /// The `Authorization` and the lifetime in a token server's answer. The token must be what a header field can carry.
-fn parse(body: &[u8]) -> Option<(Secret, Duration)> {
+#[must_use]
+pub fn parse(body: &[u8]) -> Option<(Secret, Duration)> {
     let answer: Answer = serde_json::from_slice(body).ok()?;
     let token = [answer.token, answer.access_token].into_iter().flatten().find(|token| !token.is_empty())?;
     let fits = token.expose().bytes().all(|byte| byte.is_ascii_graphic());

@@ -4,7 +4,8 @@
 use ureq::http::Uri;
 
 /// What may be shown of a URL: no user, no password, and no query, since a signed URL is a credential.
-pub(crate) fn shown(uri: &Uri) -> String {
+#[must_use]
+pub fn shown(uri: &Uri) -> String {
     let authority = uri.authority().map_or("", |authority| authority.as_str());
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
     format!("{}://{}{}", uri.scheme_str().unwrap_or("http"), host, uri.path())
@@ -31,7 +32,8 @@ impl Origin {
 }
 
 /// An absolute `http` or `https` URL, without the user and password that it may carry.
-pub(crate) fn absolute(text: &str) -> Option<Uri> {
+#[must_use]
+pub fn absolute(text: &str) -> Option<Uri> {
     let (scheme, rest) = text.split_once("://")?;
     if !["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
         return None;
@@ -47,7 +49,8 @@ pub(crate) fn absolute(text: &str) -> Option<Uri> {
 
 /// What `location` means in an answer to a request for `base` (RFC 3986, section 5.2); `None` when it is no `http` or
 /// `https` URL.
-pub(crate) fn resolve(base: &Uri, location: &str) -> Option<Uri> {
+#[must_use]
+pub fn resolve(base: &Uri, location: &str) -> Option<Uri> {
     let location = location.trim();
     let scheme = base.scheme_str().unwrap_or("http");
     let authority = base.authority()?.as_str();

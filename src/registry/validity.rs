@@ -11,7 +11,8 @@ const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 
 /// First and last second of validity, since 1970; a time before that is 0. `None` when `certificate` is not one.
-pub(crate) fn of(certificate: &[u8]) -> Option<(u64, u64)> {
+#[must_use]
+pub fn of(certificate: &[u8]) -> Option<(u64, u64)> {
     let (certificate, _) = take(certificate, Some(SEQUENCE))?;
     let (mut rest, _) = take(certificate, Some(SEQUENCE))?;
     if rest.first() == Some(&VERSION) {
@@ -86,14 +87,14 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
-            of(&bytes);
+            let _ = of(&bytes);
         }
 
         #[test]
         fn any_damage_is_survived(at in 0_usize..40, byte: u8) {
             let mut bytes = certificate(b"\x17\x0d260101000000Z\x18\x0f20500101000000Z");
             bytes[at] = byte;
-            of(&bytes);
+            let _ = of(&bytes);
         }
     }
 }

@@ -11,7 +11,7 @@ pub struct Node {
     name: (u32, u8),
     /// For a second name of an inode: the node that has its content.
     pub link_to: Option<u32>,
-    /// Type and metadata.
+    /// Type and metadata; a second name has no attributes of its own.
     pub inode: Inode,
 }
 
@@ -41,7 +41,10 @@ impl Index {
             number_of_dirent.insert(dirent, number);
             let first = *first_of_inode.entry(tree.inode_number(dirent)).or_insert(number);
             let parent = number_of_dirent.get(&tree.parent(dirent)).copied().unwrap_or(0);
-            index.push(parent, tree.name(dirent), (first != number).then_some(first), tree.inode(dirent).clone());
+            let link_to = (first != number).then_some(first);
+            let inode = tree.inode(dirent);
+            let inode = if link_to.is_some() { without_xattrs(inode) } else { inode.clone() };
+            index.push(parent, tree.name(dirent), link_to, inode);
         }
         index
     }
@@ -200,7 +203,7 @@ impl Index {
             if tag == LINK {
                 let first = input.number()?;
                 let target = index.nodes.get(first as usize).ok_or(Malformed)?;
-                let inode = Inode { xattrs: Vec::new(), ..target.inode.clone() };
+                let inode = without_xattrs(&target.inode);
                 index.push(parent, name, Some(first), inode);
             } else {
                 let inode = input.inode(tag)?;
@@ -209,6 +212,13 @@ impl Index {
         }
         if input.0.is_empty() { Ok(index) } else { Err(Malformed) }
     }
+}
+
+/// What a second name of an inode says of it. Copied along, the attributes of one inode would be a gigabyte in a layer with
+/// ten thousand names for it.
+fn without_xattrs(inode: &Inode) -> Inode {
+    let Inode { mode, uid, gid, mtime, stamped, opaque, whiteout, .. } = *inode;
+    Inode { kind: inode.kind.clone(), mode, uid, gid, mtime, stamped, opaque, whiteout, xattrs: Vec::new() }
 }
 
 const LINK: u8 = 7;
@@ -278,6 +288,9 @@ impl<'a> Input<'a> {
         let mode = u16::from_le_bytes(self.array()?);
         let (uid, gid) = (self.number()?, self.number()?);
         let mtime = Timestamp { seconds: i64::from_le_bytes(self.array()?), nanoseconds: self.number()? };
+        if mode > 0o7777 || mtime.nanoseconds >= 1_000_000_000 {
+            return Err(Malformed);
+        }
         let mut xattrs = Vec::new();
         for _ in 0..self.varint()? {
             xattrs.push((self.bytes()?.to_vec(), self.bytes()?.to_vec()));
@@ -299,7 +312,39 @@ impl<'a> Input<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layer::tar::Header;
     use proptest::prelude::*;
+
+    #[test]
+    fn second_names_do_not_copy_attributes() {
+        let mut tree = Tree::new();
+        let xattrs = vec![(b"user.a".to_vec(), vec![0; 60_000])];
+        let file = Header { typeflag: b'0', name: b"f".to_vec(), xattrs, ..Header::default() };
+        tree.place(&file).unwrap();
+        for number in 0..1000 {
+            let name = format!("l{number}").into_bytes();
+            tree.place(&Header { typeflag: b'1', name, link: b"f".to_vec(), ..Header::default() }).unwrap();
+        }
+        let index = Index::of(&tree);
+        let decoded = Index::decode(&index.encode()).unwrap();
+        for index in [index, decoded] {
+            assert_eq!(index.nodes().iter().map(|node| node.inode.xattrs.len()).sum::<usize>(), 1);
+        }
+    }
+
+    #[test]
+    fn modes_and_times_that_no_file_has_are_refused() {
+        let encoded = Index::of(&Tree::new()).encode();
+        // Count, parent, name and type of the root come before its mode; its time before the number of its attributes.
+        for (at, byte) in [(5, 0x10), (encoded.len() - 2, 0xff)] {
+            let mut bad = encoded.clone();
+            bad[at] = byte;
+            if byte == 0xff {
+                bad.splice(at + 1..at + 1, [0xff, 0xff, 0xff, 0x0f]);
+            }
+            assert!(Index::decode(&bad).is_err());
+        }
+    }
 
     proptest! {
         #[test]
