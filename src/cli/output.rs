@@ -48,6 +48,8 @@ pub fn limit_hint(error: &str) -> Option<&'static str> {
         Some("raise `ulimit -n`")
     } else if error.contains("(os error 23)") {
         Some("end other programs, or raise `sysctl fs.file-max`")
+    } else if error.contains("starting a thread: ") {
+        Some("end other programs, or raise `ulimit -u`")
     } else {
         None
     }

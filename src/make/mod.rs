@@ -84,6 +84,9 @@ pub enum Error {
     /// The records are no JSON.
     #[error("writing the store's records: {0}")]
     Json(#[from] serde_json::Error),
+    /// There is no thread to convert with.
+    #[error("{0}")]
+    Thread(#[source] io::Error),
     /// Another thread failed first.
     #[error("stopped")]
     Stopped,
@@ -155,7 +158,7 @@ impl Make<'_> {
         let mut attempts: BTreeMap<Digest, usize> = BTreeMap::new();
         loop {
             supply.look(&layers);
-            supply.start();
+            supply.start().map_err(Error::Thread)?;
             let result = match &mut output {
                 Output::File(file) => self.to_file(file, &layers, &mut supply),
                 Output::Stream(stream) => self.to_stream(stream, &layers, &mut supply),
@@ -189,7 +192,7 @@ impl Make<'_> {
     ) -> Result<Option<(u64, Vec<String>)>, Error> {
         let Some(lent) = supply.lend(layers, file.path()).filter(|lent| file.is_like(lent)) else { return Ok(None) };
         let result = std::thread::scope(|scope| {
-            let pieces = file.begin_comparing(scope, self.settings.stamp, Arc::clone(&lent));
+            let pieces = file.begin_comparing(scope, self.settings.stamp, Arc::clone(&lent))?;
             self.to_pieces(pieces, layers, supply)
         });
         match result {
@@ -203,7 +206,7 @@ impl Make<'_> {
     /// Layers are converted while those before them are written.
     fn to_file(&self, file: &TarFile, layers: &[StoreLayer], supply: &mut Supply) -> Result<(u64, Vec<String>), Error> {
         std::thread::scope(|scope| {
-            let pieces = file.begin(scope, self.settings.stamp, supply.written());
+            let pieces = file.begin(scope, self.settings.stamp, supply.written())?;
             self.to_pieces(pieces, layers, supply)
         })
     }

@@ -537,7 +537,7 @@ mod tests {
         let slot = Slot::new(u64::MAX);
         let file = cache.new_file().unwrap();
         slot.give(Place { tar: Arc::clone(&pack.file), number: pack.number, offset: 512, stamp: 0 });
-        let mut writer = Writer::new(file.file().try_clone().unwrap(), &key, slot);
+        let mut writer = Writer::new(file.file().try_clone().unwrap(), &key, slot).unwrap();
         writer.write_all(&[7; 1024]).unwrap();
         writer.end_body().unwrap();
         let written = writer.finish().unwrap();
