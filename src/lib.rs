@@ -18,20 +18,21 @@
 //! | media_type |  |
 //! | json |  |
 //! | atomic |  |
-//! | config |  |
+//! | threads |  |
+//! | config | threads |
 //! | wire | entry |
 //! | reference | digest |
 //! | registry | config, digest |
-//! | source | digest, json, media_type, reference, registry |
+//! | source | digest, json, media_type, reference, registry, threads |
 //! | image | digest, json, media_type, source |
-//! | layer | digest, entry, json, registry, source |
-//! | segment | atomic, digest, entry, layer, source, wire |
+//! | layer | digest, entry, json, registry, source, threads |
+//! | segment | atomic, digest, entry, layer, source, threads, wire |
 //! | storage | digest, entry, image, json, layer, segment, wire |
 //! | inspect | entry, layer, reference, storage |
-//! | sink | atomic, digest, segment, storage |
-//! | plan | digest, image, reference, source, storage |
-//! | make | atomic, digest, plan, segment, sink, source, storage |
-//! | verify | digest, entry, image, inspect, json, layer, reference, segment, storage |
+//! | sink | atomic, digest, segment, storage, threads |
+//! | plan | digest, image, reference, source, storage, threads |
+//! | make | atomic, digest, plan, segment, sink, source, storage, threads |
+//! | verify | digest, entry, image, inspect, json, layer, reference, segment, storage, threads |
 //! | xcluster | atomic |
 //! | cli | atomic, config, digest, image, inspect, make, plan, reference, registry, segment, sink, source, storage, verify, xcluster |
 
@@ -70,6 +71,8 @@ pub mod sink;
 pub mod source;
 #[cfg(feature = "front")]
 pub mod storage;
+#[cfg(feature = "front")]
+pub mod threads;
 #[cfg(feature = "front")]
 pub mod verify;
 pub mod wire;

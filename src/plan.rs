@@ -12,6 +12,7 @@ use crate::image::{self, Image, Platform};
 use crate::reference::{Item, Location};
 use crate::source::{self, Descriptor, ImageSource};
 use crate::storage::record::{StoreImage, seconds_since_epoch};
+use crate::threads;
 
 /// Images whose manifests are fetched at once.
 const PARALLEL: usize = 8;
@@ -232,9 +233,9 @@ fn names_of(item: &Item, source: &dyn ImageSource) -> Result<Vec<String>, Error>
 fn open_all(items: &[Item], platform: &Platform, options: &source::Options) -> Result<Vec<Opened>, Error> {
     let shared = Arc::new((items.to_vec(), platform.clone(), options.clone(), AtomicUsize::new(0)));
     let (sender, receiver) = channel();
-    for _ in 0..PARALLEL.min(items.len()) {
+    for number in 0..PARALLEL.min(items.len()) {
         let (shared, sender) = (Arc::clone(&shared), sender.clone());
-        std::thread::spawn(move || {
+        let work = move || {
             let (items, platform, options, next) = &*shared;
             while let Some((at, item)) =
                 Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|at| Some((at, items.get(at)?)))
@@ -244,7 +245,13 @@ fn open_all(items: &[Item], platform: &Platform, options: &source::Options) -> R
                     return;
                 }
             }
-        });
+        };
+        match threads::spawn(work.clone()) {
+            Ok(_) => {}
+            Err(_) if number > 0 => break,
+            // Then without.
+            Err(_) => work(),
+        }
     }
     drop(sender);
     let mut all: Vec<Option<Opened>> = items.iter().map(|_| None).collect();

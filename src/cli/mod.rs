@@ -14,6 +14,7 @@ mod progress;
 mod verify;
 mod why;
 
+use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -67,8 +68,15 @@ pub fn main() -> ExitCode {
         Ok(args) => args,
         Err(error) => {
             // Help and version are data and end well; clap knows which is which.
-            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Success };
-            let _ = error.print();
+            let exit = match (error.use_stderr(), error.print()) {
+                (true, _) => Exit::Usage,
+                (false, Err(error)) if error.kind() != ErrorKind::BrokenPipe => {
+                    let error = anyhow::Error::new(error).context("writing standard output");
+                    Printer::new(false).error(&error);
+                    Exit::Failure
+                }
+                (false, _) => Exit::Success,
+            };
             return exit.into();
         }
     };
@@ -106,7 +114,7 @@ pub fn main() -> ExitCode {
 
 /// Only of what is printed: a tar that could not be written to its end is a failure, whoever closed the pipe.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
 }
 
 fn init_log(verbose: u8) {

@@ -48,6 +48,8 @@ pub fn limit_hint(error: &str) -> Option<&'static str> {
         Some("raise `ulimit -n`")
     } else if error.contains("(os error 23)") {
         Some("end other programs, or raise `sysctl fs.file-max`")
+    } else if error.contains("starting a thread: ") {
+        Some("end other programs, or raise `ulimit -u`")
     } else {
         None
     }
@@ -69,8 +71,8 @@ pub fn interrupted() {
 /// When standard output is closed or full.
 pub fn data(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
-    stdout.flush()
+    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    written.map_err(|error| io::Error::new(error.kind(), format!("writing standard output: {error}")))
 }
 
 fn line(out: &mut dyn Write, text: &str) {

@@ -160,11 +160,12 @@ fn talk(child: &mut Child, server: &str, limit: Duration) -> Result<Vec<u8>, Tro
     let _ = stdin.write_all(server.as_bytes());
     drop(stdin);
     let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
+    crate::threads::spawn(move || {
         let mut output = Vec::new();
         let result = stdout.take(HELPER_OUTPUT_MAX + 1).read_to_end(&mut output);
         let _ = sender.send(result.map(|_| output));
-    });
+    })
+    .map_err(Trouble::Io)?;
     let output = receiver.recv_timeout(limit).map_err(|_| Trouble::Timeout)?.map_err(Trouble::Io)?;
     if output.len() as u64 > HELPER_OUTPUT_MAX {
         return Err(Trouble::Flood);

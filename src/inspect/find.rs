@@ -6,7 +6,7 @@ use std::io::{self, BufRead, BufReader, Read, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::files::{self, Files, Keep, Kept};
-use super::input::{is_compressed, plain_stream};
+use super::input::{Patient, is_compressed, magic_of, plain_stream};
 use super::machine::{MachineConfig, within};
 use crate::layer::tar::{TarError, TarReader};
 
@@ -109,14 +109,13 @@ pub fn in_stream_with_files(input: impl Read) -> Result<(Vec<Found>, Files), Err
 }
 
 fn tar(mut file: File, kept: Option<&mut Kept>) -> Result<Vec<Found>, Error> {
-    let mut magic = [0; 6];
     // A pipe has no place to go back to.
     if file.metadata()?.is_file() && file.stream_position().is_ok() {
-        let read = file.read(&mut magic)?;
+        let magic = magic_of(&mut file)?;
         file.seek(SeekFrom::Start(0))?;
-        if !is_compressed(&magic[..read]) {
+        if !is_compressed(&magic) {
             let length = file.metadata()?.len();
-            let mut reader = TarReader::new(BufReader::with_capacity(BUFFER, file));
+            let mut reader = TarReader::new(BufReader::with_capacity(BUFFER, Patient(file)));
             let found = scan(&mut reader, kept, |reader| Ok(reader.seek_over_content()?))?;
             if reader.offset() > length {
                 return Err(TarError::Truncated { offset: length, what: "a file's content" }.into());
@@ -402,6 +401,28 @@ mod tests {
         let files: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b"[]"[..])).collect();
         assert!(matches!(in_stream(&tar(&files)[..]), Err(Error::Stores)));
         assert_eq!(in_stream(&b""[..]).unwrap(), []);
+    }
+
+    /// One byte at a time, and every other read is interrupted.
+    struct Bits<'a>(&'a [u8], bool);
+
+    impl Read for Bits<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.1 = !self.1;
+            let most = buffer.len().min(1);
+            if self.1 { Err(io::ErrorKind::Interrupted.into()) } else { self.0.read(&mut buffer[..most]) }
+        }
+    }
+
+    #[test]
+    fn a_stream_may_come_in_bits() {
+        use std::io::Write as _;
+        let bytes = tar(&[("a/overlay-images/images.json", b"[]")]);
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&bytes).unwrap();
+        for stream in [&gzip.finish().unwrap(), &zstd::encode_all(&bytes[..], 1).unwrap(), &bytes] {
+            assert_eq!(graphroots(&in_stream(Bits(stream, false)).unwrap()), ["a"]);
+        }
     }
 
     #[test]

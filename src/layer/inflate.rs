@@ -14,6 +14,7 @@ use std::thread::Scope;
 
 use crate::digest::{Digest, Hasher, VerifyReader};
 use crate::source::Descriptor;
+use crate::threads;
 
 /// Bytes in one buffer between the threads: small enough for both to stay in a core's second-level cache.
 const BUFFER: usize = 256 << 10;
@@ -60,11 +61,14 @@ pub struct Inflated {
 }
 
 /// Starts to read and inflate `blob`, which must be what `descriptor` says.
+///
+/// # Errors
+/// When there is no thread for it.
 pub fn inflate<'scope>(
     scope: &'scope Scope<'scope, '_>,
     blob: Box<dyn Read + Send>,
     descriptor: &Descriptor,
-) -> Inflated {
+) -> io::Result<Inflated> {
     let (full_sender, full) = sync_channel(BUFFERS);
     let (empty, empty_receiver) = channel();
     for _ in 0..BUFFERS {
@@ -72,13 +76,13 @@ pub fn inflate<'scope>(
     }
     let verified = VerifyReader::new(blob, descriptor.digest, descriptor.size);
     let blob = descriptor.digest;
-    scope.spawn(move || {
+    threads::spawn_in(scope, move || {
         if let Err(error) = read(scope, verified, blob, &empty_receiver, &full_sender) {
             // Nobody listens any more when the other side gave up.
             let _ = full_sender.send(Message::End(Err(error)));
         }
-    });
-    Inflated { full, empty, buffer: Vec::new(), at: 0, end: None }
+    })?;
+    Ok(Inflated { full, empty, buffer: Vec::new(), at: 0, end: None })
 }
 
 /// Reads the blob to its end; who hashes says when that is, but for errors.
@@ -101,10 +105,10 @@ fn read<'scope>(
     }
     let (inflated, unhashed) = sync_channel(BUFFERS);
     let hashed = full.clone();
-    scope.spawn(move || {
+    threads::spawn_in(scope, move || {
         // As above.
         let _ = hash(&unhashed, &hashed, compression);
-    });
+    })?;
     let end = pump(compression, input, empty, &inflated);
     inflated.send(Message::End(end)).map_err(gone)
 }

@@ -15,6 +15,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use crate::atomic::{cut_off, is_full};
 use crate::digest::Digest;
 use crate::plan::Plan;
 use crate::segment::cache::Cache;
@@ -84,12 +85,24 @@ pub enum Error {
     /// The records are no JSON.
     #[error("writing the store's records: {0}")]
     Json(#[from] serde_json::Error),
+    /// There is no thread to convert with.
+    #[error("{0}")]
+    Thread(#[source] io::Error),
     /// Another thread failed first.
     #[error("stopped")]
     Stopped,
 }
 
 impl Error {
+    /// Whether there is no room for what is to be kept.
+    fn is_full_cache(&self) -> bool {
+        match self {
+            Self::Convert { error, .. } => matches!(&**error, convert::Error::Output(error) if is_full(error)),
+            Self::Cache(error) => is_full(error),
+            _ => false,
+        }
+    }
+
     /// Whether something of an image is simply not there.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
@@ -155,7 +168,7 @@ impl Make<'_> {
         let mut attempts: BTreeMap<Digest, usize> = BTreeMap::new();
         loop {
             supply.look(&layers);
-            supply.start();
+            supply.start().map_err(Error::Thread)?;
             let result = match &mut output {
                 Output::File(file) => self.to_file(file, &layers, &mut supply),
                 Output::Stream(stream) => self.to_stream(stream, &layers, &mut supply),
@@ -166,6 +179,18 @@ impl Make<'_> {
                 {
                     supply.note(&format!("cache file of layer {layer} is damaged: converting the layer again"));
                     layers.iter().filter(|other| other.id == layer).for_each(|layer| supply.discard(layer));
+                }
+                Err(error) if error.is_full_cache() => {
+                    let Some(next) = supply.without_keeping(self.plan, self.settings) else { return Err(error) };
+                    supply.note(&format!("{error}: nothing more is kept in the cache"));
+                    supply = next;
+                    supply.look(&layers);
+                    if let Output::File(file) = &mut output {
+                        // Threads that are still at work write into the first one.
+                        *file = TarFile::create(file.path())?;
+                        cut_off();
+                        supply.write_into(file);
+                    }
                 }
                 Err(error) => return Err(error),
                 Ok((bytes, warnings)) => {
@@ -189,7 +214,7 @@ impl Make<'_> {
     ) -> Result<Option<(u64, Vec<String>)>, Error> {
         let Some(lent) = supply.lend(layers, file.path()).filter(|lent| file.is_like(lent)) else { return Ok(None) };
         let result = std::thread::scope(|scope| {
-            let pieces = file.begin_comparing(scope, self.settings.stamp, Arc::clone(&lent));
+            let pieces = file.begin_comparing(scope, self.settings.stamp, Arc::clone(&lent))?;
             self.to_pieces(pieces, layers, supply)
         });
         match result {
@@ -203,7 +228,7 @@ impl Make<'_> {
     /// Layers are converted while those before them are written.
     fn to_file(&self, file: &TarFile, layers: &[StoreLayer], supply: &mut Supply) -> Result<(u64, Vec<String>), Error> {
         std::thread::scope(|scope| {
-            let pieces = file.begin(scope, self.settings.stamp, supply.written());
+            let pieces = file.begin(scope, self.settings.stamp, supply.written())?;
             self.to_pieces(pieces, layers, supply)
         })
     }

@@ -21,6 +21,7 @@ use crate::segment::file::{Error as SegmentError, Segment};
 use crate::segment::place::{Place, Slot, Ticket, Turns};
 use crate::sink::{self, TarFile};
 use crate::storage::store::{Settings, StoreLayer, body_prefix};
+use crate::threads;
 
 /// Layers fetched at once from a network, at least: it wants more than a processor.
 const FETCHED_MIN: usize = 3;
@@ -108,6 +109,13 @@ impl Supply {
         }
     }
 
+    /// The same, with nothing done yet, for who has found that there is no room in the cache. `None` if that has been
+    /// tried, or cannot be.
+    pub fn without_keeping(&self, plan: &Plan, settings: &Settings) -> Option<Self> {
+        let cache = self.work.cache.to_read_only()?;
+        Some(Self::new(plan, settings, cache, Arc::clone(&self.work.progress)))
+    }
+
     /// Takes what is in the cache; gives how many layers that were.
     pub fn look(&mut self, layers: &[StoreLayer]) -> usize {
         let mut cached = 0;
@@ -142,7 +150,10 @@ impl Supply {
     }
 
     /// Has the missing layers converted.
-    pub fn start(&mut self) {
+    ///
+    /// # Errors
+    /// When there is not even one thread for it.
+    pub fn start(&mut self) -> io::Result<()> {
         for layer in self.missing.drain(..) {
             let slot = if self.work.pack.get().is_some() { Slot::new(self.ahead) } else { Slot::none() };
             self.under_way.insert(layer.id, slot.clone());
@@ -151,9 +162,13 @@ impl Supply {
         }
         while self.threads < self.workers.min(self.under_way.len()) {
             let (work, queued, done) = (Arc::clone(&self.work), Arc::clone(&self.queued), self.done.clone());
-            std::thread::spawn(move || work.run(&queued, &done));
-            self.threads += 1;
+            match threads::spawn(move || work.run(&queued, &done)) {
+                Ok(_) => self.threads += 1,
+                Err(_) if self.threads > 0 => break,
+                Err(error) => return Err(error),
+            }
         }
+        Ok(())
     }
 
     /// The file that bodies are written into.

@@ -14,19 +14,16 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::file::{Error, Segment, Trailer};
-use crate::atomic::{Temporary, Unnamed, is_alive, keep_only, temporary_process};
+use crate::atomic::{Temporary, Unnamed, is_left, keep_only};
 use crate::digest::{Digest, Hasher};
 
 /// Changes whenever the bytes of a segment for the same layer would.
 const FORMAT: &str = "prepull segment 4";
-
-/// A temporary file that was not written to for this time is nobody's.
-const LEFTOVER_AGE: Duration = Duration::from_secs(3600);
 
 /// New bytes from which on a tar is shared: less is written twice in a few hundredths of a second.
 const SHARED_MIN: u64 = 32 << 20;
@@ -38,6 +35,10 @@ pub struct Cache {
     tars: PathBuf,
     keeps: bool,
     links: bool,
+    /// Where segments are made that are not kept.
+    scratch: Option<PathBuf>,
+    /// Where they will be once there is no room in the cache.
+    spare: Option<PathBuf>,
     open_tars: Mutex<BTreeMap<u64, Arc<File>>>,
     /// Whether a segment was removed: its tar may be of no use any more.
     has_evicted: AtomicBool,
@@ -98,6 +99,8 @@ impl Cache {
             tars,
             keeps: true,
             links: true,
+            scratch: None,
+            spare: None,
             open_tars: Mutex::default(),
             has_evicted: AtomicBool::new(false),
         }
@@ -124,6 +127,27 @@ impl Cache {
         Self { links: false, ..self }
     }
 
+    /// The same; when there is no room in it, new segments may be made in `directory`.
+    #[must_use]
+    pub fn with_spare(self, directory: &Path) -> Self {
+        Self { spare: Some(directory.to_owned()), ..self }
+    }
+
+    /// The same cache, for who has found that there is no room in it: what is there is used, and nothing is added. `None` if
+    /// there is no other place.
+    #[must_use]
+    pub fn to_read_only(&self) -> Option<Self> {
+        let scratch = Some(self.spare.clone().filter(|_| self.keeps_new())?);
+        let (segments, tars) = (self.segments.clone(), self.tars.clone());
+        let (open_tars, has_evicted) = (Mutex::default(), AtomicBool::new(false));
+        Some(Self { segments, tars, keeps: true, links: self.links, scratch, spare: None, open_tars, has_evicted })
+    }
+
+    /// Whether what is new is kept.
+    fn keeps_new(&self) -> bool {
+        self.keeps && self.scratch.is_none()
+    }
+
     /// No cache: segments are files without a name in `directory`, gone when the process ends.
     #[must_use]
     pub fn none(directory: &Path) -> Self {
@@ -133,6 +157,8 @@ impl Cache {
             tars,
             keeps: false,
             links: false,
+            scratch: None,
+            spare: None,
             open_tars: Mutex::default(),
             has_evicted: AtomicBool::new(false),
         }
@@ -143,10 +169,10 @@ impl Cache {
     /// two names has its surprises (gzip refuses it, for one).
     #[must_use]
     pub fn adopt(&self, file: &Unnamed, size: u64) -> Option<Pack> {
-        if self.keeps && (!self.links || size < SHARED_MIN || make_ours(&self.tars).is_err()) {
+        if self.keeps_new() && (!self.links || size < SHARED_MIN || make_ours(&self.tars).is_err()) {
             return None;
         }
-        let name = match self.keeps {
+        let name = match self.keeps_new() {
             true => {
                 // Nobody shall lend it before it is whole: see [`Self::lend`].
                 rustix::fs::flock(file.file(), FlockOperation::NonBlockingLockExclusive).ok()?;
@@ -236,7 +262,7 @@ impl Cache {
     /// # Errors
     /// When it cannot be made.
     pub fn new_file(&self) -> io::Result<Unnamed> {
-        Unnamed::new_in(&self.segments, 0o600)
+        Unnamed::new_in(self.directory(), 0o600)
     }
 
     /// Keeps a finished segment; `pack` is the tar that has its body, up to the offset that comes with it.
@@ -244,7 +270,7 @@ impl Cache {
     /// # Errors
     /// When it cannot be given its name.
     pub fn keep(&self, file: Unnamed, key: &Digest, pack: Option<(&Pack, u64)>) -> io::Result<()> {
-        if !self.keeps {
+        if !self.keeps_new() {
             return Ok(());
         }
         let Some((pack, end)) = pack else { return file.publish_new(&self.path(key)).map(drop) };
@@ -294,7 +320,7 @@ impl Cache {
     /// Where scratch files may go.
     #[must_use]
     pub fn directory(&self) -> &Path {
-        &self.segments
+        self.scratch.as_deref().unwrap_or(&self.segments)
     }
 
     /// All that is kept, the longest unused first.
@@ -304,7 +330,7 @@ impl Cache {
     pub fn items(&self) -> io::Result<Vec<Item>> {
         let mut items = Vec::new();
         let mut of_tars: BTreeMap<u64, Item> = BTreeMap::new();
-        for (path, size, used) in files(&self.segments)? {
+        for Found { path, size, used, .. } in files(&self.segments)? {
             let key = path.file_name().and_then(|name| name.to_str()).and_then(|name| Digest::from_hex(name).ok());
             let Some(key) = key else { continue };
             let file = open_ours(&path).ok().flatten();
@@ -319,12 +345,11 @@ impl Cache {
             all.paths.extend(item.paths);
             (all.segments, all.size, all.used) = (all.segments + 1, all.size + size, all.used.max(used));
         }
-        for (path, size, used) in files(&self.tars)? {
+        for Found { path, size, used, names } in files(&self.tars)? {
             let Some(number) = tar_number(&path) else { continue };
             match of_tars.get_mut(&number) {
                 Some(item) => {
-                    let has_other = fs_err::symlink_metadata(&path).is_ok_and(|found| found.nlink() > 1);
-                    item.shared += if has_other { size } else { 0 };
+                    item.shared += if names > 1 { size } else { 0 };
                     item.size += size;
                     item.paths.push(path);
                 }
@@ -369,11 +394,8 @@ impl Cache {
     /// Temporary files of killed processes.
     fn leftovers(&self) -> io::Result<Vec<Item>> {
         let mut left = Vec::new();
-        for (path, size, used) in [files(&self.segments)?, files(&self.tars)?].concat() {
-            let Some(process) = path.file_name().and_then(|name| temporary_process(name.to_str()?)) else { continue };
-            // The process may be one of another machine or container: then its number says nothing.
-            let is_young = used.elapsed().map_or(true, |age| age < LEFTOVER_AGE);
-            if !is_young && !is_alive(process) {
+        for Found { path, size, used, .. } in files(&self.segments)?.into_iter().chain(files(&self.tars)?) {
+            if path.file_name().and_then(|name| name.to_str()).is_some_and(|name| is_left(name, used)) {
                 left.push(Item { paths: vec![path], segments: 0, size, shared: 0, used });
             }
         }
@@ -432,13 +454,22 @@ fn is_ours_alone(metadata: &std::fs::Metadata) -> bool {
 fn open_ours(path: &Path) -> io::Result<Option<File>> {
     // Neither a link nor a pipe is followed or waited for, and nobody else's file is believed.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let file = File::from(rustix::io::retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty()))?);
     let metadata = file.metadata()?;
     Ok((metadata.is_file() && is_ours_alone(&metadata)).then_some(file))
 }
 
-/// The files in a directory, with size and time; none if it is not there.
-fn files(directory: &Path) -> io::Result<Vec<(PathBuf, u64, SystemTime)>> {
+/// A file in a directory of the cache.
+#[derive(Debug)]
+struct Found {
+    path: PathBuf,
+    size: u64,
+    used: SystemTime,
+    names: u64,
+}
+
+/// The files in a directory; none if it is not there.
+fn files(directory: &Path) -> io::Result<Vec<Found>> {
     let entries = match fs_err::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
@@ -446,10 +477,13 @@ fn files(directory: &Path) -> io::Result<Vec<(PathBuf, u64, SystemTime)>> {
     let mut files = Vec::new();
     for entry in entries {
         let entry = entry?;
-        // Another process may prune at the same time.
-        if let Ok(metadata) = entry.metadata() {
-            files.push((entry.path(), metadata.len(), metadata.modified()?));
-        }
+        let metadata = match entry.metadata() {
+            // Another process may prune at the same time.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            metadata => metadata?,
+        };
+        let (size, used, names) = (metadata.len(), metadata.modified()?, metadata.nlink());
+        files.push(Found { path: entry.path(), size, used, names });
     }
     Ok(files)
 }
@@ -458,11 +492,13 @@ fn files(directory: &Path) -> io::Result<Vec<(PathBuf, u64, SystemTime)>> {
 mod tests {
     use std::io::Write as _;
     use std::os::unix::fs::FileExt as _;
+    use std::time::Duration;
 
     use super::super::place::{Place, Slot};
     use super::super::writer::Writer;
     use super::super::writer::tests::FACTS;
     use super::*;
+    use crate::atomic::LEFTOVER_AGE;
 
     fn cache(at: &Path) -> Cache {
         let cache = Cache::open(at).unwrap();
@@ -537,7 +573,7 @@ mod tests {
         let slot = Slot::new(u64::MAX);
         let file = cache.new_file().unwrap();
         slot.give(Place { tar: Arc::clone(&pack.file), number: pack.number, offset: 512, stamp: 0 });
-        let mut writer = Writer::new(file.file().try_clone().unwrap(), &key, slot);
+        let mut writer = Writer::new(file.file().try_clone().unwrap(), &key, slot).unwrap();
         writer.write_all(&[7; 1024]).unwrap();
         writer.end_body().unwrap();
         let written = writer.finish().unwrap();

@@ -107,13 +107,14 @@ pub fn convert(
     new_file: &dyn Fn() -> io::Result<File>,
 ) -> Result<(), Error> {
     std::thread::scope(|scope| {
-        let inflated = inflate(scope, blob, job.descriptor);
+        let inflated =
+            inflate(scope, blob, job.descriptor).map_err(|error| Error::Tar { entry: None, error: error.into() })?;
         let _turn = ticket.take();
         let split = tempfile::spooled_tempfile_in(SPLIT_IN_MEMORY, job.scratch);
         let mut pass = Pass {
             job,
             tree: Tree::new(),
-            body: Writer::new(new_file().map_err(Error::Output)?, &job.key, job.slot.clone()),
+            body: Writer::new(new_file().map_err(Error::Output)?, &job.key, job.slot.clone()).map_err(Error::Output)?,
             split: TarSplit::new(split),
             seen: HashSet::new(),
             uids: BTreeSet::new(),
@@ -323,7 +324,7 @@ impl Pass<'_> {
     fn rewrite(&mut self, index: &mut Index, new_file: &dyn Fn() -> io::Result<File>) -> io::Result<()> {
         // In the tar the second body would overwrite the first one.
         let (file, slot) = (new_file()?, Slot::none());
-        let second = Writer::new(file, &self.job.key, slot);
+        let second = Writer::new(file, &self.job.key, slot)?;
         let first = std::mem::replace(&mut self.body, second).finish()?;
         self.directories.clear();
         let mut buffer = vec![0; 256 << 10];

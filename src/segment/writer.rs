@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use super::file::{CHUNK, Facts, Trailer, seed, set_times, sum};
 use super::place::{Place, Slot};
 use crate::digest::Digest;
+use crate::threads;
 use crate::wire;
 
 /// Chunks under way between the threads.
@@ -48,8 +49,10 @@ pub struct Writer {
 
 impl Writer {
     /// Writes to `own`, which must be empty, for `key`; the body to the place that `slot` has in time.
-    #[must_use]
-    pub fn new(own: File, key: &Digest, slot: Slot) -> Self {
+    ///
+    /// # Errors
+    /// When there is no thread for it.
+    pub fn new(own: File, key: &Digest, slot: Slot) -> io::Result<Self> {
         let (chunks, messages) = sync_channel(CHUNKS);
         let (empty_sender, empty) = channel();
         for _ in 0..CHUNKS {
@@ -66,9 +69,9 @@ impl Writer {
             body: None,
             length: 0,
         };
-        let thread = std::thread::spawn(move || written.run(&slot, &messages, &empty_sender));
+        let thread = threads::spawn(move || written.run(&slot, &messages, &empty_sender))?;
         let (buffer, stamped) = (Vec::with_capacity(CHUNK), Vec::new());
-        Self { buffer, stamped, position: 0, chunks: Some(chunks), empty, thread: Some(thread) }
+        Ok(Self { buffer, stamped, position: 0, chunks: Some(chunks), empty, thread: Some(thread) })
     }
 
     /// Bytes written so far.
@@ -292,7 +295,7 @@ pub(super) mod tests {
 
     #[test]
     fn what_was_written_can_be_read_back() {
-        let mut writer = Writer::new(tempfile::tempfile().unwrap(), &Digest::of(b"key"), Slot::new(u64::MAX));
+        let mut writer = Writer::new(tempfile::tempfile().unwrap(), &Digest::of(b"key"), Slot::new(u64::MAX)).unwrap();
         let bytes = bytes(2 * CHUNK + 1000);
         writer.write_all(&bytes).unwrap();
         let written = writer.finish().unwrap();
@@ -326,7 +329,7 @@ pub(super) mod tests {
         let mut header = Vec::new();
         let entry = Entry { path: b"d".to_vec(), meta: Meta::default(), kind: Kind::Directory };
         wire::header(&entry, &mut header);
-        let mut writer = Writer::new(own.try_clone().unwrap(), &key, slot.clone());
+        let mut writer = Writer::new(own.try_clone().unwrap(), &key, slot.clone()).unwrap();
         writer.lead(512).unwrap();
         for chunk in 0..count {
             if chunk == given {

@@ -12,12 +12,13 @@ use std::thread::{Scope, ScopedJoinHandle};
 use std::time::SystemTime;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxAttributes, StatxFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 use super::{Error, copy};
 use crate::atomic::{Unnamed, parent, remove_leftovers_of};
 use crate::segment::file::CHUNK;
 use crate::storage::store::Piece;
+use crate::threads;
 
 /// Threads that copy: more would only wait for the memory.
 const COPIERS: usize = 2;
@@ -79,23 +80,29 @@ impl TarFile {
 
     /// Starts the threads that will write what is pushed. What was `written` in an attempt before, or by others, and is in
     /// its place already, is not written again.
+    ///
+    /// # Errors
+    /// When there are no threads.
     pub fn begin<'scope>(
         &self,
         scope: &'scope Scope<'scope, '_>,
         stamp: i64,
         written: Option<Arc<File>>,
-    ) -> Pieces<'scope> {
+    ) -> Result<Pieces<'scope>, Error> {
         let name = self.path.display().to_string();
         Pieces::new(scope, Task::Write { file: Arc::clone(&self.file), turn: Mutex::new(()), name }, stamp, written)
     }
 
     /// Starts threads that compare what is pushed with the tar `lent`; a difference is [`Error::Different`].
+    ///
+    /// # Errors
+    /// When there are no threads.
     pub fn begin_comparing<'scope>(
         &self,
         scope: &'scope Scope<'scope, '_>,
         stamp: i64,
         lent: Arc<File>,
-    ) -> Pieces<'scope> {
+    ) -> Result<Pieces<'scope>, Error> {
         Pieces::new(scope, Task::Compare(lent), stamp, None)
     }
 
@@ -134,19 +141,30 @@ impl TarFile {
 }
 
 impl<'scope> Pieces<'scope> {
-    fn new(scope: &'scope Scope<'scope, '_>, task: Task, stamp: i64, written: Option<Arc<File>>) -> Self {
+    fn new(
+        scope: &'scope Scope<'scope, '_>,
+        task: Task,
+        stamp: i64,
+        written: Option<Arc<File>>,
+    ) -> Result<Self, Error> {
         let (sender, receiver) = sync_channel(PIECES);
         let has_failed = Arc::new(AtomicBool::new(false));
         let receiver = Mutex::new(receiver);
         let task = Arc::new(task);
         let copying =
             Arc::new(Copying { task: Arc::clone(&task), receiver, stamp, has_failed: Arc::clone(&has_failed) });
-        let copier = |_| {
+        let mut copiers = Vec::new();
+        while copiers.len() < COPIERS {
             let copying = Arc::clone(&copying);
-            scope.spawn(move || copying.run().inspect_err(|_| copying.has_failed.store(true, Ordering::Relaxed)))
-        };
-        let copiers = (0..COPIERS).map(copier).collect();
-        Self { sender, copiers, task, written, position: 0, has_failed }
+            let run = move || copying.run().inspect_err(|_| copying.has_failed.store(true, Ordering::Relaxed));
+            match threads::spawn_in(scope, run) {
+                Ok(copier) => copiers.push(copier),
+                // One can do all.
+                Err(_) if !copiers.is_empty() => break,
+                Err(error) => return Err(Error::Thread(error)),
+            }
+        }
+        Ok(Self { sender, copiers, task, written, position: 0, has_failed })
     }
 
     /// Where the next piece goes.
@@ -252,7 +270,7 @@ fn target(typed: &Path) -> io::Result<PathBuf> {
 /// Where the link `typed` leads to. The kernel judges whether it may be followed (`fs.protected_symlinks`: not one that
 /// somebody else has put into /tmp); resolving the path would not ask it.
 fn follow(typed: &Path) -> io::Result<PathBuf> {
-    let opened = match rustix::fs::open(typed, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
+    let opened = match retry_on_intr(|| rustix::fs::open(typed, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())) {
         Err(Errno::NOENT) => {
             let text = "it is a symbolic link to nothing (remove it, or name the file)";
             return Err(io::Error::new(io::ErrorKind::NotFound, text));
@@ -405,7 +423,7 @@ mod tests {
         let (sender, ended) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             std::thread::scope(|scope| {
-                let mut pieces = file.begin_comparing(scope, 0, lent);
+                let mut pieces = file.begin_comparing(scope, 0, lent).unwrap();
                 while !pieces.copiers.iter().all(ScopedJoinHandle::is_finished) {
                     let _ = pieces.sender.try_send((0, Piece::Bytes(vec![1])));
                 }

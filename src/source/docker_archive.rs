@@ -24,6 +24,7 @@ use crate::digest::Digest;
 use crate::json::{Document, View};
 use crate::media_type::{DOCKER_CONFIG, DOCKER_LAYER, DOCKER_MANIFEST};
 use crate::reference::{ArchiveSelect, Reference};
+use crate::threads;
 
 /// The largest `manifest.json` that is read, in bytes (containers/image `internal/iolimits`, `MaxTarFileManifestSize`).
 pub const ARCHIVE_MANIFEST_MAX: u64 = 1 << 20;
@@ -147,7 +148,8 @@ impl DockerArchive {
         };
         let workers = thread::available_parallelism().map_or(1, NonZero::get).min(self.layers.len());
         let results: Vec<Result<Vec<(Digest, u64)>, Error>> = thread::scope(|scope| {
-            let workers: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
+            // With fewer it takes longer.
+            let workers: Vec<_> = (1..workers).map_while(|_| threads::spawn_in(scope, work).ok()).collect();
             let own = work();
             let join =
                 |worker: thread::ScopedJoinHandle<'_, _>| worker.join().unwrap_or_else(|panic| resume_unwind(panic));

@@ -31,6 +31,7 @@ use crate::inspect::contents::{Contents, Files, InodeKind};
 use crate::inspect::find::{self, Found};
 use crate::layer::tar::TarError;
 use crate::storage::store::Unpacker;
+use crate::threads;
 use records::{ImageRecord, LayerRecord};
 use replay::Replayed;
 use report::{Finding, Report, StoreSummary};
@@ -197,8 +198,11 @@ impl<'a> Judge<'a> {
         };
         let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(records.len());
         std::thread::scope(|scope| {
+            // Where there are no more threads to have, fewer do.
             for _ in 1..workers {
-                scope.spawn(work);
+                if threads::spawn_in(scope, &work).is_err() {
+                    break;
+                }
             }
             work();
         });

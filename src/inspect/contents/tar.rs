@@ -5,6 +5,7 @@ use std::io::{BufReader, Read as _, Seek as _, SeekFrom};
 use std::sync::Arc;
 
 use super::super::find::Error;
+use super::super::input::Patient;
 use super::{Contents, Inode, InodeKind, OddityKind, parent};
 use crate::entry::{Device, Timestamp};
 use crate::layer::path::below_root;
@@ -17,7 +18,7 @@ const BUFFER: usize = 64 << 10;
 pub(super) fn read(contents: &mut Contents, mut file: File) -> Result<(), Error> {
     file.seek(SeekFrom::Start(0))?;
     let length = file.metadata()?.len();
-    let mut reader = TarReader::new(BufReader::with_capacity(BUFFER, file));
+    let mut reader = TarReader::new(BufReader::with_capacity(BUFFER, Patient(file)));
     loop {
         reader.clear_raw();
         let Some(header) = reader.next_header()? else { break };
