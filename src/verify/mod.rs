@@ -200,7 +200,7 @@ impl<'a> Judge<'a> {
         std::thread::scope(|scope| {
             // Where there are no more threads to have, fewer do.
             for _ in 1..workers {
-                if threads::spawn_in(scope, &work).is_err() {
+                if threads::spawn_in(scope, work).is_err() {
                     break;
                 }
             }
