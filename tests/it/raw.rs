@@ -166,6 +166,11 @@ impl Raw {
         self
     }
 
+    /// The name, as far as it is text.
+    pub fn name(&self) -> String {
+        String::from_utf8_lossy(&self.name).into_owned()
+    }
+
     /// The entry as bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = self.before.clone();
