@@ -26,6 +26,8 @@ mod ls;
 mod made;
 /// What layers on top of each other are, said plainly: no tests of its own.
 mod model;
+/// Random layers: skopeo and prepull take the same ones, and make the same of them.
+mod random;
 /// Tar archives block by block: no tests of its own.
 mod raw;
 /// Stores of real images: the real tools list, mount, save and check them as they do skopeo's.

@@ -15,7 +15,7 @@ use crate::command::REPOSITORY;
 const HOW_MANY: &str = "PREPULL_RANDOM";
 
 /// The most attempts to make a failing input smaller: each runs the tools.
-const SHRINKS: usize = 300;
+const SHRINKS: usize = 60;
 
 /// The numbers to try, the ones that failed once first.
 fn numbers(name: &str, usual: u64) -> Vec<u64> {
@@ -24,8 +24,10 @@ fn numbers(name: &str, usual: u64) -> Vec<u64> {
     let number = |text: &str| text.trim().parse().unwrap_or_else(|error| panic!("{name}: {text:?}: {error}"));
     let failed = failed.lines().map(|line| line.split('#').next().unwrap().trim()).filter(|line| !line.is_empty());
     let wanted = std::env::var(HOW_MANY).unwrap_or_else(|_| usual.to_string());
-    let (from, count) =
-        wanted.split_once('+').map_or((0, number(&wanted)), |(from, count)| (number(from), number(count)));
+    let (from, count) = match wanted.split_once('+') {
+        Some((from, count)) => (number(from), number(count)),
+        None => (0, number(&wanted)),
+    };
     failed.map(number).chain(from..from + count).collect()
 }
 
@@ -48,13 +50,17 @@ pub fn sweep<S: Strategy<Value: Clone + Debug>>(
 ) {
     let numbers = numbers(name, usual);
     let mut failed = Vec::new();
-    for batch in numbers.chunks(batch) {
+    for (done, batch) in numbers.chunks(batch).enumerate() {
         let inputs: Vec<S::Value> = batch.iter().map(|&number| drawn(strategy, number).current()).collect();
         let verdicts = judge(&inputs);
         assert_eq!(verdicts.len(), inputs.len());
+        eprintln!("{name}: {} of {}", numbers.len().min((done + 1) * inputs.len()), numbers.len());
         failed.extend(batch.iter().zip(verdicts).filter_map(|(&number, verdict)| Some((number, verdict?))));
     }
     let Some((number, said)) = failed.first() else { return };
+    for (number, said) in failed.iter().skip(1) {
+        eprintln!("number {number}:\n{said:.1000}");
+    }
     let mut tree = drawn(strategy, *number);
     let (mut smallest, mut said) = (tree.current(), said.clone());
     let mut moved = tree.simplify();
