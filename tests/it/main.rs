@@ -20,6 +20,8 @@ mod daemon;
 mod edge;
 /// `prepull make` when servers, file systems and limits are against it: what it says, how soon, and what it leaves.
 mod failures;
+/// The files of tests/hostile: each gets its verdict, and none does harm.
+mod hostile;
 /// `prepull ls` agrees with podman, whoever made the store.
 mod ls;
 /// Hand-made OCI layouts and docker archives, and the tools that judge: no tests of its own.
