@@ -149,7 +149,7 @@ pub(super) fn judge_xattr(kind: &InodeKind, name: &[u8], value: &[u8]) -> Verdic
     if name == b"trusted.overlay.opaque" && value == b"y" && *kind == InodeKind::Directory {
         return Verdict::Opaque;
     }
-    if name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") {
+    if name.starts_with(b"trusted.overlay.") || plain && name.starts_with(b"user.overlay.") {
         return Verdict::Drop;
     }
     let namespace = |prefix: &[u8]| name.len() > prefix.len() && name.starts_with(prefix);

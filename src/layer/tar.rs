@@ -211,10 +211,14 @@ impl<R: BufRead> TarReader<R> {
                     let body = self.special(header.size)?;
                     let records = Pax::parse(&body).map_err(|what| self.invalid(what))?;
                     if header.typeflag == b'g' {
-                        // Only the name of what it says has a meaning: tar-split records it.
-                        records
-                            .merge(&mut header)
-                            .map_err(|error| error.unwrap_or_else(|| self.invalid("PAX record")))?;
+                        // Only the name of what it says has a meaning: tar-split records it. Numbers in it may be anything:
+                        // Go's reader merges the records and does not look at the error.
+                        let path = records.get(b"path").to_vec();
+                        match records.merge(&mut header) {
+                            Err(Some(error)) => return Err(error),
+                            Ok(()) | Err(None) if !path.is_empty() => header.name = path,
+                            Ok(()) | Err(None) => {}
+                        }
                         return Ok(Some(Header { name: header.name, typeflag: b'g', ..Header::default() }));
                     }
                     pax = Some(records);

@@ -454,6 +454,8 @@ impl Tree {
     /// `chown`, `chmod`, `utimes` and `setxattr` as `extractTarFileEntry` calls them.
     fn apply(&mut self, dirent: DirentId, header: &Header) -> Result<(), PlaceError> {
         let mut dropped = Vec::new();
+        // A hardlink's mode and time count only where `lstat` takes its target as it is written.
+        let counts = header.typeflag != b'1' || self.has(&header.link);
         let inode = self.inode_mut(dirent);
         // `SafeLchown` does nothing where the owner is right; chown takes capabilities away.
         if inode.kind != InodeKind::Directory && (header.uid, header.gid) != (inode.uid.into(), inode.gid.into()) {
@@ -461,11 +463,11 @@ impl Tree {
         }
         set_owner(inode, header);
         let is_symlink = matches!(inode.kind, InodeKind::Symlink(_));
-        if !is_symlink {
+        if !is_symlink && counts {
             change_mode(inode, (header.mode & 0o7777) as u16);
         }
         // A hardlink's header does not change the times of a symbolic link.
-        if !(is_symlink && header.typeflag == b'1') {
+        if counts && !(is_symlink && header.typeflag == b'1') {
             inode.mtime = if is_symlink { symlink_time(header.mtime) } else { file_time(header.mtime) };
             inode.stamped = false;
         }
@@ -609,6 +611,15 @@ impl Tree {
     fn child(&self, parent: DirentId, name: &[u8]) -> Option<DirentId> {
         let hash = self.hash(parent, name);
         self.lookup.find(hash, |&other| self.parent(other) == parent && self.name(other) == name).copied()
+    }
+
+    /// Whether `lstat` finds this path from the root: with a slash at its end, only a directory.
+    fn has(&self, path: &[u8]) -> bool {
+        let is_directory = path.ends_with(b"/");
+        match self.walk(path, is_directory) {
+            Ok(Walk::Found(found)) => !is_directory || self.inode(found).kind == InodeKind::Directory,
+            _ => false,
+        }
     }
 
     /// The kernel's path walk below the layer's root: `..` stops there, absolute links start there.

@@ -44,7 +44,7 @@ const NOT_HERE: [&str; 23] = [
 ];
 
 /// A machine's root with only busybox in its path.
-struct Machine {
+pub struct Machine {
     root: PathBuf,
     applets: PathBuf,
     /// As xcluster sets it: else busybox makes links that lead up only at the end, and directories lose their times.
@@ -52,7 +52,7 @@ struct Machine {
 }
 
 impl Machine {
-    fn new(root: PathBuf, applets: &Path, unsafe_symlinks: bool) -> Self {
+    pub fn new(root: PathBuf, applets: &Path, unsafe_symlinks: bool) -> Self {
         fs_err::create_dir_all(&root).unwrap();
         Self { root, applets: applets.to_owned(), unsafe_symlinks }
     }
@@ -68,19 +68,19 @@ impl Machine {
         assert!(output.status.success() && said.is_empty(), "busybox {arguments:?}: {said}");
     }
 
-    fn unpack(&self, tar: &Path, options: &[&str]) {
+    pub fn unpack(&self, tar: &Path, options: &[&str]) {
         let into = ["tar", "-C", self.root.to_str().unwrap()];
         self.busybox(&[&into[..], options, &["-xf", tar.to_str().unwrap()]].concat());
     }
 
     /// Runs the rc script by its path; gives how long it took.
-    fn restore(&self) -> Duration {
+    pub fn restore(&self) -> Duration {
         let begun = Instant::now();
         self.busybox(&["sh", self.root.join("etc/init.d/25prepull.rc").to_str().unwrap()]);
         begun.elapsed()
     }
 
-    fn store(&self) -> PathBuf {
+    pub fn store(&self) -> PathBuf {
         self.root.join(GRAPHROOT)
     }
 
@@ -99,7 +99,7 @@ impl Machine {
 }
 
 /// A directory of links to busybox.
-fn applets(at: &Path) -> PathBuf {
+pub fn applets(at: &Path) -> PathBuf {
     let directory = at.join("applets");
     fs_err::create_dir(&directory).unwrap();
     let output = Command::new("busybox").args(["--install", "-s"]).arg(&directory).output().unwrap();

@@ -24,10 +24,16 @@ mod edge;
 mod failures;
 /// Every command when the system fails it, when it is killed, and when its cache is damaged or used by others.
 mod faults;
+/// The files of tests/hostile: each gets its verdict, and none does harm.
+mod hostile;
 /// `prepull ls` agrees with podman, whoever made the store.
 mod ls;
 /// Hand-made OCI layouts and docker archives, and the tools that judge: no tests of its own.
 mod made;
+/// What layers on top of each other are, said plainly: no tests of its own.
+mod model;
+/// Random layers: skopeo and prepull take the same ones, and make the same of them.
+mod random;
 /// Tar archives block by block: no tests of its own.
 mod raw;
 /// Stores of real images: the real tools list, mount, save and check them as they do skopeo's.
@@ -44,8 +50,12 @@ mod registry_real;
 mod reproducible;
 /// Modules use only what the table in `src/lib.rs` allows.
 mod rooms;
+/// Random inputs by number: no tests of its own.
+mod seeds;
 /// Every local transport gives the image that skopeo gives, and refuses what skopeo refuses.
 mod sources;
+/// Random stacks of layers: the kernel, a plain model and prepull show the same.
+mod stacks;
 /// Stores made by the real tools and by prepull: no tests of its own.
 mod stores;
 /// Servers on 127.0.0.1 that tests start and that end with them: one that misbehaves, docker-registry. No tests of its own.

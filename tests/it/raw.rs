@@ -4,7 +4,7 @@
 pub const MTIME: i64 = 1_700_000_000;
 
 /// Which header format is written.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     Ustar,
     Gnu,
@@ -13,7 +13,7 @@ pub enum Format {
 }
 
 /// How the checksum is written.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sum {
     Right,
     Signed,
@@ -21,7 +21,7 @@ pub enum Sum {
 }
 
 /// An entry under construction.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Raw {
     name: Vec<u8>,
     typeflag: u8,
@@ -164,6 +164,15 @@ impl Raw {
     pub fn after(mut self, typeflag: u8, body: impl AsRef<[u8]>) -> Self {
         self.before.extend(extended(typeflag, body.as_ref()));
         self
+    }
+
+    /// The name, as far as it is text.
+    pub fn name(&self) -> String {
+        String::from_utf8_lossy(&self.name).into_owned()
+    }
+
+    pub fn kind(&self) -> u8 {
+        self.typeflag
     }
 
     /// The entry as bytes.

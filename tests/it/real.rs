@@ -107,7 +107,7 @@ fn compare(at: &Path, item: &str, name: &str) -> PathBuf {
     unpack_gnu(&tar, &at.join("machine")).unwrap();
     let ours = at.join("machine").join(GRAPHROOT);
     let mut report = String::new();
-    Stores { ours: &ours, theirs: &theirs, their_clock }.compare(name, None, &mut report);
+    Stores { ours: &ours, theirs: &theirs, their_clock }.compare(name, &[], &mut report);
     assert!(report.is_empty(), "{name}:\n{report}");
     let [our_complaints, their_complaints] =
         [&format!("machine/{GRAPHROOT}"), "skopeo"].map(|root| complaints(at, root, None));

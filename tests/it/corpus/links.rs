@@ -41,6 +41,13 @@ pub fn cases() -> Vec<Case> {
         one("link-target-moved", &[dir("d/"), file("d/a").data("x"), link("b", "d/a"), file("/d").data("file")]),
         one("link-slash", &[file("a"), link("b/", "a")]),
         one("link-slash-target", &[file("a"), link("b", "a/")]),
+        one("link-slash-target-mode", &[file("a/").mtime(5), link("b", "a/").mode(0o4711).owner(1, 2).mtime(6)]),
+        one("link-dot-target-mode", &[file("a").mtime(5), link("b", "a/.").mode(0o4711).owner(1, 2).mtime(6)]),
+        one(
+            "link-dotdot-mode",
+            &[file("a").mtime(5), link("b", "x/../a").mode(0o600).mtime(6), link("c", "../a").mtime(7)],
+        ),
+        one("link-fifo-mode", &[fifo("p/").mode(0o600), link("q", "p/").mode(0o666).owner(5, 5)]),
         one("link-long", &[file(long(200) + "/f"), link("l", long(200) + "/f"), link(long(150), "l")]),
         one("link-non-utf8", &[file(b"\xff"), link(b"\xfe", b"\xff")]),
         one("link-gnu-long", &[file(long(120)), link("b", "x").after(b'K', long(120) + "\0")]),

@@ -31,7 +31,7 @@ const TAR_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const TAR_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
 /// A plain layer of any bytes.
-fn plain(tar: Vec<u8>) -> Layer {
+pub fn plain(tar: Vec<u8>) -> Layer {
     Layer { blob: tar.clone(), tar, media: TAR }
 }
 
