@@ -117,7 +117,8 @@ class Machines:
 
     def boot(self, way, judge, disks, console, limit):
         """Boots with `disks`, (path, read only) from /dev/vda on, until the machine is done; then its power is cut."""
-        command = [*QEMU, "-accel", self.accel, "-smp", "1", "-m", "768", "-serial", f"file:{console}"]
+        # No machine outlives a run that is killed.
+        command = ["setpriv", "--pdeathsig", "KILL", *QEMU, "-accel", self.accel, "-smp", "1", "-m", "768", "-serial", f"file:{console}"]
         command += ["-kernel", self.kernel, "-initrd", self.initrd]
         # On a busy host the kernel's check of its timer can find none.
         quick = "quiet mitigations=off nokaslr random.trust_cpu=on no_timer_check"

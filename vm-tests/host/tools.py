@@ -15,6 +15,7 @@ PROGRAMS = {
     "mke2fs": "e2fsprogs",
     "dpkg-deb": "dpkg",
     "apt-get": "apt",
+    "setpriv": "util-linux",
     "tar": "tar",
     "ldd": "libc-bin",
 }

@@ -105,7 +105,7 @@ def base(cache, work, name):
     if name == "crio":
         if "CRIO_DIR" not in os.environ:
             raise tools.Missing("missing: CRI-O, since CRIO_DIR is not set")
-        return crio(os.environ["CRIO_DIR"], work / "crio")
+        return crio(os.environ["CRIO_DIR"], work / "base-crio")
     target, release = cache / name, name.removeprefix("podman-")
     if not target.is_dir():
         Apt(cache, None if release == "own" else release).unpack(PODMAN, target)
