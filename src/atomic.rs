@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 /// A file that does not have its name yet.
 #[derive(Debug)]
@@ -108,7 +108,8 @@ impl Unnamed {
     /// When no file can be made there; the text names the directory.
     pub fn new_in(directory: &Path, mode: u32) -> io::Result<Self> {
         let mode = Mode::from_raw_mode(mode);
-        let file = match rustix::fs::openat(CWD, directory, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode) {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = match retry_on_intr(|| rustix::fs::openat(CWD, directory, flags, mode)) {
             Ok(file) if is_in_proc(&file) => Ok(Self { file: file.into(), temporary: None }),
             Ok(_) | Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Self::hidden_in(directory, mode),
             Err(error) => Err(error),
@@ -123,7 +124,8 @@ impl Unnamed {
     fn hidden_in(directory: &Path, mode: Mode) -> Result<Self, Errno> {
         let path = hidden_name(directory, "file");
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
-        let (temporary, file) = Temporary::make(path, |path| rustix::fs::openat(CWD, path, flags, mode))?;
+        let (temporary, file) =
+            Temporary::make(path, |path| retry_on_intr(|| rustix::fs::openat(CWD, path, flags, mode)))?;
         Ok(Self { file: file.into(), temporary: Some(temporary) })
     }
 
@@ -211,7 +213,7 @@ impl Unnamed {
     /// A network file system may say only now that it has no room. Local ones say it when they are written to.
     fn arrive(&self) -> Result<(), Errno> {
         match rustix::fs::fstatfs(&self.file) {
-            Ok(system) if is_remote(system.f_type as u64) => rustix::fs::fdatasync(&self.file),
+            Ok(system) if is_remote(system.f_type as u64) => retry_on_intr(|| rustix::fs::fdatasync(&self.file)),
             _ => Ok(()),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Seek as _, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use crate::layer::tar::{TarError, TarReader};
@@ -14,6 +14,9 @@ pub const STORES_MAX: usize = 64;
 
 /// Where a root directory may have stores, in the order in which they are listed.
 const PLACES: [&str; 3] = ["var/lib/containers/storage", "usr/lib/containers/storage", "usr/share/containers/storage"];
+
+/// Bytes that tell how a tar is compressed.
+const MAGIC: u64 = 6;
 
 /// How much of a tar is read at a time, in bytes.
 const BUFFER: usize = 64 << 10;
@@ -71,14 +74,13 @@ type Stores = BTreeMap<(String, String), Found>;
 /// # Errors
 /// When it is no tar, or its records are too large.
 pub fn in_tar(mut file: File) -> Result<Vec<Found>, Error> {
-    let mut magic = [0; 6];
     // A pipe has no place to go back to.
     if file.metadata()?.is_file() && file.stream_position().is_ok() {
-        let read = file.read(&mut magic)?;
+        let magic = magic_of(&mut file)?;
         file.seek(SeekFrom::Start(0))?;
-        if !is_compressed(&magic[..read]) {
+        if !is_compressed(&magic) {
             let length = file.metadata()?.len();
-            let mut reader = TarReader::new(BufReader::with_capacity(BUFFER, file));
+            let mut reader = TarReader::new(BufReader::with_capacity(BUFFER, Patient(file)));
             let found = scan(&mut reader, |reader| Ok(reader.seek_over_content()?))?;
             if reader.offset() > length {
                 return Err(TarError::Truncated { offset: length, what: "a file's content" }.into());
@@ -94,9 +96,10 @@ pub fn in_tar(mut file: File) -> Result<Vec<Found>, Error> {
 /// # Errors
 /// As [`in_tar`].
 pub fn in_stream(stream: impl Read) -> Result<Vec<Found>, Error> {
-    let mut stream = BufReader::with_capacity(BUFFER, stream);
-    let magic = stream.fill_buf()?;
-    let plain: Box<dyn BufRead + '_> = match magic {
+    let mut stream = Patient(stream);
+    let magic = magic_of(&mut stream)?;
+    let stream = BufReader::with_capacity(BUFFER, io::Cursor::new(magic.clone()).chain(stream));
+    let plain: Box<dyn BufRead + '_> = match magic[..] {
         [0x1f, 0x8b, ..] => Box::new(BufReader::new(flate2::bufread::MultiGzDecoder::new(stream))),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(BufReader::new(zstd::stream::read::Decoder::with_buffer(stream)?)),
         [b'B', b'Z', b'h', ..] => return Err(Error::Compressed("bzip2")),
@@ -108,6 +111,33 @@ pub fn in_stream(stream: impl Read) -> Result<Vec<Found>, Error> {
     // Whoever writes into a pipe would be killed in the middle of the padding.
     reader.drain(|_| Ok::<_, Error>(()))?;
     Ok(found)
+}
+
+/// Reads again when a signal has interrupted it: decoders may not.
+struct Patient<R>(R);
+
+impl<R: Read> Read for Patient<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.0.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                done => return done,
+            }
+        }
+    }
+}
+
+impl<R: Seek> Seek for Patient<R> {
+    fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
+        self.0.seek(position)
+    }
+}
+
+/// The first bytes. One read of a pipe may give fewer.
+fn magic_of(stream: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut magic = Vec::new();
+    stream.take(MAGIC).read_to_end(&mut magic)?;
+    Ok(magic)
 }
 
 fn is_compressed(magic: &[u8]) -> bool {
@@ -330,6 +360,28 @@ mod tests {
         let files: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b"[]"[..])).collect();
         assert!(matches!(in_stream(&tar(&files)[..]), Err(Error::Stores)));
         assert_eq!(in_stream(&b""[..]).unwrap(), []);
+    }
+
+    /// One byte at a time, and every other read is interrupted.
+    struct Bits<'a>(&'a [u8], bool);
+
+    impl Read for Bits<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.1 = !self.1;
+            let most = buffer.len().min(1);
+            if self.1 { Err(io::ErrorKind::Interrupted.into()) } else { self.0.read(&mut buffer[..most]) }
+        }
+    }
+
+    #[test]
+    fn a_stream_may_come_in_bits() {
+        use std::io::Write as _;
+        let bytes = tar(&[("a/overlay-images/images.json", b"[]")]);
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&bytes).unwrap();
+        for stream in [&gzip.finish().unwrap(), &zstd::encode_all(&bytes[..], 1).unwrap(), &bytes] {
+            assert_eq!(graphroots(&in_stream(Bits(stream, false)).unwrap()), ["a"]);
+        }
     }
 
     #[test]

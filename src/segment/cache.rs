@@ -432,7 +432,7 @@ fn is_ours_alone(metadata: &std::fs::Metadata) -> bool {
 fn open_ours(path: &Path) -> io::Result<Option<File>> {
     // Neither a link nor a pipe is followed or waited for, and nobody else's file is believed.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let file = File::from(rustix::io::retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty()))?);
     let metadata = file.metadata()?;
     Ok((metadata.is_file() && is_ours_alone(&metadata)).then_some(file))
 }

@@ -12,7 +12,7 @@ use std::thread::{Scope, ScopedJoinHandle};
 use std::time::SystemTime;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxAttributes, StatxFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 use super::{Error, copy};
 use crate::atomic::{Unnamed, parent, remove_leftovers_of};
@@ -270,7 +270,7 @@ fn target(typed: &Path) -> io::Result<PathBuf> {
 /// Where the link `typed` leads to. The kernel judges whether it may be followed (`fs.protected_symlinks`: not one that
 /// somebody else has put into /tmp); resolving the path would not ask it.
 fn follow(typed: &Path) -> io::Result<PathBuf> {
-    let opened = match rustix::fs::open(typed, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
+    let opened = match retry_on_intr(|| rustix::fs::open(typed, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())) {
         Err(Errno::NOENT) => {
             let text = "it is a symbolic link to nothing (remove it, or name the file)";
             return Err(io::Error::new(io::ErrorKind::NotFound, text));
