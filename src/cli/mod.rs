@@ -11,6 +11,7 @@ mod output;
 mod ovl;
 mod progress;
 
+use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -64,8 +65,15 @@ pub fn main() -> ExitCode {
         Ok(args) => args,
         Err(error) => {
             // Help and version are data and end well; clap knows which is which.
-            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Success };
-            let _ = error.print();
+            let exit = match (error.use_stderr(), error.print()) {
+                (true, _) => Exit::Usage,
+                (false, Err(error)) if error.kind() != ErrorKind::BrokenPipe => {
+                    let error = anyhow::Error::new(error).context("writing standard output");
+                    Printer::new(false).error(&error);
+                    Exit::Failure
+                }
+                (false, _) => Exit::Success,
+            };
             return exit.into();
         }
     };
@@ -99,7 +107,7 @@ pub fn main() -> ExitCode {
 
 /// Only of what is printed: a tar that could not be written to its end is a failure, whoever closed the pipe.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
 }
 
 fn init_log(verbose: u8) {

@@ -71,8 +71,8 @@ pub fn interrupted() {
 /// When standard output is closed or full.
 pub fn data(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
-    stdout.flush()
+    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    written.map_err(|error| io::Error::new(error.kind(), format!("writing standard output: {error}")))
 }
 
 fn line(out: &mut dyn Write, text: &str) {
