@@ -48,7 +48,8 @@ pub fn write_overlay(directory: &Path, force: bool) -> Result<Vec<PathBuf>, Erro
     let mut written = Vec::new();
     for (path, mode, content) in missing {
         let file = Unnamed::new_in(directory, mode)?;
-        file.file().write_all(content.as_bytes())?;
+        let fail = |error: io::Error| io::Error::new(error.kind(), format!("writing {}: {error}", path.display()));
+        file.file().write_all(content.as_bytes()).map_err(fail)?;
         file.publish_over(&path)?;
         written.push(path);
     }

@@ -1,13 +1,16 @@
 //! `prepull completions` and `prepull man`: written from the very definition of the command line.
 
+use std::io::Write as _;
 use std::path::Path;
 
+use anyhow::Context as _;
 use clap::CommandFactory as _;
 use clap_complete::Shell;
 
 use super::Failure;
 use super::args::Args;
 use super::output::{self, Printer};
+use crate::atomic::Unnamed;
 
 /// Runs `completions`.
 pub fn completions(shell: Shell) -> Result<(), Failure> {
@@ -29,7 +32,9 @@ fn page(command: &clap::Command, directory: &Path, printer: &Printer) -> Result<
     let path = directory.join(man.get_filename());
     let mut text = Vec::new();
     man.render(&mut text)?;
-    fs_err::write(&path, text)?;
+    let file = Unnamed::new_in(directory, 0o666)?;
+    file.file().write_all(&text).with_context(|| format!("writing {}", path.display()))?;
+    file.publish_over(&path)?;
     printer.say(&format!("wrote {}", path.display()));
     command.get_subcommands().try_for_each(|command| page(command, directory, printer))
 }
