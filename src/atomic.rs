@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
 use rustix::io::{Errno, retry_on_intr};
@@ -278,9 +279,19 @@ fn hidden_name(directory: &Path, name: &str) -> PathBuf {
     directory.join(format!(".{name}.prepull-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)))
 }
 
-/// The process that gave a temporary file this name, if it is such a name.
+/// A temporary file that was not written to for this time is nobody's.
+pub const LEFTOVER_AGE: Duration = Duration::from_secs(3600);
+
+/// Whether a file of this name, last written to at that time, is what a killed process has left.
 #[must_use]
-pub fn temporary_process(name: &str) -> Option<u32> {
+pub fn is_left(name: &str, written: SystemTime) -> bool {
+    // The process may be one of another machine or container: then its number says nothing.
+    let is_old = written.elapsed().is_ok_and(|age| age >= LEFTOVER_AGE);
+    is_old && temporary_process(name).is_some_and(|process| !is_alive(process))
+}
+
+/// The process that gave a temporary file this name, if it is such a name.
+fn temporary_process(name: &str) -> Option<u32> {
     let (_, numbers) = name.strip_prefix('.')?.rsplit_once(".prepull-")?;
     let (process, number) = numbers.split_once('-')?;
     number.parse::<u64>().ok()?;
@@ -288,20 +299,25 @@ pub fn temporary_process(name: &str) -> Option<u32> {
 }
 
 /// Whether a process of this number runs here.
-#[must_use]
-pub fn is_alive(process: u32) -> bool {
+fn is_alive(process: u32) -> bool {
     Path::new("/proc").join(process.to_string()).exists()
 }
 
-/// Removes what a process that was killed while it published `path` has left beside it. A convenience: what cannot be
-/// removed stays.
+/// What all unfinished files are called that have a name.
+const UNFINISHED: &str = ".file.prepull-";
+
+/// Removes what processes that were killed have left beside `path`: files that were about to get that name, and older
+/// ones that were never whole. A convenience: what cannot be removed stays.
 pub fn remove_leftovers_of(path: &Path) {
     let prefix = format!(".{}.prepull-", path.file_name().unwrap_or_default().to_string_lossy());
     let Ok(entries) = fs_err::read_dir(parent(path)) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let dead = |name: &str| name.starts_with(&prefix) && temporary_process(name).is_some_and(|id| !is_alive(id));
-        if name.to_str().is_some_and(dead) {
+        let Some(name) = name.to_str() else { continue };
+        // Its last name was given to a whole file, just before it got that of `path`. Others take their time.
+        let is_last = name.starts_with(&prefix) && temporary_process(name).is_some_and(|id| !is_alive(id));
+        let written = || entry.metadata().and_then(|metadata| metadata.modified());
+        if is_last || name.starts_with(UNFINISHED) && written().is_ok_and(|written| is_left(name, written)) {
             let _ = fs_err::remove_file(entry.path());
         }
     }

@@ -14,19 +14,16 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::file::{Error, Segment, Trailer};
-use crate::atomic::{Temporary, Unnamed, is_alive, keep_only, temporary_process};
+use crate::atomic::{Temporary, Unnamed, is_left, keep_only};
 use crate::digest::{Digest, Hasher};
 
 /// Changes whenever the bytes of a segment for the same layer would.
 const FORMAT: &str = "prepull segment 4";
-
-/// A temporary file that was not written to for this time is nobody's.
-const LEFTOVER_AGE: Duration = Duration::from_secs(3600);
 
 /// New bytes from which on a tar is shared: less is written twice in a few hundredths of a second.
 const SHARED_MIN: u64 = 32 << 20;
@@ -304,7 +301,7 @@ impl Cache {
     pub fn items(&self) -> io::Result<Vec<Item>> {
         let mut items = Vec::new();
         let mut of_tars: BTreeMap<u64, Item> = BTreeMap::new();
-        for (path, size, used) in files(&self.segments)? {
+        for Found { path, size, used, .. } in files(&self.segments)? {
             let key = path.file_name().and_then(|name| name.to_str()).and_then(|name| Digest::from_hex(name).ok());
             let Some(key) = key else { continue };
             let file = open_ours(&path).ok().flatten();
@@ -319,12 +316,11 @@ impl Cache {
             all.paths.extend(item.paths);
             (all.segments, all.size, all.used) = (all.segments + 1, all.size + size, all.used.max(used));
         }
-        for (path, size, used) in files(&self.tars)? {
+        for Found { path, size, used, names } in files(&self.tars)? {
             let Some(number) = tar_number(&path) else { continue };
             match of_tars.get_mut(&number) {
                 Some(item) => {
-                    let has_other = fs_err::symlink_metadata(&path).is_ok_and(|found| found.nlink() > 1);
-                    item.shared += if has_other { size } else { 0 };
+                    item.shared += if names > 1 { size } else { 0 };
                     item.size += size;
                     item.paths.push(path);
                 }
@@ -369,11 +365,8 @@ impl Cache {
     /// Temporary files of killed processes.
     fn leftovers(&self) -> io::Result<Vec<Item>> {
         let mut left = Vec::new();
-        for (path, size, used) in [files(&self.segments)?, files(&self.tars)?].concat() {
-            let Some(process) = path.file_name().and_then(|name| temporary_process(name.to_str()?)) else { continue };
-            // The process may be one of another machine or container: then its number says nothing.
-            let is_young = used.elapsed().map_or(true, |age| age < LEFTOVER_AGE);
-            if !is_young && !is_alive(process) {
+        for Found { path, size, used, .. } in files(&self.segments)?.into_iter().chain(files(&self.tars)?) {
+            if path.file_name().and_then(|name| name.to_str()).is_some_and(|name| is_left(name, used)) {
                 left.push(Item { paths: vec![path], segments: 0, size, shared: 0, used });
             }
         }
@@ -437,8 +430,17 @@ fn open_ours(path: &Path) -> io::Result<Option<File>> {
     Ok((metadata.is_file() && is_ours_alone(&metadata)).then_some(file))
 }
 
-/// The files in a directory, with size and time; none if it is not there.
-fn files(directory: &Path) -> io::Result<Vec<(PathBuf, u64, SystemTime)>> {
+/// A file in a directory of the cache.
+#[derive(Debug)]
+struct Found {
+    path: PathBuf,
+    size: u64,
+    used: SystemTime,
+    names: u64,
+}
+
+/// The files in a directory; none if it is not there.
+fn files(directory: &Path) -> io::Result<Vec<Found>> {
     let entries = match fs_err::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
@@ -446,10 +448,13 @@ fn files(directory: &Path) -> io::Result<Vec<(PathBuf, u64, SystemTime)>> {
     let mut files = Vec::new();
     for entry in entries {
         let entry = entry?;
-        // Another process may prune at the same time.
-        if let Ok(metadata) = entry.metadata() {
-            files.push((entry.path(), metadata.len(), metadata.modified()?));
-        }
+        let metadata = match entry.metadata() {
+            // Another process may prune at the same time.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            metadata => metadata?,
+        };
+        let (size, used, names) = (metadata.len(), metadata.modified()?, metadata.nlink());
+        files.push(Found { path: entry.path(), size, used, names });
     }
     Ok(files)
 }
@@ -458,11 +463,13 @@ fn files(directory: &Path) -> io::Result<Vec<(PathBuf, u64, SystemTime)>> {
 mod tests {
     use std::io::Write as _;
     use std::os::unix::fs::FileExt as _;
+    use std::time::Duration;
 
     use super::super::place::{Place, Slot};
     use super::super::writer::Writer;
     use super::super::writer::tests::FACTS;
     use super::*;
+    use crate::atomic::LEFTOVER_AGE;
 
     fn cache(at: &Path) -> Cache {
         let cache = Cache::open(at).unwrap();
