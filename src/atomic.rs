@@ -47,11 +47,16 @@ pub fn keep_only(file: &Arc<File>, length: u64) {
     *PARTIAL.lock().unwrap_or_else(PoisonError::into_inner) = Some((Arc::clone(file), length));
 }
 
-fn remove(mut names: MutexGuard<'_, Vec<PathBuf>>) {
+/// Does that now: the file will not come to its place.
+pub fn cut_off() {
     let partial = PARTIAL.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let (Some((file, length)), false) = (partial, PUBLISHED.load(Ordering::Relaxed)) {
         let _ = file.set_len(length);
     }
+}
+
+fn remove(mut names: MutexGuard<'_, Vec<PathBuf>>) {
+    cut_off();
     for name in names.drain(..) {
         let _ = fs_err::remove_file(name);
     }
@@ -265,6 +270,12 @@ fn rename_new(from: &Path, to: &Path) -> Result<(), Errno> {
 fn named(path: &Path, error: Errno) -> io::Error {
     let error = io::Error::from(error);
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+/// Whether there was no room to write to.
+#[must_use]
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// The directory of `path`, `.` for a bare name.

@@ -15,6 +15,7 @@ use super::args::{CacheArgs, MakeArgs, RegistryArgs, StoreArg};
 use super::output::{self, Printer, human};
 use super::progress::Bars;
 use super::{Exit, Failure};
+use crate::atomic::is_full;
 use crate::config::auth::Credentials;
 use crate::digest::Digest;
 use crate::image::Platform;
@@ -215,24 +216,28 @@ pub fn cache_dir(typed: Option<&Path>) -> anyhow::Result<PathBuf> {
     }
 }
 
-/// A cache that was asked for must work; the usual one is only a convenience (a user in a container may have no home). Also
-/// gives what to do when there is no room.
+/// A cache that was asked for must work, unless its disk is full; the usual one is only a convenience (a user in a
+/// container may have no home). Also gives what to do when there is no room.
 fn open_cache(args: &CacheArgs, tar: &Path, printer: &Printer) -> anyhow::Result<(Cache, &'static str)> {
     let hint = "opening the cache (--cache-dir DIR or --no-cache goes around it)";
     let kept = "--cache-dir DIR puts the cache on another file system";
     let as_asked = |cache: Cache| if args.no_link { cache.without_links() } else { cache };
+    let beside = if tar == Path::new("-") { Path::new("/var/tmp") } else { crate::atomic::parent(tar) };
+    let scratch = std::env::var_os("TMPDIR").map_or_else(|| beside.to_owned(), PathBuf::from);
+    let as_asked = |cache: Cache| as_asked(cache.with_spare(&scratch));
     if let Some(typed) = &args.cache_dir {
-        return Ok((as_asked(Cache::open(typed).context(hint)?), kept));
-    }
-    if !args.no_cache {
+        match Cache::open(typed) {
+            Ok(cache) => return Ok((as_asked(cache), kept)),
+            Err(error) if is_full(&error) => printer.warn(&format!("no cache: {error}")),
+            Err(error) => return Err(error).context(hint),
+        }
+    } else if !args.no_cache {
         match cache_dir(None).and_then(|directory| Ok(Cache::open(&directory)?)) {
             Ok(cache) => return Ok((as_asked(cache), kept)),
             Err(error) => printer.warn(&format!("no cache: {error:#}")),
         }
     }
-    let beside = if tar == Path::new("-") { Path::new("/var/tmp") } else { crate::atomic::parent(tar) };
-    let directory = std::env::var_os("TMPDIR").map_or_else(|| beside.to_owned(), PathBuf::from);
-    Ok((Cache::none(&directory), "TMPDIR=DIR puts it on another file system"))
+    Ok((Cache::none(&scratch), "TMPDIR=DIR puts it on another file system"))
 }
 
 /// Where the tar goes, opened.

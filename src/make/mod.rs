@@ -15,6 +15,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use crate::atomic::{cut_off, is_full};
 use crate::digest::Digest;
 use crate::plan::Plan;
 use crate::segment::cache::Cache;
@@ -93,6 +94,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether there is no room for what is to be kept.
+    fn is_full_cache(&self) -> bool {
+        match self {
+            Self::Convert { error, .. } => matches!(&**error, convert::Error::Output(error) if is_full(error)),
+            Self::Cache(error) => is_full(error),
+            _ => false,
+        }
+    }
+
     /// Whether something of an image is simply not there.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
@@ -169,6 +179,18 @@ impl Make<'_> {
                 {
                     supply.note(&format!("cache file of layer {layer} is damaged: converting the layer again"));
                     layers.iter().filter(|other| other.id == layer).for_each(|layer| supply.discard(layer));
+                }
+                Err(error) if error.is_full_cache() => {
+                    let Some(next) = supply.without_keeping(self.plan, self.settings) else { return Err(error) };
+                    supply.note(&format!("{error}: nothing more is kept in the cache"));
+                    supply = next;
+                    supply.look(&layers);
+                    if let Output::File(file) = &mut output {
+                        // Threads that are still at work write into the first one.
+                        *file = TarFile::create(file.path())?;
+                        cut_off();
+                        supply.write_into(file);
+                    }
                 }
                 Err(error) => return Err(error),
                 Ok((bytes, warnings)) => {

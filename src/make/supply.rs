@@ -109,6 +109,13 @@ impl Supply {
         }
     }
 
+    /// The same, with nothing done yet, for who has found that there is no room in the cache. `None` if that has been
+    /// tried, or cannot be.
+    pub fn without_keeping(&self, plan: &Plan, settings: &Settings) -> Option<Self> {
+        let cache = self.work.cache.to_read_only()?;
+        Some(Self::new(plan, settings, cache, Arc::clone(&self.work.progress)))
+    }
+
     /// Takes what is in the cache; gives how many layers that were.
     pub fn look(&mut self, layers: &[StoreLayer]) -> usize {
         let mut cached = 0;

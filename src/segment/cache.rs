@@ -35,6 +35,10 @@ pub struct Cache {
     tars: PathBuf,
     keeps: bool,
     links: bool,
+    /// Where segments are made that are not kept.
+    scratch: Option<PathBuf>,
+    /// Where they will be once there is no room in the cache.
+    spare: Option<PathBuf>,
     open_tars: Mutex<BTreeMap<u64, Arc<File>>>,
     /// Whether a segment was removed: its tar may be of no use any more.
     has_evicted: AtomicBool,
@@ -95,6 +99,8 @@ impl Cache {
             tars,
             keeps: true,
             links: true,
+            scratch: None,
+            spare: None,
             open_tars: Mutex::default(),
             has_evicted: AtomicBool::new(false),
         }
@@ -121,6 +127,27 @@ impl Cache {
         Self { links: false, ..self }
     }
 
+    /// The same; when there is no room in it, new segments may be made in `directory`.
+    #[must_use]
+    pub fn with_spare(self, directory: &Path) -> Self {
+        Self { spare: Some(directory.to_owned()), ..self }
+    }
+
+    /// The same cache, for who has found that there is no room in it: what is there is used, and nothing is added. `None` if
+    /// there is no other place.
+    #[must_use]
+    pub fn to_read_only(&self) -> Option<Self> {
+        let scratch = Some(self.spare.clone().filter(|_| self.keeps_new())?);
+        let (segments, tars) = (self.segments.clone(), self.tars.clone());
+        let (open_tars, has_evicted) = (Mutex::default(), AtomicBool::new(false));
+        Some(Self { segments, tars, keeps: true, links: self.links, scratch, spare: None, open_tars, has_evicted })
+    }
+
+    /// Whether what is new is kept.
+    fn keeps_new(&self) -> bool {
+        self.keeps && self.scratch.is_none()
+    }
+
     /// No cache: segments are files without a name in `directory`, gone when the process ends.
     #[must_use]
     pub fn none(directory: &Path) -> Self {
@@ -130,6 +157,8 @@ impl Cache {
             tars,
             keeps: false,
             links: false,
+            scratch: None,
+            spare: None,
             open_tars: Mutex::default(),
             has_evicted: AtomicBool::new(false),
         }
@@ -140,10 +169,10 @@ impl Cache {
     /// two names has its surprises (gzip refuses it, for one).
     #[must_use]
     pub fn adopt(&self, file: &Unnamed, size: u64) -> Option<Pack> {
-        if self.keeps && (!self.links || size < SHARED_MIN || make_ours(&self.tars).is_err()) {
+        if self.keeps_new() && (!self.links || size < SHARED_MIN || make_ours(&self.tars).is_err()) {
             return None;
         }
-        let name = match self.keeps {
+        let name = match self.keeps_new() {
             true => {
                 // Nobody shall lend it before it is whole: see [`Self::lend`].
                 rustix::fs::flock(file.file(), FlockOperation::NonBlockingLockExclusive).ok()?;
@@ -233,7 +262,7 @@ impl Cache {
     /// # Errors
     /// When it cannot be made.
     pub fn new_file(&self) -> io::Result<Unnamed> {
-        Unnamed::new_in(&self.segments, 0o600)
+        Unnamed::new_in(self.directory(), 0o600)
     }
 
     /// Keeps a finished segment; `pack` is the tar that has its body, up to the offset that comes with it.
@@ -241,7 +270,7 @@ impl Cache {
     /// # Errors
     /// When it cannot be given its name.
     pub fn keep(&self, file: Unnamed, key: &Digest, pack: Option<(&Pack, u64)>) -> io::Result<()> {
-        if !self.keeps {
+        if !self.keeps_new() {
             return Ok(());
         }
         let Some((pack, end)) = pack else { return file.publish_new(&self.path(key)).map(drop) };
@@ -291,7 +320,7 @@ impl Cache {
     /// Where scratch files may go.
     #[must_use]
     pub fn directory(&self) -> &Path {
-        &self.segments
+        self.scratch.as_deref().unwrap_or(&self.segments)
     }
 
     /// All that is kept, the longest unused first.

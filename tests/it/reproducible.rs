@@ -363,9 +363,11 @@ fn a_full_disk_is_said_and_leaves_nothing() {
         let mut command = prepull(at);
         command.args(["make", "--quiet", "--platform", "linux/amd64", "--cache-dir"]).arg(cache).arg("-o").arg(&tar);
         let output = command.arg(&item).output().unwrap();
-        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        // A full cache is a warning.
+        let is_cache = *cache == full;
+        assert_eq!(output.status.success(), is_cache, "{}", said(&output));
         assert!(said(&output).contains("No space left") && said(&output).lines().count() == 1, "{}", said(&output));
-        assert!(!tar.exists());
+        assert_eq!(tar.exists(), is_cache);
         let left: Vec<String> = names(&full).into_iter().filter(|name| name != "segments").collect();
         assert!(left.is_empty() && cache_files_if_any(&full).is_empty(), "{left:?}");
     }
