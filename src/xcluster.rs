@@ -6,7 +6,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::atomic::Unnamed;
+use crate::atomic::{Unnamed, remove_leftovers_of};
 
 /// Name, mode and content of each file of the overlay.
 const FILES: [(&str, u32, &str); 2] =
@@ -33,6 +33,7 @@ pub fn write_overlay(directory: &Path, force: bool) -> Result<Vec<PathBuf>, Erro
     let mut missing = Vec::new();
     for (name, mode, content) in FILES {
         let path = directory.join(name);
+        remove_leftovers_of(&path);
         match fs_err::symlink_metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push((path, mode, content)),
             Ok(metadata) if metadata.is_file() && fs_err::read(&path)? == content.as_bytes() => {

@@ -10,7 +10,7 @@ use clap_complete::Shell;
 use super::Failure;
 use super::args::Args;
 use super::output::{self, Printer};
-use crate::atomic::Unnamed;
+use crate::atomic::{Unnamed, remove_leftovers_of};
 
 /// Runs `completions`.
 pub fn completions(shell: Shell) -> Result<(), Failure> {
@@ -32,6 +32,7 @@ fn page(command: &clap::Command, directory: &Path, printer: &Printer) -> Result<
     let path = directory.join(man.get_filename());
     let mut text = Vec::new();
     man.render(&mut text)?;
+    remove_leftovers_of(&path);
     let file = Unnamed::new_in(directory, 0o666)?;
     file.file().write_all(&text).with_context(|| format!("writing {}", path.display()))?;
     file.publish_over(&path)?;
