@@ -20,6 +20,8 @@ mod daemon;
 mod edge;
 /// `prepull make` when servers, file systems and limits are against it: what it says, how soon, and what it leaves.
 mod failures;
+/// Every command when the system fails it, when it is killed, and when its cache is damaged or used by others.
+mod faults;
 /// `prepull ls` agrees with podman, whoever made the store.
 mod ls;
 /// Hand-made OCI layouts and docker archives, and the tools that judge: no tests of its own.
