@@ -320,15 +320,26 @@ const UNFINISHED: &str = ".file.prepull-";
 /// Removes what processes that were killed have left beside `path`: files that were about to get that name, and older
 /// ones that were never whole. A convenience: what cannot be removed stays.
 pub fn remove_leftovers_of(path: &Path) {
+    // Its last name was given to a whole file, just before it got that of `path`. Others take their time.
     let prefix = format!(".{}.prepull-", path.file_name().unwrap_or_default().to_string_lossy());
-    let Ok(entries) = fs_err::read_dir(parent(path)) else { return };
+    remove_left(parent(path), |name| {
+        name.starts_with(&prefix) && temporary_process(name).is_some_and(|process| !is_alive(process))
+    });
+    remove_unfinished_in(parent(path));
+}
+
+/// Removes what processes that were killed a while ago have left unfinished in `directory`. A convenience, too.
+pub fn remove_unfinished_in(directory: &Path) {
+    let written = |name: &str| fs_err::symlink_metadata(directory.join(name)).and_then(|found| found.modified());
+    remove_left(directory, |name| {
+        name.starts_with(UNFINISHED) && written(name).is_ok_and(|written| is_left(name, written))
+    });
+}
+
+fn remove_left(directory: &Path, is_left: impl Fn(&str) -> bool) {
+    let Ok(entries) = fs_err::read_dir(directory) else { return };
     for entry in entries.flatten() {
-        let name = entry.file_name();
-        let Some(name) = name.to_str() else { continue };
-        // Its last name was given to a whole file, just before it got that of `path`. Others take their time.
-        let is_last = name.starts_with(&prefix) && temporary_process(name).is_some_and(|id| !is_alive(id));
-        let written = || entry.metadata().and_then(|metadata| metadata.modified());
-        if is_last || name.starts_with(UNFINISHED) && written().is_ok_and(|written| is_left(name, written)) {
+        if entry.file_name().to_str().is_some_and(&is_left) {
             let _ = fs_err::remove_file(entry.path());
         }
     }

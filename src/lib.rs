@@ -22,7 +22,7 @@
 //! | config | threads |
 //! | wire | entry |
 //! | reference | digest |
-//! | registry | config, digest |
+//! | registry | config, digest, threads |
 //! | source | digest, json, media_type, reference, registry, threads |
 //! | image | digest, json, media_type, source |
 //! | layer | digest, entry, json, registry, source, threads |

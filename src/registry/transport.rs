@@ -6,12 +6,13 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use ureq::config::Config;
 use ureq::http::{self, HeaderValue, Method, Response, StatusCode, Uri, header};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{ConnectProxyConnector, Connector as _, NextTimeout, TcpConnector};
+use ureq::unversioned::transport::{ConnectProxyConnector, Connector as _, NextTimeout, TcpConnector, time};
 use ureq::{Agent, Body};
 
 use super::error::{Failure, RedirectError};
@@ -20,6 +21,7 @@ use super::url::{self, Origin};
 use super::{CONNECT_TIMEOUT, Error, REDIRECTS_MAX, Secret, tls};
 use crate::config::ProxyVariables;
 use crate::config::certs::Certificates;
+use crate::threads;
 
 /// What registries and proxies log of us.
 const USER_AGENT: &str = concat!("prepull/", env!("CARGO_PKG_VERSION"));
@@ -95,7 +97,7 @@ impl Http {
                 .build();
             let connector = ().chain(ConnectProxyConnector::default());
             let connector = connector.chain(TcpConnector::default()).chain(tls::TlsConnector(Arc::clone(&tls)));
-            Agent::with_parts(config, connector, Names::default())
+            Agent::with_parts(config, connector, Names)
         };
         let direct = agent(None);
         let https = proxies.https.clone().map(|proxy| agent(Some(proxy)));
@@ -175,18 +177,28 @@ impl Http {
     }
 }
 
-/// The system's resolver, whose errors have no kind by which they could be told from others.
-#[derive(Debug, Default)]
-struct Names(DefaultResolver);
+/// The system's resolver, whose errors have no kind by which they could be told from others, on a thread of our own: ureq
+/// panics where there is none to be had.
+#[derive(Debug)]
+struct Names;
 
 impl Resolver for Names {
     fn resolve(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        self.0.resolve(uri, config, timeout).map_err(|error| match error {
-            ureq::Error::Io(error) => {
-                ureq::Error::Io(io::Error::new(io::ErrorKind::HostUnreachable, error.to_string()))
+        let (sender, receiver) = channel();
+        let (uri, config) = (uri.clone(), config.clone());
+        let patient = NextTimeout { after: time::Duration::NotHappening, ..timeout };
+        let resolve = move || {
+            // Nobody listens any more when it took too long.
+            let _ = sender.send(DefaultResolver::default().resolve(&uri, &config, patient));
+        };
+        threads::spawn(resolve).map_err(ureq::Error::Io)?;
+        match receiver.recv_timeout(CONNECT_TIMEOUT.min(*timeout.after)) {
+            Ok(Err(ureq::Error::Io(error))) => {
+                Err(ureq::Error::Io(io::Error::new(io::ErrorKind::HostUnreachable, error.to_string())))
             }
-            other => other,
-        })
+            Ok(done) => done,
+            Err(_) => Err(ureq::Error::Timeout(timeout.reason)),
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use std::time::SystemTime;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::file::{Error, Segment, Trailer};
-use crate::atomic::{Temporary, Unnamed, is_left, keep_only};
+use crate::atomic::{Temporary, Unnamed, is_left, keep_only, remove_unfinished_in};
 use crate::digest::{Digest, Hasher};
 
 /// Changes whenever the bytes of a segment for the same layer would.
@@ -151,6 +151,8 @@ impl Cache {
     /// No cache: segments are files without a name in `directory`, gone when the process ends.
     #[must_use]
     pub fn none(directory: &Path) -> Self {
+        // Where they must have names, kill -9 leaves them.
+        remove_unfinished_in(directory);
         let (segments, tars) = (directory.to_owned(), directory.to_owned());
         Self {
             segments,

@@ -79,9 +79,9 @@ impl Archive {
         if !metadata.is_file() {
             return Self::from_stream(shown, file, options, duplicates);
         }
-        let mut magic = [0; MAGIC_LENGTH];
-        let read = file.read_at(&mut magic, 0).map_err(io)?;
-        if Compression::detect(&magic[..read]) == Compression::None {
+        let mut magic = Vec::new();
+        (&file).take(MAGIC_LENGTH as u64).read_to_end(&mut magic).map_err(io)?;
+        if Compression::detect(&magic) == Compression::None {
             return Self::index(shown, file, duplicates);
         }
         file.seek(SeekFrom::Start(0)).map_err(io)?;

@@ -288,9 +288,9 @@ fn files_that_have_hidden_names() {
     // Without /proc no file without a name can get one.
     let before = ["unshare", "-m", "sh", "-c", r#"mount --bind "$0" /proc && exec "$@""#, &empty];
     let mut tally = Tally::default();
-    wall(&work, &before, MOST, &mut tally, |case| {
-        case.line.starts_with("make -q --cache-dir cache -o out/images.tar {oci}")
-    });
+    let names =
+        ["make, empty cache", "make, warm cache", "make over a file", "make, no cache", "make to a stream, no cache"];
+    wall(&work, &before, MOST, &mut tally, |case| names.contains(&case.name));
     tally.end("files that have hidden names");
 }
 

@@ -89,7 +89,7 @@ const TABLE: &[Case] = &[
     case("--version", From::Nothing, "--version"),
 ];
 
-/// Whether everything is tried, which takes a good quarter of an hour; else a sample, always the same.
+/// Whether everything is tried, which takes half an hour; else a sample, always the same.
 fn is_all() -> bool {
     std::env::var_os("PREPULL_FAULTS").is_some_and(|value| value == "all")
 }
