@@ -86,8 +86,8 @@ pub enum Error {
     #[error("writing the store's records: {0}")]
     Json(#[from] serde_json::Error),
     /// There is no thread to convert with.
-    #[error("{0}")]
-    Thread(#[source] io::Error),
+    #[error(transparent)]
+    Thread(io::Error),
     /// Another thread failed first.
     #[error("stopped")]
     Stopped,

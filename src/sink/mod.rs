@@ -25,8 +25,8 @@ pub enum Error {
         error: std::io::Error,
     },
     /// There is no thread to write with.
-    #[error("{0}")]
-    Thread(#[source] std::io::Error),
+    #[error(transparent)]
+    Thread(std::io::Error),
     /// A tar that is there is not the one that would be written.
     #[error("the tar in the cache is another one")]
     Different,

@@ -457,6 +457,9 @@ fn ended(may: May, ran: &Ran) -> Result<(), String> {
             // What the system said is no message: what was being done belongs before it.
             let systems =
                 ["No space", "Input/output", "Permission", "Disk quota", "Too many", "Interrupted", "Resource"];
+            if line.matches("(os error ").count() > 1 {
+                return fail("said twice");
+            }
             match line.strip_prefix("prepull: ") {
                 Some(text) if !systems.iter().any(|begin| text.starts_with(begin)) => Ok(()),
                 _ => fail("no message"),
