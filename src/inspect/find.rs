@@ -32,7 +32,7 @@ pub enum Error {
     #[error("has sparse files (make the tar without --sparse)")]
     Sparse,
     /// Compressed with something that is not read.
-    #[error("is compressed with {0} (decompress it first, and pipe the result into `prepull ls -`)")]
+    #[error("is compressed with {0} (decompress it first)")]
     Compressed(&'static str),
     /// More than [`RECORDS_MAX`].
     #[error("{0} has more than {max} MiB", max = RECORDS_MAX >> 20)]
@@ -43,6 +43,9 @@ pub enum Error {
     /// More than [`ENTRIES_MAX`](super::contents::ENTRIES_MAX).
     #[error("more than {max} entries", max = super::contents::ENTRIES_MAX)]
     Entries,
+    /// More than [`METADATA_MAX`](super::contents::METADATA_MAX).
+    #[error("more than {max} GiB of names, link targets and extended attributes", max = super::contents::METADATA_MAX >> 30)]
+    Metadata,
 }
 
 impl From<TarError> for Error {
@@ -83,7 +86,7 @@ pub fn in_tar(mut file: File) -> Result<Vec<Found>, Error> {
         if !is_compressed(&magic[..read]) {
             let length = file.metadata()?.len();
             let mut reader = TarReader::new(BufReader::with_capacity(BUFFER, file));
-            let found = scan(&mut reader, |reader| Ok(reader.seek_over_content()?))?;
+            let found = scan(&mut reader, TarReader::seek_over_content)?;
             if reader.offset() > length {
                 return Err(TarError::Truncated { offset: length, what: "a file's content" }.into());
             }
