@@ -24,6 +24,8 @@ mod failures;
 mod ls;
 /// Hand-made OCI layouts and docker archives, and the tools that judge: no tests of its own.
 mod made;
+/// A good tar, and all that can be done to it: no tests of its own.
+mod mutations;
 /// Tar archives block by block: no tests of its own.
 mod raw;
 /// Stores of real images: the real tools list, mount, save and check them as they do skopeo's.
@@ -48,5 +50,7 @@ mod stores;
 mod support;
 /// What `prepull` says of itself, and to who types something wrong.
 mod usage;
+/// `prepull verify` finds what is wrong with a store, and has nothing against good ones, whoever made them.
+mod verify;
 /// `prepull ovl`: the overlay that `xc mkcdrom images` calls.
 mod xcluster;
