@@ -1,14 +1,16 @@
 //! `prepull verify`.
 
 use std::fmt::Write as _;
+use std::io::ErrorKind;
 use std::path::Path;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 use serde_json::json;
 
 use super::args::VerifyArgs;
 use super::output::{self, human, printable};
 use super::{Exit, Failure};
+use crate::inspect::find;
 use crate::storage::store::{StoreKind, Unpacker};
 use crate::verify::report::{Group, Report};
 use crate::verify::rule::{Fate, Rule, Severity};
@@ -29,7 +31,11 @@ pub fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
         unpacker: args.unpacker.map(Unpacker::from),
         additional: args.store.map(|store| StoreKind::from(store) == StoreKind::Additional),
     };
-    let report = verify(path, &options).with_context(|| shown.clone())?;
+    let report = verify(path, &options).map_err(|error| {
+        let denied = matches!(&error, find::Error::Io(error) if error.kind() == ErrorKind::PermissionDenied);
+        let hint = if denied && !rustix::process::geteuid().is_root() { " (run this as root)" } else { "" };
+        anyhow!("{shown}: {error}{hint}")
+    })?;
     if report.stores.is_empty() && report.is_good() {
         return Err(Failure::usage(anyhow!(
             "{shown}: no store in it (expected is a tar of one, its graphroot, or a root directory with \

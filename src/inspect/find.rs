@@ -36,7 +36,7 @@ pub enum Error {
     #[error("has sparse files (make the tar without --sparse)")]
     Sparse,
     /// Compressed with something that is not read.
-    #[error("is compressed with {0} (decompress it first, and pipe the result into `prepull ls -`)")]
+    #[error("is compressed with {0} (decompress it first)")]
     Compressed(&'static str),
     /// More than [`RECORDS_MAX`].
     #[error("{0} has more than {max} MiB", max = RECORDS_MAX >> 20)]
@@ -53,6 +53,9 @@ pub enum Error {
     /// A file beside the stores.
     #[error(transparent)]
     File(#[from] files::Error),
+    /// More than [`METADATA_MAX`](super::contents::METADATA_MAX).
+    #[error("more than {max} GiB of names, link targets and extended attributes", max = super::contents::METADATA_MAX >> 30)]
+    Metadata,
 }
 
 impl From<TarError> for Error {
@@ -116,7 +119,7 @@ fn tar(mut file: File, kept: Option<&mut Kept>) -> Result<Vec<Found>, Error> {
         if !is_compressed(&magic) {
             let length = file.metadata()?.len();
             let mut reader = TarReader::new(BufReader::with_capacity(BUFFER, Patient(file)));
-            let found = scan(&mut reader, kept, |reader| Ok(reader.seek_over_content()?))?;
+            let found = scan(&mut reader, kept, TarReader::seek_over_content)?;
             if reader.offset() > length {
                 return Err(TarError::Truncated { offset: length, what: "a file's content" }.into());
             }

@@ -99,9 +99,14 @@ impl<R: io::Read + io::Seek> TarReader<io::BufReader<R>> {
     /// As [`Self::skip_content`], without reading it: an archive that ends in it is not noticed here.
     ///
     /// # Errors
-    /// When seeking fails.
-    pub fn seek_over_content(&mut self) -> io::Result<()> {
-        self.input.seek_relative(i64::try_from(self.remaining).map_err(io::Error::other)?)?;
+    /// When seeking fails, also since no file is as long as the content should be.
+    pub fn seek_over_content(&mut self) -> Result<(), TarError> {
+        let truncated = TarError::Truncated { offset: self.offset, what: "a file's content" };
+        let Ok(length) = i64::try_from(self.remaining) else { return Err(truncated) };
+        match self.input.seek_relative(length) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(truncated),
+            sought => sought?,
+        }
         self.offset += std::mem::take(&mut self.remaining);
         Ok(())
     }
@@ -186,6 +191,11 @@ impl<R: BufRead> TarReader<R> {
             self.consume(count);
         }
         Ok(())
+    }
+
+    /// Takes the rest of the current entry's content as passed over: who gives the input knows it already, and leaves it out.
+    pub fn content_is_left_out(&mut self) {
+        self.offset = self.offset.saturating_add(std::mem::take(&mut self.remaining));
     }
 
     /// The next entry, or `None` at the end of the archive. A global header (`g`) is an entry, as in Go.

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::entry::Meta;
+use crate::entry::{Meta, Xattr};
 use crate::layer::tree::{Inode, InodeKind};
 use crate::segment::index::Index;
 
@@ -105,21 +105,9 @@ impl Losses {
         }
     }
 
-    /// As `getfattr --dump --absolute-names -e base64` writes them, for `setfattr --restore` in the overlay directory.
     fn add_xattrs(&mut self, path: &[u8], xattrs: &[(Vec<u8>, Vec<u8>)]) {
-        use base64::Engine as _;
-        let mut names = Vec::new();
-        self.xattrs.extend_from_slice(b"# file: ");
-        quote(&mut self.xattrs, path);
-        self.xattrs.push(b'\n');
-        for (name, value) in xattrs {
-            quote(&mut self.xattrs, name);
-            self.xattrs.extend_from_slice(b"=0s");
-            self.xattrs.extend_from_slice(base64::engine::general_purpose::STANDARD.encode(value).as_bytes());
-            self.xattrs.push(b'\n');
-            names.push(String::from_utf8_lossy(name).into_owned());
-        }
-        self.xattrs.push(b'\n');
+        let names: Vec<_> = xattrs.iter().map(|(name, _)| String::from_utf8_lossy(name).into_owned()).collect();
+        self.xattrs.extend(xattr_dump(path, xattrs));
         self.files_with_xattrs.push(format!("{} ({})", String::from_utf8_lossy(path), names.join(", ")));
     }
 
@@ -141,6 +129,23 @@ impl Losses {
     pub fn files_with_xattrs(&self) -> &[String] {
         &self.files_with_xattrs
     }
+}
+
+/// Attributes as `getfattr --dump --absolute-names -e base64` writes them, for `setfattr --restore` in the overlay directory.
+#[must_use]
+pub fn xattr_dump(path: &[u8], xattrs: &[Xattr]) -> Vec<u8> {
+    use base64::Engine as _;
+    let mut dump = b"# file: ".to_vec();
+    quote(&mut dump, path);
+    dump.push(b'\n');
+    for (name, value) in xattrs {
+        quote(&mut dump, name);
+        dump.extend_from_slice(b"=0s");
+        dump.extend_from_slice(base64::engine::general_purpose::STANDARD.encode(value).as_bytes());
+        dump.push(b'\n');
+    }
+    dump.push(b'\n');
+    dump
 }
 
 /// getfattr's quoting: what is no printable ASCII, `\` and `=` in octal.

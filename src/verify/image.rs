@@ -1,12 +1,13 @@
 //! Images: their records, their names, and the files that hold manifest and config.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read as _;
+use std::io::{self, Read as _};
 
 use super::records::{ImageRecord, LayerRecord};
 use super::rule::Rule;
-use super::{Judge, Layers};
+use super::{End, Judge, Layers};
 use crate::digest::{Digest, Hasher};
+use crate::image::LAYERS_MAX;
 use crate::inspect::contents::InodeKind;
 use crate::json::Document;
 use crate::reference::{ParseReferenceError, Reference};
@@ -30,7 +31,8 @@ impl Judge<'_> {
                 continue;
             }
             if !ids.insert(&image.id) {
-                self.add(Rule::ImageTwice, shown.clone(), "images.json has it twice".to_owned());
+                self.add(Rule::ImageTwice, shown, "images.json has it twice".to_owned());
+                continue;
             }
             self.names(image, &shown, &mut names);
             let config = self.data(image, &shown);
@@ -76,16 +78,22 @@ impl Judge<'_> {
         for key in image.data() {
             let name = big_data_file_name(key);
             let path = format!("{directory}/{name}");
-            files.insert(name.into_bytes());
-            has_config |= key.starts_with("sha256:");
-            let Some((size, digest)) = self.file_digest(&path) else {
-                let rule = match &key[..] {
-                    MANIFEST => Rule::ImageManifest,
-                    key if key == config_key => Rule::ImageConfig,
-                    _ => Rule::ImageData,
-                };
-                self.add(rule, path, format!("{key} of {shown} is missing"));
+            // Once is enough, however often it is listed.
+            if !files.insert(name.into_bytes()) {
                 continue;
+            }
+            has_config |= key.starts_with("sha256:");
+            let (size, digest) = match self.file_digest(&path) {
+                Ok(found) => found,
+                Err(why) => {
+                    let rule = match &key[..] {
+                        MANIFEST => Rule::ImageManifest,
+                        key if key == config_key => Rule::ImageConfig,
+                        _ => Rule::ImageData,
+                    };
+                    self.add(rule, path, format!("{key} of {shown} {why}"));
+                    continue;
+                }
             };
             let listed = image.big_data_sizes.as_ref().and_then(|sizes| sizes.get(key));
             if listed.copied() != i64::try_from(size).ok() {
@@ -102,8 +110,9 @@ impl Judge<'_> {
             if in_key.is_ok_and(|in_key| in_key != digest) {
                 self.add(Rule::ImageDataContent, path.clone(), format!("its digest is {digest}, not {key}"));
             }
-            if *key == config_key {
-                config = self.document(&path);
+            if key.starts_with("sha256:") {
+                // Of an image whose id is not its config's digest it is the only one.
+                config = self.document(&path).or(config);
             } else if key == MANIFEST {
                 self.manifest(&path, image);
             }
@@ -115,6 +124,13 @@ impl Judge<'_> {
             self.add(Rule::ImageConfig, shown.to_owned(), "has no config among its big-data-names".to_owned());
         } else if !image.data().contains(&config_key) {
             self.add(Rule::ImageIdConfig, shown.to_owned(), "its id is not the digest of its config".to_owned());
+        }
+        let sizes = image.big_data_sizes.iter().flat_map(BTreeMap::keys);
+        let listed: BTreeSet<&String> = sizes.chain(image.big_data_digests.iter().flat_map(BTreeMap::keys)).collect();
+        let names: BTreeSet<&String> = image.data().iter().collect();
+        for key in listed.difference(&names) {
+            let what = format!("images.json has a size or digest of {key}, and not its name");
+            self.add(Rule::ImageDataUnlisted, shown.to_owned(), what);
         }
         self.image_digest(image, shown, &digests);
         let unlisted: Vec<String> = self
@@ -176,28 +192,40 @@ impl Judge<'_> {
 
     /// The layers of an image: all there, and those that the config wants.
     fn chain(&mut self, image: &ImageRecord, shown: &str, config: Option<&[u8]>, layers: &Layers<'_>) {
-        let chain = layers.chain(image.top());
-        let missing = chain.last().map_or_else(|| image.top(), |layer| layer.parent());
-        if let (Some(top), true) = (image.top(), chain.is_empty()) {
-            self.add(Rule::ImageLayer, shown.to_owned(), format!("layers.json has no layer {top}"));
-            return;
-        }
-        if let Some(missing) = missing {
-            let what = format!(
-                "layers.json has no layer {missing}, on which {} lies",
-                short(chain.last().map_or("", |layer| &layer.id))
-            );
-            self.add(Rule::LayerParent, shown.to_owned(), what);
-            return;
-        }
-        if chain.len() > crate::image::LAYERS_MAX {
-            self.add(Rule::LayerCount, shown.to_owned(), format!("has {} layers", chain.len()));
-        }
-        for layer in &chain {
-            if layer.diff_digest().is_none() && !layer.is_partial() {
-                let what = format!("layer {} has no diff-digest", short(&layer.id));
-                self.add(Rule::LayerSizeUnknown, shown.to_owned(), what);
+        let (chain, end) = layers.chain(image.top());
+        let lowest = short(chain.last().map_or("", |layer| &layer.id));
+        match end {
+            End::Missing(id) if chain.is_empty() => {
+                self.add(Rule::ImageLayer, shown.to_owned(), format!("layers.json has no layer {id}"));
+                return;
             }
+            End::Missing(id) => {
+                let what = format!("layers.json has no layer {id}, on which {lowest} lies");
+                self.add(Rule::LayerParent, shown.to_owned(), what);
+                return;
+            }
+            End::Circle(id) => {
+                let what = format!("layer {lowest} lies on {}, which lies on it", short(id));
+                self.add(Rule::LayerParent, shown.to_owned(), what);
+                return;
+            }
+            End::TooLong => {
+                self.add(Rule::LayerCount, shown.to_owned(), format!("has more than {LAYERS_MAX} layers"));
+                return;
+            }
+            End::Bottom if chain.len() > LAYERS_MAX => {
+                self.add(Rule::LayerCount, shown.to_owned(), format!("has {} layers", chain.len()));
+            }
+            End::Bottom => {}
+        }
+        // containers/image `storage/storage_image.go`, `getSize`.
+        for layer in chain.iter().filter(|layer| !layer.is_partial()) {
+            let what = match (layer.diff_digest(), layer.diff_size) {
+                (None, _) => format!("layer {} has no diff-digest", short(&layer.id)),
+                (_, Some(size)) if size < 0 => format!("layer {} has diff-size {size}", short(&layer.id)),
+                _ => continue,
+            };
+            self.add(Rule::LayerSizeUnknown, shown.to_owned(), what);
         }
         let Some(config) = config else { return };
         match diff_ids(config) {
@@ -236,22 +264,25 @@ impl Judge<'_> {
         }
     }
 
-    /// Size and digest of a file; `None` when there is no regular file.
-    fn file_digest(&mut self, path: &str) -> Option<(u64, Digest)> {
-        let inode = self.contents.rest().get(path.as_bytes())?;
-        let InodeKind::Regular { size, .. } = inode.kind else { return None };
-        let mut content = self.contents.open(path.as_bytes(), inode).ok()?;
-        let (mut hasher, mut buffer, mut left) = (Hasher::new(), vec![0; 64 << 10], size);
+    /// Size and digest of a file, or why there is none.
+    fn file_digest(&self, path: &str) -> Result<(u64, Digest), String> {
+        let unreadable = |error: io::Error| format!("cannot be read: {error}");
+        let inode = self.contents.rest().get(path.as_bytes()).ok_or("is missing")?;
+        let InodeKind::Regular { size, .. } = inode.kind else { return Err("is no file".to_owned()) };
+        let mut content = self.contents.open(path.as_bytes(), inode).map_err(unreadable)?.take(size);
+        let mut hasher = Hasher::new();
+        let mut buffer = vec![0; 64 << 10];
+        let mut left = size;
         while left > 0 {
-            match content.read(&mut buffer).ok()? {
-                0 => return None,
+            match content.read(&mut buffer).map_err(unreadable)? {
+                0 => return Err(unreadable(io::ErrorKind::UnexpectedEof.into())),
                 count => {
                     hasher.update(&buffer[..count]);
-                    left = left.saturating_sub(count as u64);
+                    left -= count as u64;
                 }
             }
         }
-        Some((size, hasher.finish()))
+        Ok((size, hasher.finish()))
     }
 
     fn document(&mut self, path: &str) -> Option<Vec<u8>> {

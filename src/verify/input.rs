@@ -28,9 +28,11 @@ const ROOT_DIRECTORIES: [&str; 15] = [
 const CRIO_STATE: [&str; 3] = ["var/lib/crio", "run/crio", "var/run/crio"];
 
 /// Judges all of it.
-pub(super) fn judge(contents: &Contents, unpacker: Unpacker, report: &mut Report) {
+///
+/// `checked`: a store of the machine's own is among them, which CRI-O checks after a power cut.
+pub(super) fn judge(contents: &Contents, unpacker: Unpacker, checked: bool, report: &mut Report) {
     let mut add = |rule: Rule, severity: Severity, place: String, what: String| {
-        report.add(rule, severity, true, Finding { place, what });
+        report.add(rule, severity, checked, Finding { place, what });
     };
     for (&kind, oddities) in contents.oddities() {
         let (rule, what) = rule_of(kind);
@@ -67,7 +69,12 @@ pub(super) fn judge(contents: &Contents, unpacker: Unpacker, report: &mut Report
 
 fn rule_of(kind: OddityKind) -> (Rule, &'static str) {
     match kind {
-        OddityKind::Name => (Rule::TarName, "is absolute, or has `..` in it"),
+        OddityKind::Name => (Rule::TarName, "has `..` in its name"),
+        OddityKind::LongName => (Rule::TarName, "has a name that is too long for a file system"),
+        OddityKind::Absolute => (Rule::TarAbsolute, "is absolute"),
+        OddityKind::OverDirectory => (Rule::TarOverDirectory, "is a directory, and then something else"),
+        OddityKind::Global => (Rule::TarGlobal, "has a header for all entries after it"),
+        OddityKind::Vanished => (Rule::Vanished, "was gone when it was to be read"),
         OddityKind::NoDirectory => (Rule::TarNoDirectory, "comes after what is in it, or not at all"),
         OddityKind::ThroughLink => (Rule::TarThroughLink, "is in something that is no directory"),
         OddityKind::Twice => (Rule::TarTwice, "is there twice"),

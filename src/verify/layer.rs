@@ -1,13 +1,14 @@
 //! Layers: their records, what stands beside their trees, and the short links.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::image::short;
 use super::records::LayerRecord;
 use super::replay::{Error, Replayed, replay};
 use super::rule::Rule;
 use super::tree::Tree;
-use super::{Judge, Layers, small_text};
+use super::{End, Judge, Layers, small_text};
 use crate::digest::Digest;
 use crate::image::chain_ids;
 use crate::inspect::contents::{Files, Inode, InodeKind};
@@ -39,7 +40,7 @@ impl Judge<'_> {
             if record.is_incomplete() {
                 self.add(Rule::LayerIncomplete, place.clone(), format!("layer {id} is flagged as incomplete"));
             }
-            if !layers.is_used(&record.id) {
+            if !layers.is_used(&record.id) && !self.containers.contains(&record.id) {
                 self.add(Rule::LayerUnused, place.clone(), format!("no image has layer {id}"));
             }
             if let (Some(digest), false) = (record.diff_digest(), record.is_partial()) {
@@ -73,16 +74,23 @@ impl Judge<'_> {
     pub(super) fn skeletons(&mut self, records: &[LayerRecord], layers: &Layers<'_>) {
         let links = self.links();
         let mut used = BTreeMap::new();
+        let mut link_of = HashMap::new();
         for record in records {
-            if let Some(link) = self.skeleton(record, &links)
-                && let Some(other) = used.insert(link.clone(), record.id.clone())
+            let Some(link) = self.skeleton(record, &links) else { continue };
+            link_of.insert(&record.id[..], link.clone());
+            if let Some(other) = used.insert(link.clone(), record.id.clone())
+                && other != record.id
             {
                 let what = format!("layers {} and {} have the same link {link}", short(&other), short(&record.id));
                 self.add(Rule::LayerLinkContent, self.below(&format!("overlay/{}/link", record.id)), what);
             }
         }
         for record in records.iter().filter(|record| layers.is_used(&record.id)) {
-            self.lowers(record, layers);
+            self.lowers(record, layers, &link_of);
+        }
+        for id in &self.containers {
+            let path = self.below(&format!("overlay/{id}/link"));
+            used.extend(small_text(self.contents, &path, SMALL_MAX).map(|link| (link, id.clone())));
         }
         for link in links.keys().filter(|link| !used.contains_key(*link)) {
             let what = "is the link of no layer".to_owned();
@@ -129,6 +137,12 @@ impl Judge<'_> {
         if record.parent().is_none() && !has(self, "empty") {
             self.add(Rule::LayerEmpty, format!("{directory}/empty"), "is missing".to_owned());
         }
+        for name in ["empty", "merged", "work"] {
+            let path = format!("{directory}/{name}");
+            if !has(self, name) && self.contents.rest().get(path.as_bytes()).is_some() {
+                self.add(Rule::StoreType, path, "is no directory".to_owned());
+            }
+        }
         let missing: Vec<&str> = ["merged", "work"].into_iter().filter(|name| !has(self, name)).collect();
         if !missing.is_empty() && !self.additional {
             self.add(Rule::LayerWork, directory.clone(), format!("has no {}", missing.join(" and ")));
@@ -158,9 +172,13 @@ impl Judge<'_> {
     }
 
     /// `lower` and `lower-layers`.
-    fn lowers(&mut self, record: &LayerRecord, layers: &Layers<'_>) {
+    fn lowers(&mut self, record: &LayerRecord, layers: &Layers<'_>, link_of: &HashMap<&str, String>) {
         let directory = self.below(&format!("overlay/{}", record.id));
-        let below = layers.chain(record.parent());
+        let (below, end) = layers.chain(record.parent());
+        // That a layer is missing has been said.
+        if end != End::Bottom {
+            return;
+        }
         let lower = small_text(self.contents, &format!("{directory}/lower"), SMALL_MAX);
         let lower_layers = small_text(self.contents, &format!("{directory}/lower-layers"), SMALL_MAX);
         if record.parent().is_none() {
@@ -172,10 +190,7 @@ impl Judge<'_> {
             }
             return;
         }
-        let link = |layer: &&LayerRecord| {
-            let path = self.below(&format!("overlay/{}/link", layer.id));
-            small_text(self.contents, &path, SMALL_MAX).map(|link| format!("l/{link}"))
-        };
+        let link = |layer: &&LayerRecord| link_of.get(&layer.id[..]).map(|link| format!("l/{link}"));
         let links: Option<Vec<String>> = below.iter().map(link).collect();
         match (lower, links) {
             (None, _) => self.add(Rule::LayerLower, format!("{directory}/lower"), "is missing".to_owned()),
@@ -200,7 +215,9 @@ impl Judge<'_> {
 
     /// What lies in `overlay/` and `overlay-layers/` and belongs to no layer.
     fn unknown(&mut self, records: &[LayerRecord]) {
-        let known: BTreeSet<&str> = records.iter().map(|record| &record.id[..]).collect();
+        let containers = self.containers.clone();
+        let known = records.iter().map(|record| &record.id[..]).chain(containers.iter().map(String::as_str));
+        let known: BTreeSet<&str> = known.collect();
         let directory = self.below("overlay");
         let names = |directory: &str| -> Vec<(String, bool)> {
             let children = self.contents.rest().children(directory.as_bytes());
@@ -209,11 +226,13 @@ impl Judge<'_> {
             named.collect()
         };
         let (overlay, splits) = (names(&directory), names(&self.below("overlay-layers")));
-        let bare = self.contents.layers(self.store).keys().filter(|id| !overlay.iter().any(|(name, _)| name == *id));
-        let bare: Vec<String> = bare.cloned().collect();
         let directories = overlay.into_iter().filter(|(_, is_directory)| *is_directory).map(|(name, _)| name);
-        for name in directories.chain(bare) {
-            if known.contains(&name[..]) || NO_LAYERS.contains(&&name[..]) && name != "tempdirs" {
+        let mut directories: BTreeSet<String> = directories.collect();
+        directories.extend(self.contents.layers(self.store).keys().cloned());
+        for name in directories {
+            // Releases that do not know `tempdirs` take it for a layer; those that do have it in every store they use.
+            let is_known = NO_LAYERS.contains(&&name[..]) && (name != "tempdirs" || !self.contents.is_tar());
+            if known.contains(&name[..]) || is_known {
                 continue;
             }
             let what = "layers.json has no such layer".to_owned();
@@ -228,7 +247,9 @@ impl Judge<'_> {
     }
 
     /// Puts a layer together from its files; `None` when that cannot be done, which is then said.
-    pub(super) fn replay(&mut self, record: &LayerRecord, files: &Files) -> Option<Replayed> {
+    ///
+    /// `spare` is how many entries all layers together may still give.
+    pub(super) fn replay(&mut self, record: &LayerRecord, files: &Files, spare: &AtomicU64) -> Option<Replayed> {
         let split = self.below(&format!("overlay-layers/{}.tar-split.gz", record.id));
         let Some(inode) = self.contents.rest().get(split.as_bytes()) else {
             self.add(Rule::TarSplit, split, "is missing".to_owned());
@@ -243,7 +264,15 @@ impl Judge<'_> {
         let replayed = content.and_then(|content| {
             replay(self.contents, files, prefix.as_bytes(), content).map_err(|error: Error| error.to_string())
         });
-        match replayed {
+        let within = |replayed: Replayed| {
+            let entries = replayed.index.nodes().len() as u64;
+            let take = |left: u64| left.checked_sub(entries);
+            match spare.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+                Ok(_) => Ok(replayed),
+                Err(_) => Err("the layers have far more entries than there are files".to_owned()),
+            }
+        };
+        match replayed.and_then(within) {
             Ok(replayed) => Some(replayed),
             Err(error) => {
                 self.add(Rule::TarSplitMalformed, split, error);
@@ -287,17 +316,30 @@ impl Judge<'_> {
         // The merged view of the layer named and all below it.
         let mut view: (Option<&str>, MergedView) = (None, MergedView::default());
         for (record, layer) in records.iter().zip(replayed) {
+            if self.containers.contains(&record.id) {
+                continue;
+            }
             let Some(files) = self.contents.layers(self.store).get(&record.id) else { continue };
             let path = self.below(&format!("overlay/{}/diff", record.id));
             let tree = Tree { files, path: &path };
             self.tree_alone(&tree);
             let claimed =
                 layer.as_ref().filter(|layer| layer.root_claimed).map(|layer| layer.index.nodes()[0].inode.clone());
-            self.tree_root(&tree, claimed.as_ref().map(|inode: &Inode| inode), layers.is_top(&record.id));
+            let root = |id: &str| self.contents.layers(self.store).get(id)?.get(b"").cloned();
+            let parent: Option<Inode> = record.parent().and_then(root);
+            let (below, end) = layers.chain(record.parent());
+            // The image may want its root closed, and says so in any layer.
+            let may_be_closed =
+                below.iter().any(|layer| by_id.get(&layer.id[..]).is_some_and(|layer| layer.root_claimed));
+            let is_closed_top = layers.is_top(&record.id) && !may_be_closed;
+            self.tree_root(&tree, claimed.as_ref(), parent.as_ref(), is_closed_top);
             let Some(layer) = layer else { continue };
-            let below = layers.chain(record.parent());
             let mut known = None;
-            if has_opaque_directories(&layer.index) && below.iter().all(|layer| by_id.contains_key(&layer.id[..])) {
+            let is_whole = end == End::Bottom;
+            if is_whole
+                && has_opaque_directories(&layer.index)
+                && below.iter().all(|layer| by_id.contains_key(&layer.id[..]))
+            {
                 let have = below.iter().position(|layer| view.0 == Some(&layer.id[..])).unwrap_or(below.len());
                 if have == below.len() {
                     view = (None, MergedView::default());

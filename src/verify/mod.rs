@@ -22,12 +22,13 @@ mod skeleton;
 mod tree;
 mod unpacker;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use crate::inspect::contents::{Contents, Files, InodeKind};
+use crate::image::LAYERS_MAX;
+use crate::inspect::contents::Contents;
 use crate::inspect::find::{self, Found};
 use crate::layer::tar::TarError;
 use crate::storage::store::Unpacker;
@@ -36,6 +37,10 @@ use records::{ImageRecord, LayerRecord};
 use replay::Replayed;
 use report::{Finding, Report, StoreSummary};
 use rule::{Rule, Severity};
+
+/// The most entries that the tar-splits of one store may give, beyond twice as many as there are files: two million, as one layer
+/// may have. Each takes some 300 bytes of memory, and a few bytes of gzip can ask for one.
+const ENTRIES_SPARE: u64 = 2_000_000;
 
 /// What is known beside the store.
 #[derive(Debug, Clone, Copy, Default)]
@@ -66,7 +71,8 @@ pub fn verify(path: &Path, options: &Options) -> Result<Report, find::Error> {
         Err(error) => return Err(error),
     };
     let unpacker = options.unpacker.unwrap_or_else(|| unpacker::made_for(&contents));
-    input::judge(&contents, unpacker, &mut report);
+    let checked = contents.stores().iter().any(|found| !is_additional(&contents, found, options));
+    input::judge(&contents, unpacker, checked, &mut report);
     machine::judge(&contents, &mut report);
     for store in 0..contents.stores().len() {
         let mut judge = Judge::new(&contents, store, options, unpacker);
@@ -75,6 +81,10 @@ pub fn verify(path: &Path, options: &Options) -> Result<Report, find::Error> {
         report.stores.push(summary);
     }
     Ok(report)
+}
+
+fn is_additional(contents: &Contents, found: &Found, options: &Options) -> bool {
+    options.additional.unwrap_or_else(|| machine::is_additional(contents, &found.graphroot))
 }
 
 /// One store under examination.
@@ -86,6 +96,8 @@ struct Judge<'a> {
     unpacker: Unpacker,
     /// Whether attributes that only root sees may be there and not be seen.
     blind: bool,
+    /// Layers of containers: they change, and no image has them.
+    containers: BTreeSet<String>,
     report: Report,
 }
 
@@ -96,9 +108,10 @@ impl<'a> Judge<'a> {
             contents,
             store,
             found,
-            additional: options.additional.unwrap_or_else(|| machine::is_additional(contents, &found.graphroot)),
+            additional: is_additional(contents, found, options),
             unpacker,
             blind: !contents.is_tar() && !rustix::process::geteuid().is_root(),
+            containers: records::layers_of_containers(contents, &found.graphroot),
             report: Report::default(),
         }
     }
@@ -134,7 +147,7 @@ impl<'a> Judge<'a> {
             return summary;
         }
         let images = self.image_records();
-        let records = self.layer_records_or_none();
+        let records = self.layer_records_or_none(images.iter().any(|image| image.top().is_some()));
         let layers = Layers::new(&records, &images);
         self.images(&images, &layers);
         self.layer_records(&records, &layers);
@@ -154,7 +167,7 @@ impl<'a> Judge<'a> {
         summary.layers = records.len();
         for files in self.contents.layers(self.store).values() {
             summary.entries += files.len();
-            summary.bytes += bytes(files);
+            summary.bytes = summary.bytes.saturating_add(files.bytes());
         }
         summary
     }
@@ -169,11 +182,13 @@ impl<'a> Judge<'a> {
         Vec::new()
     }
 
-    fn layer_records_or_none(&mut self) -> Vec<LayerRecord> {
+    /// `needed`: an image has layers. Where none has, containers/storage writes no such file.
+    fn layer_records_or_none(&mut self, needed: bool) -> Vec<LayerRecord> {
         let place = self.records("layers/layers.json");
         match records::parse(&self.found.layers, |layer: &LayerRecord| layer.created.as_deref()) {
             Ok(Some(layers)) => return layers,
-            Ok(None) => self.add(Rule::LayersJson, place, "is missing or empty".to_owned()),
+            Ok(None) if needed => self.add(Rule::LayersJson, place, "is missing or empty".to_owned()),
+            Ok(None) => {}
             Err(error) => self.add(Rule::LayersJsonSyntax, place, error),
         }
         Vec::new()
@@ -185,13 +200,21 @@ impl<'a> Judge<'a> {
         let mut all: Vec<Option<Replayed>> = records.iter().map(|_| None).collect();
         let results = Mutex::new((&mut all, &mut self.report));
         let (contents, store, found) = (self.contents, self.store, self.found);
-        let (additional, unpacker, blind) = (self.additional, self.unpacker, self.blind);
+        let (additional, unpacker, blind, containers) = (self.additional, self.unpacker, self.blind, &self.containers);
+        let spare = AtomicU64::new(2 * contents.entries() as u64 + ENTRIES_SPARE);
         let work = || loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
-            let Some(record) = records.get(number) else { break };
+            let Some(record) = records.get(number).filter(|record| !containers.contains(&record.id)) else {
+                if number < records.len() {
+                    continue;
+                }
+                break;
+            };
             let Some(files) = contents.layers(store).get(&record.id) else { continue };
-            let mut judge = Judge { contents, store, found, additional, unpacker, blind, report: Report::default() };
-            let replayed = judge.replay(record, files);
+            let report = Report::default();
+            let containers = BTreeSet::new();
+            let mut judge = Judge { contents, store, found, additional, unpacker, blind, containers, report };
+            let replayed = judge.replay(record, files, &spare);
             let mut results = results.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             results.0[number] = replayed;
             results.1.merge(judge.report);
@@ -210,18 +233,23 @@ impl<'a> Judge<'a> {
     }
 }
 
-fn bytes(files: &Files) -> u64 {
-    let size = |inode: &crate::inspect::contents::Inode| match inode.kind {
-        InodeKind::Regular { size, .. } => size,
-        _ => 0,
-    };
-    files.iter().map(|(_, inode)| size(inode)).sum()
-}
-
 /// The text of a small file outside of layers' trees; `None` when it is not there or too large.
 fn small_text(contents: &Contents, path: &str, max: u64) -> Option<String> {
     let bytes = contents.small(path.as_bytes(), max).ok()??;
     Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// What is below the lowest layer that a chain has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End<'a> {
+    /// Nothing: it is the lowest.
+    Bottom,
+    /// A layer without a record.
+    Missing(&'a str),
+    /// A layer that the chain has already.
+    Circle(&'a str),
+    /// Some more, beyond what overlay takes.
+    TooLong,
 }
 
 /// The layers of a store by their ids, and which of them images have.
@@ -248,16 +276,25 @@ impl<'a> Layers<'a> {
         layers
     }
 
-    /// The layer `top` and those below it, nearest first, as far as there are records; each once.
-    fn chain(&self, top: Option<&str>) -> Vec<&'a LayerRecord> {
+    /// The layer `top` and those below it, nearest first, as far as there are records, each once; and what is below. No more
+    /// than one beyond what overlay takes: every layer's chain is walked.
+    fn chain<'b>(&'b self, top: Option<&'b str>) -> (Vec<&'a LayerRecord>, End<'b>) {
         let mut chain: Vec<&'a LayerRecord> = Vec::new();
-        let mut seen = BTreeSet::new();
-        let mut next = top.and_then(|id| self.by_id.get(id).copied());
-        while let Some(record) = next.filter(|record| seen.insert(&record.id[..])) {
+        let mut seen = HashSet::new();
+        let mut next = top;
+        let end = loop {
+            let Some(id) = next else { break End::Bottom };
+            let Some(&record) = self.by_id.get(id) else { break End::Missing(id) };
+            if !seen.insert(id) {
+                break End::Circle(id);
+            }
+            if chain.len() > LAYERS_MAX {
+                break End::TooLong;
+            }
             chain.push(record);
-            next = record.parent().and_then(|id| self.by_id.get(id).copied());
-        }
-        chain
+            next = record.parent();
+        };
+        (chain, end)
     }
 
     fn is_used(&self, id: &str) -> bool {

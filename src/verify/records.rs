@@ -1,11 +1,13 @@
 //! images.json and layers.json as containers/storage reads them (`images.go`, `layers.go`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::image::is_rfc3339;
+use crate::inspect::contents::{Contents, join};
+use crate::inspect::find::RECORDS_MAX;
 
 /// An image.
 #[derive(Debug, Default, Deserialize)]
@@ -19,6 +21,11 @@ pub(super) struct ImageRecord {
     pub big_data_sizes: Option<BTreeMap<String, i64>>,
     pub big_data_digests: Option<BTreeMap<String, String>>,
     pub created: Option<String>,
+    // Of these only the type matters: with another one the whole file is refused.
+    pub names_history: Option<Vec<String>>,
+    pub mapped_layers: Option<Vec<String>>,
+    pub metadata: Option<String>,
+    pub flags: Option<BTreeMap<String, serde_json::Value>>,
 }
 
 impl ImageRecord {
@@ -49,6 +56,13 @@ pub(super) struct LayerRecord {
     pub uidset: Option<Vec<u32>>,
     pub gidset: Option<Vec<u32>>,
     pub flags: Option<BTreeMap<String, serde_json::Value>>,
+    // As above.
+    pub names: Option<Vec<String>>,
+    pub metadata: Option<String>,
+    pub mountlabel: Option<String>,
+    pub compressed_size: Option<i64>,
+    pub compression: Option<i64>,
+    pub big_data_names: Option<Vec<String>>,
 }
 
 impl LayerRecord {
@@ -69,6 +83,25 @@ impl LayerRecord {
     pub fn is_partial(&self) -> bool {
         self.toc_digest.as_deref().is_some_and(|digest| !digest.is_empty())
     }
+}
+
+/// Files about containers, below the graphroot, and the key that has the layer's id (containers/storage `containers.go`, `layers.go`).
+const OF_CONTAINERS: [(&str, &str); 3] = [
+    ("overlay-containers/containers.json", "layer"),
+    ("overlay-containers/volatile-containers.json", "layer"),
+    ("overlay-layers/volatile-layers.json", "id"),
+];
+
+/// The layers that containers write to. What cannot be read gives none.
+pub(super) fn layers_of_containers(contents: &Contents, graphroot: &str) -> BTreeSet<String> {
+    let mut layers = BTreeSet::new();
+    for (file, key) in OF_CONTAINERS {
+        let path = join(graphroot.as_bytes(), file.as_bytes());
+        let bytes = contents.small(&path, RECORDS_MAX).ok().flatten().unwrap_or_default();
+        let records: Vec<serde_json::Value> = serde_json::from_slice(&bytes).unwrap_or_default();
+        layers.extend(records.iter().filter_map(|record| record.get(key)?.as_str().map(str::to_owned)));
+    }
+    layers
 }
 
 /// A list of records: `Ok(None)` for an empty file. As in Go, a key that occurs twice counts the last time, `null` is nothing, and

@@ -19,6 +19,14 @@ use crate::segment::index::Index;
 /// Bytes of content in memory.
 const BUFFER: usize = 128 << 10;
 
+/// The most bytes of headers and padding that one tar-split may give, 4 GiB: 2 KiB for each of as many entries as a layer may
+/// have. A few MiB of gzip could ask for as much.
+const SEGMENTS_MAX: u64 = 4 << 30;
+
+/// How often a tar-split may ask for all the bytes that a tree has. Once is enough, but entries that others replace, and hard
+/// links where there should be none, are read again.
+const READS_MAX: u64 = 16;
+
 /// Why a layer cannot be put together.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
@@ -31,6 +39,9 @@ pub(super) enum Error {
     /// An entry that cannot be unpacked.
     #[error("what it gives is no layer: entry {0:?}: {1}")]
     Place(String, PlaceError),
+    /// More than any layer gives.
+    #[error("it gives more than {0}")]
+    TooMuch(&'static str),
     /// Headers and contents do not belong together.
     #[error("entry {0:?}: its header and its content do not belong together")]
     Order(String),
@@ -42,7 +53,7 @@ pub(super) enum Wrong {
     /// There is no such file in the tree.
     Missing,
     /// It has another size.
-    Size { expected: u64, found: u64 },
+    Size,
     /// It has another checksum.
     Checksum,
     /// It cannot be read.
@@ -81,25 +92,33 @@ pub(super) fn replay(contents: &Contents, files: &Files, prefix: &[u8], split: C
         source,
         buffer: Vec::new(),
         at: 0,
-        file: None,
-        next: Next::Nothing,
         hash: Hasher::new(),
         size: 0,
+        segments: 0,
+        // Somebody may write to the files meanwhile.
+        readable: files.bytes().saturating_mul(READS_MAX),
         wrong: Vec::new(),
         gone: Vec::new(),
         failed: None,
     });
     match read(&mut reader) {
-        Ok((tree, uids, gids, placed)) => {
-            let replay = reader.into_inner();
+        Ok((tree, uids, gids)) => {
+            let mut replay = reader.into_inner();
             let index = Index::of(&tree);
-            // Whose content is gone, since the name or the inode was replaced, is nobody's damage.
-            let live: HashSet<u32> = tree.live().map(|dirent| tree.inode_number(dirent)).collect();
-            let was_replaced = |path: &Vec<u8>| placed.get(path).is_some_and(|inode| !live.contains(inode));
-            let (replaced, wrong): (Vec<_>, Vec<_>) =
-                replay.wrong.into_iter().partition(|(path, _)| was_replaced(path));
-            let mut gone = replay.gone;
-            gone.extend(replaced.into_iter().map(|(path, _)| path));
+            let (mut wrong, mut gone) = (Vec::new(), std::mem::take(&mut replay.gone));
+            // Content that is gone, since a later entry replaced the file or took its name, is nobody's damage.
+            let names = names_of(&tree, &replay.wrong);
+            for Mismatch { path, inode, size, crc, wrong: what } in std::mem::take(&mut replay.wrong) {
+                match names.get(&inode).map(Vec::as_slice) {
+                    None | Some([]) => gone.push(path),
+                    Some(names) if names.contains(&path) => wrong.push((path, what)),
+                    // It has another name left.
+                    Some([name, ..]) => match replay.file(name, size, crc)? {
+                        Ok(()) => gone.push(path),
+                        Err(what) => wrong.push((name.clone(), what)),
+                    },
+                }
+            }
             Ok(Replayed {
                 root_claimed: tree.root_claimed(),
                 index,
@@ -116,14 +135,32 @@ pub(super) fn replay(contents: &Contents, files: &Files, prefix: &[u8], split: C
     }
 }
 
-/// The inodes of the files whose content is wrong, by the paths where they were put.
-type Placements = hashbrown::HashMap<Vec<u8>, u32>;
+/// A file without the content that it should have.
+struct Mismatch {
+    /// Where it was put, and its inode.
+    path: Vec<u8>,
+    inode: u32,
+    size: u64,
+    crc: u64,
+    wrong: Wrong,
+}
 
-fn read(reader: &mut TarReader<Replay<'_>>) -> Result<(Tree, BTreeSet<u32>, BTreeSet<u32>, Placements), Error> {
+/// The names that the inodes of these files have in the end.
+fn names_of(tree: &Tree, files: &[Mismatch]) -> hashbrown::HashMap<u32, Vec<Vec<u8>>> {
+    let wanted: HashSet<u32> = files.iter().map(|file| file.inode).collect();
+    let mut names: hashbrown::HashMap<u32, Vec<Vec<u8>>> = hashbrown::HashMap::new();
+    if !wanted.is_empty() {
+        for dirent in tree.live().filter(|&dirent| wanted.contains(&tree.inode_number(dirent))) {
+            names.entry(tree.inode_number(dirent)).or_default().push(tree.path(dirent));
+        }
+    }
+    names
+}
+
+fn read(reader: &mut TarReader<Replay<'_>>) -> Result<(Tree, BTreeSet<u32>, BTreeSet<u32>), Error> {
     let mut tree = Tree::new();
     let (mut uids, mut gids) = (BTreeSet::new(), BTreeSet::new());
     let mut seen = HashSet::new();
-    let mut wrong_inodes = Placements::new();
     loop {
         reader.clear_raw();
         let Some(header) = reader.next_header()? else { break };
@@ -134,49 +171,31 @@ fn read(reader: &mut TarReader<Replay<'_>>) -> Result<(Tree, BTreeSet<u32>, BTre
             gids.insert(header.gid as u32);
         }
         if !seen.insert(xxh3_128(&clean(&header.name))) {
-            return Err(Error::Order(shown()));
+            return Err(order(&header.name));
         }
         let placed = tree.place(&header).map_err(|error| Error::Place(shown(), error))?;
         tree.take_created_parents();
         let path = match placed {
-            Placed::New(dirent) if header.typeflag == b'0' => {
-                let path = tree.path(dirent);
-                Some((path, tree.inode_number(dirent)))
-            }
+            Placed::New(dirent) if header.typeflag == b'0' => Some((tree.path(dirent), tree.inode_number(dirent))),
             _ => None,
         };
-        let wrong = reader.input_mut().wrong.len();
-        let inode = path.as_ref().map(|(_, inode)| *inode);
-        let next = Expected {
-            name: header.name.clone(),
-            size: header.size,
-            has_body: header.has_body(),
-            path: path.map(|(path, _)| path),
-        };
-        reader.input_mut().next = Next::Header(next);
-        reader.skip_content()?;
-        if let (true, Some(inode)) = (reader.input_mut().wrong.len() > wrong, inode) {
-            let path = reader.input_mut().wrong[wrong].0.clone();
-            wrong_inodes.insert(path, inode);
-        }
+        let (has_body, size) = (header.has_body(), header.size);
+        let expected = Expected { name: header.name, size, has_body, path };
+        reader.input_mut().content(expected)?;
+        reader.content_is_left_out();
     }
     reader.drain(|_| Ok::<_, Error>(()))?;
     tree.settle().map_err(|(path, error)| Error::Place(String::from_utf8_lossy(&path).into_owned(), error))?;
-    Ok((tree, uids, gids, wrong_inodes))
+    Ok((tree, uids, gids))
 }
 
-/// What the reader expects where the next content stands.
-enum Next {
-    Nothing,
-    Header(Expected),
-}
-
+/// What a header says of the content that comes next.
 struct Expected {
     name: Vec<u8>,
     size: u64,
     has_body: bool,
-    /// Where its content is in the tree; `None` for a whiteout's and the like, which nothing keeps.
-    path: Option<Vec<u8>>,
+    /// Where its content is in the tree, and the inode; `None` for a whiteout's and the like, which nothing keeps.
+    path: Option<(Vec<u8>, u32)>,
 }
 
 #[derive(Clone, Copy)]
@@ -186,29 +205,19 @@ struct Source<'a> {
     prefix: &'a [u8],
 }
 
-/// Content on its way into the archive.
-struct Current<'a> {
-    path: Vec<u8>,
-    content: Option<Content<'a>>,
-    left: u64,
-    crc: crc_fast::Digest,
-    expected_crc: u64,
-    wrong: Option<Wrong>,
-    /// Whether a tree keeps it at all.
-    is_kept: bool,
-}
-
-/// The archive as a stream.
+/// The archive as a stream, without the contents of its files: those are read, hashed and compared on the way.
 struct Replay<'a> {
     pieces: Pieces<io::BufReader<Content<'a>>>,
     source: Source<'a>,
     buffer: Vec<u8>,
     at: usize,
-    file: Option<Current<'a>>,
-    next: Next,
     hash: Hasher,
     size: u64,
-    wrong: Vec<(Vec<u8>, Wrong)>,
+    /// Bytes that came from the tar-split itself.
+    segments: u64,
+    /// Bytes of files that may still be read.
+    readable: u64,
+    wrong: Vec<Mismatch>,
     gone: Vec<Vec<u8>>,
     failed: Option<Error>,
 }
@@ -219,84 +228,88 @@ impl<'a> Replay<'a> {
         self.buffer.clear();
         self.at = 0;
         while self.buffer.is_empty() {
-            if self.file.is_some() {
-                self.fill_from_file();
-                continue;
-            }
             match self.pieces.next_piece()? {
                 None => break,
                 Some(Piece::Segment(bytes)) => self.buffer = bytes,
-                Some(Piece::File { name, size, crc }) => self.begin(name, size, crc)?,
+                // Contents come after their headers, which ask for them.
+                Some(Piece::File { name, .. }) => return Err(order(&name)),
             }
         }
         self.hash.update(&self.buffer);
-        self.size += self.buffer.len() as u64;
-        Ok(())
+        self.size = self.size.saturating_add(self.buffer.len() as u64);
+        self.segments += self.buffer.len() as u64;
+        if self.segments > SEGMENTS_MAX { Err(Error::TooMuch("4 GiB of headers and padding")) } else { Ok(()) }
     }
 
-    fn begin(&mut self, name: Vec<u8>, size: u64, crc: u64) -> Result<(), Error> {
-        let Next::Header(expected) = std::mem::replace(&mut self.next, Next::Nothing) else {
-            return Err(Error::Order(String::from_utf8_lossy(&name).into_owned()));
+    /// Takes in the content that belongs to the header that was read last.
+    fn content(&mut self, expected: Expected) -> Result<(), Error> {
+        if self.at < self.buffer.len() {
+            return Err(order(&expected.name));
+        }
+        let (name, size, crc) = loop {
+            match self.pieces.next_piece()? {
+                Some(Piece::Segment(bytes)) if bytes.is_empty() => {}
+                Some(Piece::File { name, size, crc }) => break (name, size, crc),
+                _ => return Err(order(&expected.name)),
+            }
         };
         if expected.name != name || expected.size != size {
-            return Err(Error::Order(String::from_utf8_lossy(&name).into_owned()));
+            return Err(order(&name));
         }
         if size == 0 || !expected.has_body {
             return Ok(());
         }
-        let (path, content, wrong) = match expected.path {
-            Some(path) => self.open(path, size),
-            None => {
-                self.gone.push(name.clone());
-                (name, None, None)
-            }
+        self.size = self.size.saturating_add(size);
+        let Some((path, inode)) = expected.path else {
+            // A whiteout's and the like, which no tree keeps.
+            self.gone.push(name);
+            return Ok(());
         };
-        let is_kept = wrong.is_some() || content.is_some();
-        let crc64 = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64GoIso);
-        self.file = Some(Current { path, content, left: size, crc: crc64, expected_crc: crc, wrong, is_kept });
+        if let Err(wrong) = self.file(&path, size, crc)? {
+            self.wrong.push(Mismatch { path, inode, size, crc, wrong });
+        }
         Ok(())
     }
 
-    fn open(&self, path: Vec<u8>, size: u64) -> (Vec<u8>, Option<Content<'a>>, Option<Wrong>) {
+    /// Reads a file. One that has not its size is wrong whatever is in it, and is not read: a header may say any size.
+    fn file(&mut self, path: &[u8], size: u64, expected_crc: u64) -> Result<Result<(), Wrong>, Error> {
         let Source { contents, files, prefix } = self.source;
-        let Some(inode) = files.get(&path) else { return (path, None, Some(Wrong::Missing)) };
-        let InodeKind::Regular { size: found, .. } = inode.kind else { return (path, None, Some(Wrong::Missing)) };
-        let wrong = (found != size).then_some(Wrong::Size { expected: size, found });
-        match contents.open(&[prefix, &path].concat(), inode) {
-            Ok(content) => (path, Some(content), wrong),
-            Err(error) => (path, None, Some(Wrong::Unreadable(error.to_string()))),
+        let Some(inode) = files.get(path) else { return Ok(Err(Wrong::Missing)) };
+        let InodeKind::Regular { size: found, .. } = inode.kind else { return Ok(Err(Wrong::Missing)) };
+        if found != size {
+            return Ok(Err(Wrong::Size));
         }
-    }
-
-    /// The next part of a file's content. What is not there is zeros, so that the rest of the layer can be read.
-    fn fill_from_file(&mut self) {
-        let Some(file) = &mut self.file else { return };
-        let wanted = file.left.min(BUFFER as u64) as usize;
-        self.buffer.resize(wanted, 0);
-        let mut filled = 0;
-        while filled < wanted {
-            let Some(content) = &mut file.content else { break };
-            match content.read(&mut self.buffer[filled..]) {
-                Ok(0) => file.content = None,
-                Ok(count) => filled += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    file.content = None;
-                    file.wrong.get_or_insert(Wrong::Unreadable(error.to_string()));
+        let Some(readable) = self.readable.checked_sub(size) else {
+            return Err(Error::TooMuch("all files of the tree many times over"));
+        };
+        self.readable = readable;
+        let unreadable = |error: io::Error| Ok(Err(Wrong::Unreadable(error.to_string())));
+        let mut content = match contents.open(&[prefix, path].concat(), inode) {
+            Ok(content) => content.take(size),
+            Err(error) => return unreadable(error),
+        };
+        let mut crc = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64GoIso);
+        let mut left = size;
+        self.buffer.resize(BUFFER, 0);
+        self.at = self.buffer.len();
+        while left > 0 {
+            match content.read(&mut self.buffer) {
+                Ok(0) => return unreadable(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => {
+                    self.hash.update(&self.buffer[..count]);
+                    crc.update(&self.buffer[..count]);
+                    left -= count as u64;
                 }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return unreadable(error),
             }
         }
-        file.crc.update(&self.buffer);
-        file.left -= wanted as u64;
-        if file.left == 0
-            && let Some(file) = self.file.take()
-        {
-            let checksum = (file.is_kept && file.crc.finalize() != file.expected_crc).then_some(Wrong::Checksum);
-            if let Some(wrong) = file.wrong.or(checksum) {
-                self.wrong.push((file.path, wrong));
-            }
-        }
+        Ok(if crc.finalize() == expected_crc { Ok(()) } else { Err(Wrong::Checksum) })
     }
+}
+
+fn order(name: &[u8]) -> Error {
+    Error::Order(String::from_utf8_lossy(name).into_owned())
 }
 
 impl Read for Replay<'_> {

@@ -63,10 +63,9 @@ impl Report {
             group.first.push(finding);
         }
         if severity == Severity::Error {
-            let info = rule.info();
-            *self.start.entry(info.start).or_default() += 1;
-            // CRI-O does not check additional stores.
-            *self.crash.entry(if checked { info.crash } else { info.start }).or_default() += 1;
+            let (start, crash) = if checked { rule.fates() } else { rule.fates_in_additional() };
+            *self.start.entry(start).or_default() += 1;
+            *self.crash.entry(crash).or_default() += 1;
         }
     }
 

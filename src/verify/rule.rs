@@ -102,14 +102,18 @@ rules! {
     TarDamaged "tar" Error Error Unseen Unseen "unpacking stops there, and what follows is lost" AGAIN;
     TarNoEnd "tar-end" Error Error Unseen Unseen "it was probably cut off, and unpackers do not all complain" AGAIN;
     TarAfterEnd "tar-after-end" Warning Warning Kept Kept "unpackers stop at the end marker, so what comes after it is lost" "do not append tars to one another with `cat`";
-    TarName "tar-name" Error Error Unseen Unseen "busybox refuses `..`, other unpackers leave out a part of the name" AGAIN;
+    TarName "tar-name" Error Error Unseen Unseen "unpackers refuse it, or leave out a part of the name" AGAIN;
+    TarAbsolute "tar-absolute" Warning Warning Kept Kept "unpackers leave out the slash in front, and say so; with -P it is unpacked elsewhere" "make the tar without -P";
     TarNoDirectory "tar-directory" Warning Warning Kept Kept "the unpacker makes the directory, with an owner and a mode of its own" "put directories in front of what is in them";
     TarThroughLink "tar-through-link" Error Error WrongContent WrongContent "it ends where the link leads, perhaps outside, or unpacking fails" AGAIN;
     TarTwice "tar-twice" Warning Warning Kept Kept "the last one counts, where the unpacker does not fail" AGAIN;
+    TarOverDirectory "tar-over-directory" Error Error WrongContent WrongContent "unpackers cannot replace a directory with files in it, and fail" AGAIN;
+    TarGlobal "tar-global" Warning Warning Kept Kept "GNU tar takes owners, times and names from it, busybox does not" AGAIN;
     TarNoTarget "tar-hardlink" Error Error WrongContent ImageDeleted "the unpacker fails, or leaves the file out" AGAIN;
     TarType "tar-type" Error Error WrongContent WrongContent "unpackers do not know it, and leave it out or make a file of it" AGAIN;
     TarPaxNumber "tar-pax-number" Error Error WrongContent WrongContent "busybox does not read PAX records: it takes the wrong owner, or loses its place in the archive" "write the tar with `prepull make`, or unpack it with GNU tar";
     TarSparse "tar-sparse" Error Error WrongContent WrongContent "busybox does not know sparse files" "make the tar without --sparse";
+    Vanished "vanished" Note Note Kept Kept "the store is in use: what was found is from different moments" "look once more when nobody uses it";
     Socket "socket" Note Note Kept Kept "sockets are not part of images" REMOVE;
 
     // What else is in the machine.
@@ -136,6 +140,7 @@ rules! {
     MountProgram "has-mount-program" Note Note Healed Healed "the first start walks over all files of all layers" AGAIN;
     MountProgramTrue "has-mount-program-true" Warning Warning Kept Kept "containers/storage believes that the store needs fuse-overlayfs" AGAIN;
     Lock "lock" Note Error Healed Healed "in a read-only store it cannot be made: nothing is listed, or every call fails" AGAIN;
+    StoreType "store-type" Error Error ListFails StoreWiped "containers/storage cannot open it: nothing is listed" AGAIN;
     OverlayUnknown "overlay-unknown" Warning Warning Removed Removed "nothing refers to it: CRI-O deletes it, and `podman system check` complains" REMOVE;
     LinkUnused "overlay-link-unused" Note Note Kept Kept "no layer has this link" REMOVE;
 
@@ -218,7 +223,28 @@ rules! {
     XattrListed "xattr-listed" Note Note Kept Kept "busybox tar drops it; usr/share/prepull/xattrs says what it was" "after unpacking: setfattr --restore=/usr/share/prepull/xattrs";
     OpaqueDropped "opaque-dropped" Error Error WrongContent WrongContent "busybox tar drops it: files that the image deleted come back" "use `prepull make --unpacker busybox`, or unpack with GNU tar";
     OwnersLost "owners-lost" Warning Warning WrongContent WrongContent "`busybox tar -o` gives the files to root, and nothing gives them back" "use `prepull make --unpacker busybox`, or unpack without -o";
+    OwnersScript "owners-script" Warning Warning Kept Kept "it may give owners back in another way, or not at all" "take the script that `prepull make` writes";
     OwnersList "owners-list" Error Error WrongContent WrongContent "the rc script gives files to the wrong owner after `busybox tar -o`" AGAIN;
+}
+
+impl Rule {
+    /// What a start of CRI-O, and one after a power cut, make of it in the machine's own store.
+    #[must_use]
+    pub const fn fates(self) -> (Fate, Fate) {
+        let Info { start, crash, .. } = self.info();
+        (start, crash)
+    }
+
+    /// The same of an additional store: nothing can be made there, and nothing is checked or removed.
+    #[must_use]
+    pub const fn fates_in_additional(self) -> (Fate, Fate) {
+        let fate = match self {
+            Self::Lock | Self::ImageNameTwice => Fate::ListFails,
+            Self::Link => Fate::PodFails,
+            _ => self.info().start,
+        };
+        (fate, fate)
+    }
 }
 
 #[cfg(test)]

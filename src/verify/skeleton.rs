@@ -13,6 +13,9 @@ const LOCKS: [&str; 5] = [
     "userns.lock",
 ];
 
+/// The directories of a store.
+const DIRECTORIES: [&str; 5] = ["overlay", "overlay/l", "overlay-containers", "overlay-images", "overlay-layers"];
+
 /// What only a running store has: containers and their layers, podman's databases.
 const STATE: [&str; 8] = [
     "libpod",
@@ -31,8 +34,17 @@ impl Judge<'_> {
         let count = if self.additional { 2 } else { LOCKS.len() };
         for lock in &LOCKS[..count] {
             let path = self.below(lock);
-            if self.contents.rest().get(path.as_bytes()).is_none() {
-                self.add(Rule::Lock, path, "is missing".to_owned());
+            match self.contents.rest().get(path.as_bytes()).map(|inode| &inode.kind) {
+                None => self.add(Rule::Lock, path, "is missing".to_owned()),
+                Some(InodeKind::Regular { .. }) => {}
+                Some(_) => self.add(Rule::StoreType, path, "is no file".to_owned()),
+            }
+        }
+        for directory in DIRECTORIES {
+            let path = self.below(directory);
+            let inode = self.contents.rest().get(path.as_bytes());
+            if inode.is_some_and(|inode| inode.kind != InodeKind::Directory) {
+                self.add(Rule::StoreType, path, "is no directory".to_owned());
             }
         }
         for state in STATE.iter().filter(|_| self.contents.is_tar()) {
@@ -61,14 +73,14 @@ impl Judge<'_> {
     fn modes(&mut self) {
         let graphroot = self.found.graphroot.clone();
         let prefix = if graphroot.is_empty() { String::new() } else { format!("{graphroot}/") };
-        let mut found = Vec::new();
-        for (path, inode) in self.contents.rest().iter() {
+        let contents = self.contents;
+        for (path, inode) in contents.rest().iter() {
             if !path.starts_with(prefix.as_bytes()) && path != graphroot.as_bytes() || inode.stamped {
                 continue;
             }
             let place = || String::from_utf8_lossy(path).into_owned();
             if (inode.uid, inode.gid) != (0, 0) {
-                found.push((Rule::StoreOwner, place(), format!("belongs to {}:{}", inode.uid, inode.gid)));
+                self.add(Rule::StoreOwner, place(), format!("belongs to {}:{}", inode.uid, inode.gid));
             }
             let readable = match inode.kind {
                 InodeKind::Symlink(_) => continue,
@@ -78,13 +90,10 @@ impl Judge<'_> {
             let is_lock = path.ends_with(b".lock");
             if inode.mode & 0o022 != 0 {
                 let what = format!("has mode {:04o}: others may write to it", inode.mode);
-                found.push((Rule::StoreMode, place(), what));
+                self.add(Rule::StoreMode, place(), what);
             } else if self.additional && inode.mode & readable != readable && !is_lock {
-                found.push((Rule::StoreUnreadable, place(), format!("has mode {:04o}", inode.mode)));
+                self.add(Rule::StoreUnreadable, place(), format!("has mode {:04o}", inode.mode));
             }
-        }
-        for (rule, place, what) in found {
-            self.add(rule, place, what);
         }
     }
 }

@@ -48,7 +48,7 @@ impl Judge<'_> {
     pub(super) fn tree_alone(&mut self, tree: &Tree<'_>) {
         for (path, inode) in tree.files.iter() {
             for (name, _) in &inode.xattrs {
-                if name.starts_with(OVERLAY) && !(name == OPAQUE && inode.kind == InodeKind::Directory) {
+                if name.starts_with(OVERLAY) && !(name == OPAQUE && is_opaque(inode)) {
                     self.add(Rule::OverlayXattr, tree.place(path), format!("has {}", String::from_utf8_lossy(name)));
                 }
             }
@@ -60,8 +60,7 @@ impl Judge<'_> {
         for (path, wrong) in &layer.wrong {
             let what = match wrong {
                 // Said when the entries are compared.
-                Wrong::Missing => continue,
-                Wrong::Size { expected, found } => format!("has {found} bytes, not {expected}"),
+                Wrong::Missing | Wrong::Size => continue,
                 Wrong::Checksum => "its content has another checksum".to_owned(),
                 Wrong::Unreadable(error) => format!("cannot be read: {error}"),
             };
@@ -114,6 +113,12 @@ impl Judge<'_> {
             self.add(rule, tree.place(path), what);
             return;
         }
+        if let (InodeKind::Regular { size: expected, .. }, InodeKind::Regular { size: found, .. }) =
+            (&expected.kind, &found.kind)
+            && expected != found
+        {
+            self.add(Rule::EntryContent, tree.place(path), format!("has {found} bytes, not {expected}"));
+        }
         // A whiteout's metadata are nobody's.
         if !expected.whiteout {
             self.metadata(tree, expected, found, path);
@@ -157,7 +162,18 @@ impl Judge<'_> {
     /// The whiteouts that stand for opaque directories without a marker; says which of them are missing.
     fn explicit_whiteouts(&mut self, tree: &Tree<'_>, layer: &Replayed, view: Option<&MergedView>) -> HashSet<Vec<u8>> {
         let mut wanted = HashSet::new();
-        let Some(view) = view else { return wanted };
+        let Some(view) = view else {
+            // A layer below is not known: whatever whiteouts there are where the layer wants a directory opaque may be right.
+            let nodes = layer.index.nodes();
+            let opaque = |number: &u32| *number != 0 && nodes[*number as usize].inode.opaque;
+            let opaque: HashSet<Vec<u8>> =
+                (0..nodes.len() as u32).filter(opaque).map(|number| layer.index.path(number)).collect();
+            if !opaque.is_empty() {
+                let whiteouts = tree.files.iter().filter(|(_, inode)| is_whiteout(inode)).map(|(path, _)| path);
+                wanted.extend(whiteouts.filter(|path| above(path).any(|at| opaque.contains(at))).map(<[u8]>::to_vec));
+            }
+            return wanted;
+        };
         for path in view.whiteouts_for(&layer.index) {
             let found = tree.files.get(&path).is_some_and(is_whiteout);
             if in_opaque(tree.files, &path) {
@@ -176,22 +192,36 @@ impl Judge<'_> {
         wanted
     }
 
-    /// Mode and owner of a layer's root. `claimed`: what the layer itself says they are.
-    pub(super) fn tree_root(&mut self, tree: &Tree<'_>, claimed: Option<&Inode>, is_top: bool) {
-        let Some(root) = tree.files.get(b"") else { return };
+    /// Mode and owner of a layer's root. `must_be_open`: containers see it, and no layer below says otherwise. `claimed`: what the layer itself says they are; `parent`: the root of the layer below.
+    ///
+    /// Where the layer says nothing, containers/storage gives the lowest layer 0555 (before 1.23.8: 0755) and root, and others what
+    /// their parents have (before 1.47: only the mode) (`drivers/overlay/overlay.go`, `getLayerPermissions`).
+    pub(super) fn tree_root(
+        &mut self,
+        tree: &Tree<'_>,
+        claimed: Option<&Inode>,
+        parent: Option<&Inode>,
+        must_be_open: bool,
+    ) {
+        let Some(root) = tree.files.get(b"").filter(|root| root.kind == InodeKind::Directory) else { return };
         let expected = claimed.map(|inode| inode.mode);
-        if expected.is_some_and(|mode| mode != root.mode) {
-            let what = format!("has mode {:04o}, not {:04o}", root.mode, expected.unwrap_or(0));
+        let inherited = parent.map_or(0o555, |parent| parent.mode);
+        let is_usual = [0o555, 0o755, inherited, inherited & 0o755].contains(&root.mode);
+        if expected.is_some_and(|mode| mode != root.mode)
+            || expected.is_none() && root.mode & 0o005 == 0o005 && !is_usual
+        {
+            let what = format!("has mode {:04o}, not {:04o}", root.mode, expected.unwrap_or(inherited));
             self.add(Rule::EntryMode, tree.place(b""), what);
         } else if root.mode & 0o005 != 0o005 {
-            // The image may want it so, and below the top it is never seen.
-            let severity = if is_top && expected.is_none() { Severity::Error } else { Severity::Warning };
+            // Below the top it is never seen.
+            let severity = if must_be_open && expected.is_none() { Severity::Error } else { Severity::Warning };
             self.add_as(Rule::LayerRootMode, severity, tree.place(b""), format!("has mode {:04o}", root.mode));
         }
-        if let Some(inode) = claimed
-            && (inode.uid, inode.gid) != (root.uid, root.gid)
-        {
-            let what = format!("belongs to {}:{}, not {}:{}", root.uid, root.gid, inode.uid, inode.gid);
+        let inherited = parent.map_or((0, 0), |parent| (parent.uid, parent.gid));
+        let expected = claimed.map_or(inherited, |inode| (inode.uid, inode.gid));
+        let found = (root.uid, root.gid);
+        if found != expected && (claimed.is_some() || found != (0, 0)) {
+            let what = format!("belongs to {}:{}, not {}:{}", found.0, found.1, expected.0, expected.1);
             self.add(Rule::EntryOwner, tree.place(b""), what);
         }
     }
@@ -199,14 +229,12 @@ impl Judge<'_> {
 
 /// Whether a directory above `path` is marked opaque.
 fn in_opaque(files: &Files, path: &[u8]) -> bool {
-    let mut at = path;
-    while let Some(slash) = at.iter().rposition(|&byte| byte == b'/') {
-        at = &at[..slash];
-        if files.get(at).is_some_and(is_opaque) {
-            return true;
-        }
-    }
-    false
+    above(path).any(|at| files.get(at).is_some_and(is_opaque))
+}
+
+/// The directories above a path, the nearest first, without the root.
+fn above(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::successors(Some(path), |at| at.iter().rposition(|&byte| byte == b'/').map(|slash| &at[..slash])).skip(1)
 }
 
 /// Names of attributes that are missing or have another value, and of those that should not be there.

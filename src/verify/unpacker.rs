@@ -1,24 +1,28 @@
 //! What busybox tar does to a store, and what is there to mend it: attributes are dropped, with `-o` all owners become root's.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::rule::Rule;
 use super::tree::is_opaque;
 use super::{Judge, small_text};
+use crate::entry::Xattr;
 use crate::inspect::contents::{Contents, Files, InodeKind};
-use crate::storage::machine::{NOBODY, lists_directory};
+use crate::storage::machine::{NOBODY, RESTORE, lists_directory, xattr_dump};
 use crate::storage::store::Unpacker;
 
 /// The rc script that gives owners back.
 const SCRIPT: &str = "etc/init.d/25prepull.rc";
+/// Where its lists are.
+const LISTS: &str = "usr/share/prepull";
 /// What the attributes were, as `setfattr --restore` reads it.
 const XATTRS: &str = "usr/share/prepull/xattrs";
 /// The longest list that is read, in bytes: 64 MiB, half a million files with long names.
 const LIST_MAX: u64 = 64 << 20;
 
-/// What the tar was made for: prepull puts its script into those for busybox.
+/// What the tar was made for: prepull puts its script and lists into those for busybox.
 pub(super) fn made_for(contents: &Contents) -> Unpacker {
-    if contents.rest().get(SCRIPT.as_bytes()).is_some() { Unpacker::Busybox } else { Unpacker::Gnu }
+    let has = |path: &str| contents.rest().get(path.as_bytes()).is_some();
+    if has(SCRIPT) || has(LISTS) { Unpacker::Busybox } else { Unpacker::Gnu }
 }
 
 /// What the lists give to each path below the store's `overlay`.
@@ -37,39 +41,59 @@ impl Judge<'_> {
             return;
         }
         self.xattrs();
-        if self.contents.rest().get(SCRIPT.as_bytes()).is_some() {
-            self.owners_listed();
-        } else {
-            self.owners_lost();
+        match small_text(self.contents, SCRIPT, LIST_MAX) {
+            None => self.owners_lost(),
+            Some(script) => {
+                if script != RESTORE {
+                    self.add(Rule::OwnersScript, SCRIPT.to_owned(), "is not this prepull's".to_owned());
+                }
+                let inode = self.contents.rest().get(SCRIPT.as_bytes());
+                if inode.is_some_and(|inode| inode.mode & 0o111 == 0) {
+                    self.add(Rule::OwnersScript, SCRIPT.to_owned(), "is not executable".to_owned());
+                }
+                self.owners_listed();
+            }
         }
     }
 
     fn xattrs(&mut self) {
-        let dump = self.contents.small(XATTRS.as_bytes(), LIST_MAX).ok().flatten().unwrap_or_default();
-        let listed: BTreeSet<&[u8]> = dump.split(|&byte| byte == b'\n').collect();
-        let mut found = Vec::new();
-        for (id, files) in self.contents.layers(self.store) {
+        let contents = self.contents;
+        let dump = contents.small(XATTRS.as_bytes(), LIST_MAX).ok().flatten().unwrap_or_default();
+        let listed: HashSet<&[u8]> = records(&dump).collect();
+        let titles: HashSet<&[u8]> = listed.iter().map(|record| title(record)).collect();
+        for (id, files) in contents.layers(self.store) {
             let tree = self.below(&format!("overlay/{id}/diff"));
+            // A file with several names is listed under one of them.
+            let mut found: BTreeMap<u32, (Listed, &[u8], String)> = BTreeMap::new();
             for (path, inode) in files.iter() {
-                let place = || format!("{tree}/{}", String::from_utf8_lossy(path));
                 if is_opaque(inode) && !path.is_empty() {
-                    found.push((Rule::OpaqueDropped, place(), "is opaque by an attribute".to_owned()));
+                    let place = format!("{tree}/{}", String::from_utf8_lossy(path));
+                    self.add(Rule::OpaqueDropped, place, "is opaque by an attribute".to_owned());
                 }
-                let names: Vec<_> = inode.xattrs.iter().map(|(name, _)| &name[..]).collect();
-                let names: Vec<_> = names.into_iter().filter(|name| !name.starts_with(b"trusted.overlay.")).collect();
-                if names.is_empty() {
-                    continue;
+                let of_image = |xattr: &&Xattr| !xattr.0.starts_with(b"trusted.overlay.");
+                let xattrs: Vec<Xattr> = inode.xattrs.iter().filter(of_image).cloned().collect();
+                let (false, Some(number)) = (xattrs.is_empty(), files.number(path)) else { continue };
+                let expected = xattr_dump(&below(id, path), &xattrs);
+                let is_listed = match (listed.contains(&expected[..]), titles.contains(title(&expected))) {
+                    (true, _) => Listed::So,
+                    (_, true) => Listed::Otherwise,
+                    _ => Listed::Not,
+                };
+                let names: Vec<_> = xattrs.iter().map(|(name, _)| String::from_utf8_lossy(name)).collect();
+                let new = (is_listed, path, names.join(", "));
+                let old = found.entry(number).or_insert_with(|| new.clone());
+                if new.0 < old.0 {
+                    *old = new;
                 }
-                // As `storage::machine` writes it, for names that need no quoting; others count as listed when there is a list.
-                let line = [b"# file: ".as_slice(), &below(id, path)].concat();
-                let is_plain = line.iter().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'\\' | b'='));
-                let is_listed = if is_plain { listed.contains(&line[..]) } else { !dump.is_empty() };
-                let rule = if is_listed { Rule::XattrListed } else { Rule::XattrDropped };
-                found.push((rule, place(), format!("has {}", String::from_utf8_lossy(&names.join(&b", "[..])))));
             }
-        }
-        for (rule, place, what) in found {
-            self.add(rule, place, what);
+            for (is_listed, path, names) in found.into_values() {
+                let (rule, but) = match is_listed {
+                    Listed::So => (Rule::XattrListed, ""),
+                    Listed::Otherwise => (Rule::XattrDropped, ", and the list says something else"),
+                    Listed::Not => (Rule::XattrDropped, ""),
+                };
+                self.add(rule, format!("{tree}/{}", String::from_utf8_lossy(path)), format!("has {names}{but}"));
+            }
         }
     }
 
@@ -170,6 +194,33 @@ impl Judge<'_> {
         }
         lists
     }
+}
+
+/// What the list of attributes says of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Listed {
+    /// What the tar says.
+    So,
+    /// Something else.
+    Otherwise,
+    /// Nothing.
+    Not,
+}
+
+/// The files in the list of attributes: each ends with an empty line, and no name has one in it.
+fn records(dump: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = dump;
+    std::iter::from_fn(move || {
+        let end = rest.windows(2).position(|pair| pair == b"\n\n").map_or(rest.len(), |at| at + 2);
+        let (record, more) = rest.split_at(end);
+        rest = more;
+        (!record.is_empty()).then_some(record)
+    })
+}
+
+/// The line of a record that has the file's name.
+fn title(record: &[u8]) -> &[u8] {
+    record.split(|&byte| byte == b'\n').next().unwrap_or_default()
 }
 
 /// A path in a layer's tree as a path below `overlay`.

@@ -32,6 +32,8 @@ mod ls;
 mod made;
 /// What layers on top of each other are, said plainly: no tests of its own.
 mod model;
+/// A good tar, and all that can be done to it: no tests of its own.
+mod mutations;
 /// Random layers: skopeo and prepull take the same ones, and make the same of them.
 mod random;
 /// Tar archives block by block: no tests of its own.
@@ -62,6 +64,8 @@ mod stores;
 mod support;
 /// What `prepull` says of itself, and to who types something wrong.
 mod usage;
+/// `prepull verify` finds what is wrong with a store, and has nothing against good ones, whoever made them.
+mod verify;
 /// `prepull why` finds what the real tools find, and explains it.
 mod why;
 /// `prepull ovl`: the overlay that `xc mkcdrom images` calls.

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::super::find::Error;
-use super::{Contents, Inode, InodeKind, OddityKind, join};
+use super::{Contents, Inode, InodeKind, OddityKind, join, xattrs_len};
 use crate::entry::{Device, Timestamp, Xattr};
 
 /// What is looked at beside the stores, where the directory is a machine's root.
@@ -19,14 +19,19 @@ const OTHERS: [&str; 6] =
 /// Directories of a layer that a running container mounts something on.
 const MOUNTED: [&[u8]; 2] = [b"merged", b"work"];
 
+/// How the directories in a graphroot end that have images in them; `overlay` itself has, too.
+const OF_IMAGES: [&[u8]; 2] = [b"-images", b"-layers"];
+
 /// Reads the stores below `root`, and [`OTHERS`].
 pub(super) fn read(contents: &mut Contents, root: &Path) -> Result<(), Error> {
     let mut walk = Walk { contents, root, links: HashMap::new() };
-    let graphroots: Vec<String> = walk.contents.stores.iter().map(|found| found.graphroot.clone()).collect();
+    let mut graphroots: Vec<String> = walk.contents.stores.iter().map(|found| found.graphroot.clone()).collect();
+    // One for each driver.
+    graphroots.dedup();
     let is_root = graphroots.iter().any(|graphroot| !graphroot.is_empty());
     let others = OTHERS.iter().filter(|_| is_root).map(|path| (*path).to_owned());
     for path in graphroots.into_iter().chain(others) {
-        walk.put_if_there(path.as_bytes())?;
+        walk.put(path.into_bytes())?;
     }
     Ok(())
 }
@@ -39,42 +44,49 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn put_if_there(&mut self, path: &[u8]) -> Result<(), Error> {
-        match self.put(path.to_vec()) {
-            Err(Error::Io(error)) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result,
+    /// Takes in `path`, which need not be there, and all below it.
+    fn put(&mut self, top: Vec<u8>) -> Result<(), Error> {
+        use io::ErrorKind::{NotADirectory, NotFound};
+        let mut left = vec![top.clone()];
+        while let Some(path) = left.pop() {
+            match self.put_one(&path, &mut left) {
+                // Whoever uses the store adds and removes files meanwhile.
+                Err(Error::Io(error)) if matches!(error.kind(), NotFound | NotADirectory) => {
+                    if path != top {
+                        self.contents.odd(OddityKind::Vanished, &path);
+                    }
+                }
+                result => result?,
+            }
         }
+        Ok(())
     }
 
-    /// Takes in `path` and all below it.
-    fn put(&mut self, path: Vec<u8>) -> Result<(), Error> {
-        let mut left = vec![path];
-        while let Some(path) = left.pop() {
-            self.contents.count()?;
-            let full = self.root.join(OsStr::from_bytes(&path));
-            let metadata = fs_err::symlink_metadata(&full)?;
-            let Some(kind) = kind(&full, &metadata)? else {
-                self.contents.odd(OddityKind::Socket, &path);
-                continue;
-            };
-            let inode = Inode {
-                mode: (metadata.mode() & 0o7777) as u16,
-                uid: metadata.uid(),
-                gid: metadata.gid(),
-                mtime: Timestamp { seconds: metadata.mtime(), nanoseconds: metadata.mtime_nsec() as u32 },
-                stamped: false,
-                opaque: false,
-                whiteout: false,
-                xattrs: xattrs(&full)?,
-                kind,
-            };
-            if inode.kind == InodeKind::Directory && !self.is_mounted(&path) {
-                for entry in fs_err::read_dir(&full)? {
-                    left.push(join(&path, entry?.file_name().as_bytes()));
-                }
+    fn put_one(&mut self, path: &[u8], left: &mut Vec<Vec<u8>>) -> Result<(), Error> {
+        let full = self.root.join(OsStr::from_bytes(path));
+        let metadata = fs_err::symlink_metadata(&full)?;
+        let Some(kind) = kind(&full, &metadata)? else {
+            self.contents.odd(OddityKind::Socket, path);
+            return Ok(());
+        };
+        let inode = Inode {
+            mode: (metadata.mode() & 0o7777) as u16,
+            uid: metadata.uid(),
+            gid: metadata.gid(),
+            mtime: Timestamp { seconds: metadata.mtime(), nanoseconds: metadata.mtime_nsec() as u32 },
+            stamped: false,
+            opaque: false,
+            whiteout: false,
+            xattrs: xattrs(&full)?,
+            kind,
+        };
+        self.contents.count(path.len() + xattrs_len(&inode.xattrs))?;
+        if inode.kind == InodeKind::Directory && self.is_of_images(path) && !self.is_mounted(path) {
+            for entry in fs_err::read_dir(&full)? {
+                left.push(join(path, entry?.file_name().as_bytes()));
             }
-            self.insert(path, inode, &metadata);
         }
+        self.insert(path.to_vec(), inode, &metadata);
         Ok(())
     }
 
@@ -92,6 +104,24 @@ impl Walk<'_> {
             self.links.insert(key, (path[..start].to_vec(), files.inodes.len() as u32));
         }
         files.insert(path[start..].to_vec(), inode);
+    }
+
+    /// Whether what is in the directory `path` may belong to images. Volumes, databases and the own files of containers do not:
+    /// they are large, change all the time, and hold what is mounted.
+    fn is_of_images(&self, path: &[u8]) -> bool {
+        let within = |graphroot: &[u8]| match graphroot {
+            b"" => Some(path),
+            graphroot if path == graphroot => Some(&b""[..]),
+            graphroot => path.strip_prefix(graphroot)?.strip_prefix(b"/"),
+        };
+        let Some(path) = self.contents.stores.iter().find_map(|found| within(found.graphroot.as_bytes())) else {
+            return true;
+        };
+        let mut parts = path.split(|&byte| byte == b'/');
+        let first = parts.next().unwrap_or_default();
+        let names = first == b"overlay" || OF_IMAGES.iter().any(|end| first.ends_with(end));
+        // Which containers there are is said by files, not by what is in their directories.
+        names || first.is_empty() || first.ends_with(b"-containers") && parts.next().is_none()
     }
 
     /// Whether `path` is where a layer may be mounted.

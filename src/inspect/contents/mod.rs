@@ -18,11 +18,16 @@ use super::files as small;
 use super::find::{self, Found};
 use super::input;
 use super::machine::{self, MachineConfig};
+use crate::entry::Xattr;
 use crate::layer::path::split_last;
 pub use crate::layer::tree::{Inode, InodeKind};
 
 /// The most entries of one input, layers included: fifty times what the largest known node images have.
 pub const ENTRIES_MAX: usize = 20_000_000;
+
+/// The most bytes of names, link targets and extended attributes of one input: twice what so many entries have in node images.
+/// It bounds the memory that a small hostile tar with deep paths can ask for.
+pub const METADATA_MAX: u64 = 4 << 30;
 
 /// How many oddities of one kind are remembered with their path; all are counted.
 pub const ODDITIES_SHOWN: usize = 50;
@@ -64,6 +69,16 @@ impl Files {
         self.paths.is_empty()
     }
 
+    /// Bytes of content of all regular files, each once, however many names it has.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let size = |inode: &Inode| match inode.kind {
+            InodeKind::Regular { size, .. } => size,
+            _ => 0,
+        };
+        self.inodes.iter().map(size).fold(0, u64::saturating_add)
+    }
+
     /// The names in the directory `path`, in ascending order, with their inodes.
     pub fn children(&self, path: &[u8]) -> impl Iterator<Item = (&[u8], &Inode)> {
         let prefix = if path.is_empty() { Vec::new() } else { [path, b"/"].concat() };
@@ -91,18 +106,26 @@ impl Files {
 /// What is strange in a tar, whoever unpacks it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum OddityKind {
-    /// An absolute name, or one with `..`.
+    /// A name with `..`.
     Name,
+    /// A name that no file system takes.
+    LongName,
+    /// An absolute name.
+    Absolute,
     /// An entry whose directory has not come before it.
     NoDirectory,
     /// An entry in something that is no directory.
     ThroughLink,
     /// The same path twice, unless both are directories.
     Twice,
+    /// A directory's path again, for something else.
+    OverDirectory,
     /// A hard link to what has not come before it, or is a directory.
     NoTarget,
     /// A type that unpackers do not know.
     Type,
+    /// A PAX header for all entries that follow.
+    Global,
     /// A number in a PAX record, which busybox does not read, is not that of the header.
     PaxNumber,
     /// The archive ends without its end marker.
@@ -111,6 +134,8 @@ pub enum OddityKind {
     AfterEnd,
     /// A socket.
     Socket,
+    /// Gone while the directory was read.
+    Vanished,
 }
 
 /// The oddities of one kind.
@@ -132,6 +157,7 @@ pub struct Contents {
     layers: Vec<BTreeMap<String, Files>>,
     oddities: BTreeMap<OddityKind, Oddities>,
     entries: usize,
+    metadata: u64,
     /// `GRAPHROOT/overlay/` of each store.
     overlays: Vec<Vec<u8>>,
 }
@@ -183,6 +209,7 @@ impl Contents {
             rest: Files::default(),
             oddities: BTreeMap::new(),
             entries: 0,
+            metadata: 0,
         }
     }
 
@@ -314,9 +341,15 @@ impl Contents {
         }
     }
 
-    fn count(&mut self) -> Result<(), find::Error> {
+    /// Counts an entry with so many bytes of metadata.
+    fn count(&mut self, metadata: usize) -> Result<(), find::Error> {
         self.entries += 1;
-        if self.entries > ENTRIES_MAX { Err(find::Error::Entries) } else { Ok(()) }
+        self.metadata = self.metadata.saturating_add(metadata as u64);
+        match (self.entries, self.metadata) {
+            (entries, _) if entries > ENTRIES_MAX => Err(find::Error::Entries),
+            (_, metadata) if metadata > METADATA_MAX => Err(find::Error::Metadata),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -328,6 +361,11 @@ pub(crate) fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
 /// The directory of a path.
 fn parent(path: &[u8]) -> &[u8] {
     split_last(path).0
+}
+
+/// Bytes of names and values.
+fn xattrs_len(xattrs: &[Xattr]) -> usize {
+    xattrs.iter().map(|(name, value)| name.len() + value.len()).sum()
 }
 
 /// A regular file's content, to be read once.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use super::super::find::Error;
 use super::super::input::Patient;
-use super::{Contents, Inode, InodeKind, OddityKind, parent};
+use super::{Contents, Inode, InodeKind, OddityKind, parent, xattrs_len};
 use crate::entry::{Device, Timestamp};
-use crate::layer::path::below_root;
+use crate::layer::path::{NAME_MAX, PATH_MAX, below_root};
 use crate::layer::tar::{Header, TarError, TarReader};
 
 /// How much is read at a time, in bytes.
@@ -24,14 +24,13 @@ pub(super) fn read(contents: &mut Contents, mut file: File) -> Result<(), Error>
         let Some(header) = reader.next_header()? else { break };
         let odd_number = reader.numbers_differ(&header);
         let place = Here { header, data: reader.offset(), odd_number };
-        contents.count()?;
-        place.put(contents);
+        place.put(contents)?;
         reader.seek_over_content()?;
     }
     if reader.offset() > length {
         return Err(TarError::Truncated { offset: length, what: "a file's content" }.into());
     }
-    if !reader.has_end_marker() {
+    if !reader.has_end_marker() && length > 0 {
         contents.odd(OddityKind::NoEnd, b"");
     }
     // GNU tar fills its last record with zeros; anything else is what no unpacker shows.
@@ -59,29 +58,37 @@ struct Here {
 }
 
 impl Here {
-    fn put(self, contents: &mut Contents) {
+    fn put(self, contents: &mut Contents) -> Result<(), Error> {
         let Self { header, data, odd_number } = self;
+        contents.count(header.name.len() + header.link.len() + xattrs_len(&header.xattrs))?;
         if header.typeflag == b'g' {
-            return;
+            contents.odd(OddityKind::Global, b"");
+            return Ok(());
         }
         let path = below_root(&header.name);
-        if header.name.starts_with(b"/") || header.name.split(|&byte| byte == b'/').any(|part| part == b"..") {
+        if path.len() > PATH_MAX || path.split(|&byte| byte == b'/').any(|part| part.len() > NAME_MAX) {
+            contents.odd(OddityKind::LongName, &path[..path.len().min(PATH_MAX)]);
+            return Ok(());
+        }
+        if header.name.split(|&byte| byte == b'/').any(|part| part == b"..") {
             contents.odd(OddityKind::Name, &header.name);
+        } else if header.name.starts_with(b"/") {
+            contents.odd(OddityKind::Absolute, &header.name);
         }
         if odd_number {
             contents.odd(OddityKind::PaxNumber, &path);
         }
-        if !make_parents(contents, &path) {
+        if !make_parents(contents, &path)? {
             contents.odd(OddityKind::ThroughLink, &path);
-            return;
+            return Ok(());
         }
         if header.typeflag == b'1' {
             link(contents, &header, &path);
-            return;
+            return Ok(());
         }
         let Some(kind) = kind(&header, data) else {
             contents.odd(OddityKind::Type, &path);
-            return;
+            return Ok(());
         };
         let is_directory = kind == InodeKind::Directory;
         let inode = Inode {
@@ -96,19 +103,24 @@ impl Here {
             xattrs: header.xattrs,
         };
         let (files, start) = contents.files(&path);
-        let mut twice = false;
+        let mut odd = None;
         match files.number(&path[start..]) {
-            Some(number) if is_directory && files.inodes[number as usize].kind == InodeKind::Directory => {
-                files.inodes[number as usize] = inode;
+            Some(number) if files.inodes[number as usize].kind == InodeKind::Directory => {
+                if is_directory {
+                    files.inodes[number as usize] = inode;
+                } else {
+                    odd = Some(OddityKind::OverDirectory);
+                }
             }
             old => {
-                twice = old.is_some();
+                odd = old.map(|_| OddityKind::Twice);
                 files.insert(path[start..].to_vec(), inode);
             }
         }
-        if twice {
-            contents.odd(OddityKind::Twice, &path);
+        if let Some(odd) = odd {
+            contents.odd(odd, &path);
         }
+        Ok(())
     }
 }
 
@@ -126,21 +138,24 @@ fn kind(header: &Header, data: u64) -> Option<InodeKind> {
 }
 
 /// Makes the directories that an unpacker makes. False when one of them is something else.
-fn make_parents(contents: &mut Contents, path: &[u8]) -> bool {
+fn make_parents(contents: &mut Contents, path: &[u8]) -> Result<bool, Error> {
     let mut missing = Vec::new();
     let mut at = parent(path);
     while !at.is_empty() {
         match contents.get(at) {
             Some(inode) if inode.kind == InodeKind::Directory => break,
-            Some(_) => return false,
+            Some(_) => return Ok(false),
             None => missing.push(at),
         }
         at = parent(at);
     }
     for path in missing.into_iter().rev() {
-        // Directories above the store are every machine's own.
-        let expected = contents.stores.iter().any(|found| found.graphroot.as_bytes().starts_with(path));
-        if !expected {
+        contents.count(path.len())?;
+        // Directories above the store, and all that are not in it, are the machine's own.
+        let in_store = |graphroot: &str| {
+            graphroot.is_empty() || path.strip_prefix(graphroot.as_bytes()).is_some_and(|rest| rest.starts_with(b"/"))
+        };
+        if contents.stores.iter().any(|found| in_store(&found.graphroot)) {
             contents.odd(OddityKind::NoDirectory, path);
         }
         let inode = Inode {
@@ -157,7 +172,7 @@ fn make_parents(contents: &mut Contents, path: &[u8]) -> bool {
         let (files, start) = contents.files(path);
         files.insert(path[start..].to_vec(), inode);
     }
-    true
+    Ok(true)
 }
 
 fn link(contents: &mut Contents, header: &Header, path: &[u8]) {
