@@ -80,6 +80,7 @@ fn literals(code: &str) -> BTreeSet<String> {
 fn main() {
     let seeds = Seeds(PathBuf::from(std::env::args().nth(1).expect("a directory")));
     layers(&seeds);
+    exchanges(&seeds);
     images(&seeds);
     let registry: [(&[u8], &str); 5] =
         [(&[0], "challenge.rs"), (&[1], "header.rs"), (&[2], "url.rs"), (&[3], "token.rs"), (&[4], "error.rs")];
@@ -194,6 +195,39 @@ fn segment(seeds: &Seeds, tar: &[u8]) {
     std::io::Seek::rewind(&mut file).expect("memory");
     file.read_to_end(&mut bytes).expect("memory");
     seeds.add("segment", 2, &[&bytes]);
+}
+
+/// What a registry answers to a client that wants a manifest and a blob; first to its `GET /v2/`.
+fn exchanges(seeds: &Seeds) {
+    let ok = |body: &str| format!("HTTP/1.1 200 OK\r\nContent-Type: application/json; a=b\r\n\r\n{body}");
+    let with = |status: &str, field: &str| format!("HTTP/1.1 {status}\r\n{field}\r\nContent-Length: 0\r\n\r\n");
+    let bearer = r#"WWW-Authenticate: Bearer realm="http://auth.test/token?x=y",service="s""#;
+    let part = "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 4-9/100\r\n\r\nefghij".to_owned();
+    let cases = [
+        vec![ok("{}"), ok("{\"a\":1}"), ok("abcd"), part.clone(), ok("abcdefghijkl")],
+        vec![with("401 Unauthorized", bearer), ok(r#"{"token":"t","expires_in":300}"#), ok("{}"), ok("abcd")],
+        vec![with("401 Unauthorized", "WWW-Authenticate: Basic realm=x"), ok("{}"), ok("abcd")],
+        vec![ok("{}"), with("401 Unauthorized", bearer), ok(r#"{"access_token":"t"}"#), ok("{}"), ok("abcd"), part],
+        vec![
+            ok("{}"),
+            with("307 Temporary Redirect", "Location: http://cdn.test/x?sig=1"),
+            ok("{}"),
+            with("302 Found", "Location: ../y"),
+            ok("a"),
+        ],
+        vec![ok("{}"), with("429 Too Many Requests", "Retry-After: 5"), with("404 Not Found", "X: y")],
+        vec![
+            ok(""),
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n".to_owned(),
+            with("200 OK", "Content-Encoding: gzip"),
+        ],
+    ];
+    for answers in &cases {
+        let answers: Vec<&[u8]> = answers.iter().map(String::as_bytes).collect();
+        for choice in [0, 1, 3] {
+            seeds.add("http", choice, &answers);
+        }
+    }
 }
 
 /// Images in all their wrappings.
