@@ -80,7 +80,8 @@ pub fn verify(path: &Path, options: &Options) -> Result<Report, find::Error> {
         report.merge(judge.report);
         report.stores.push(summary);
     }
-    Ok(report)
+    // Not what is wrong with the store, but that nobody knows.
+    contents.failure().map_or(Ok(report), |error| Err(error.into()))
 }
 
 fn is_additional(contents: &Contents, found: &Found, options: &Options) -> bool {

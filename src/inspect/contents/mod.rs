@@ -9,10 +9,9 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Bound;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-
-use fs_err::os::unix::fs::OpenOptionsExt as _;
+use std::sync::OnceLock;
 
 use super::files as small;
 use super::find::{self, Found};
@@ -153,6 +152,7 @@ pub struct Contents {
     source: Source,
     stores: Vec<Found>,
     config: Result<MachineConfig, machine::Error>,
+    failure: OnceLock<(io::ErrorKind, String)>,
     rest: Files,
     layers: Vec<BTreeMap<String, Files>>,
     oddities: BTreeMap<OddityKind, Oddities>,
@@ -206,6 +206,7 @@ impl Contents {
             layers: stores.iter().map(|_| BTreeMap::new()).collect(),
             stores,
             config,
+            failure: OnceLock::new(),
             rest: Files::default(),
             oddities: BTreeMap::new(),
             entries: 0,
@@ -262,23 +263,41 @@ impl Contents {
     /// # Errors
     /// When it cannot be opened, or is no longer a regular file.
     pub fn open(&self, path: &[u8], inode: &Inode) -> io::Result<Content<'_>> {
+        let place = self.place(path, inode).map_err(|error| self.fail(path, error))?;
+        Ok(Content { contents: self, path: path.to_vec(), place })
+    }
+
+    fn place(&self, path: &[u8], inode: &Inode) -> io::Result<Place<'_>> {
         let InodeKind::Regular { size, data } = inode.kind else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         };
         Ok(match &self.source {
-            Source::Tar(file) => Content(Place::Tar { file, at: data, end: data + size }),
+            Source::Tar(file) => Place::Tar { file, at: data, end: data + size },
             Source::Directory(root) => {
                 use std::os::unix::ffi::OsStrExt as _;
                 let path = root.join(std::ffi::OsStr::from_bytes(path));
                 // A fifo that was put there meanwhile must not hold us up, nor a link lead us away.
                 let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits();
-                let file = fs_err::OpenOptions::new().read(true).custom_flags(flags as i32).open(path)?;
+                let file = File::options().read(true).custom_flags(flags as i32).open(path)?;
                 if !file.metadata()?.is_file() {
                     return Err(io::Error::new(io::ErrorKind::InvalidInput, "no longer a regular file"));
                 }
-                Content(Place::File(file))
+                Place::File(file)
             }
         })
+    }
+
+    /// Remembers an error, and gives it back with the file's name.
+    fn fail(&self, path: &[u8], error: io::Error) -> io::Error {
+        let text = format!("read {}: {error}", String::from_utf8_lossy(path));
+        let _ = self.failure.set((error.kind(), text.clone()));
+        io::Error::new(error.kind(), text)
+    }
+
+    /// The first error that the system gave when something was read: whatever was concluded since may be wrong.
+    #[must_use]
+    pub fn failure(&self) -> Option<io::Error> {
+        self.failure.get().map(|(kind, text)| io::Error::new(*kind, text.clone()))
     }
 
     /// The whole content of the small file at `path`, which is in no layer's tree; `None` when it is not there, is no regular
@@ -370,17 +389,21 @@ fn xattrs_len(xattrs: &[Xattr]) -> usize {
 
 /// A regular file's content, to be read once.
 #[derive(Debug)]
-pub struct Content<'a>(Place<'a>);
+pub struct Content<'a> {
+    contents: &'a Contents,
+    path: Vec<u8>,
+    place: Place<'a>,
+}
 
 #[derive(Debug)]
 enum Place<'a> {
     Tar { file: &'a File, at: u64, end: u64 },
-    File(fs_err::File),
+    File(File),
 }
 
-impl Read for Content<'_> {
+impl Place<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match &mut self.0 {
+        match self {
             Place::Tar { file, at, end } => {
                 let wanted = buffer.len().min(usize::try_from(*end - *at).unwrap_or(usize::MAX));
                 let read = file.read_at(&mut buffer[..wanted], *at)?;
@@ -389,5 +412,14 @@ impl Read for Content<'_> {
             }
             Place::File(file) => file.read(buffer),
         }
+    }
+}
+
+impl Read for Content<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.place.read(buffer).map_err(|error| match error.kind() {
+            io::ErrorKind::Interrupted => error,
+            _ => self.contents.fail(&self.path, error),
+        })
     }
 }
