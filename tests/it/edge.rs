@@ -136,6 +136,7 @@ fn compare(case: &Case, at: &Path) -> Result<(), String> {
     let mut report = String::new();
     let stores = Stores { ours: &at.join("gnu").join(GRAPHROOT), theirs: &root, their_clock };
     stores.compare(&image, difference(&case.name), &mut report);
+    report += &crate::verify::false_alarms(&case.name, &root);
     let complaints = |root: &str| -> Vec<String> {
         // When each store was made is no matter, nor is where it lies.
         let plain = |line: &String| without_values(&line.replace(&format!("/{root}/"), "/"), "mtime:0x");
