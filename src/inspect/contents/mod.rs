@@ -24,9 +24,9 @@ pub use crate::layer::tree::{Inode, InodeKind};
 /// The most entries of one input, layers included: fifty times what the largest known node images have.
 pub const ENTRIES_MAX: usize = 20_000_000;
 
-/// The most bytes of names, link targets and extended attributes of one input: twice what so many entries have in node images.
+/// The most bytes of names, link targets and extended attributes of one input: 1 GiB, twenty times what large node images have.
 /// It bounds the memory that a small hostile tar with deep paths can ask for.
-pub const METADATA_MAX: u64 = 4 << 30;
+pub const METADATA_MAX: u64 = 1 << 30;
 
 /// How many oddities of one kind are remembered with their path; all are counted.
 pub const ODDITIES_SHOWN: usize = 50;
@@ -263,6 +263,10 @@ impl Contents {
     /// # Errors
     /// When it cannot be opened, or is no longer a regular file.
     pub fn open(&self, path: &[u8], inode: &Inode) -> io::Result<Content<'_>> {
+        // What the store is like is no failure to read it.
+        if !matches!(inode.kind, InodeKind::Regular { .. }) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        }
         let place = self.place(path, inode).map_err(|error| self.fail(path, error))?;
         Ok(Content { contents: self, path: path.to_vec(), place })
     }

@@ -1,5 +1,6 @@
 //! A good tar, and all that can be done to it: each row of the tables is one change, and what `verify` must say of it.
 
+mod config;
 mod images;
 mod machine;
 mod records;
@@ -520,7 +521,7 @@ pub fn findings(report: &Report) -> BTreeSet<(Severity, &'static str)> {
 
 /// All rows.
 pub fn rows() -> Vec<Row> {
-    [skeleton::rows(), records::rows(), images::rows(), trees::rows(), tars::rows(), machine::rows()]
+    [skeleton::rows(), records::rows(), images::rows(), trees::rows(), tars::rows(), machine::rows(), config::rows()]
         .into_iter()
         .flatten()
         .collect()
