@@ -13,6 +13,8 @@ use std::time::Duration;
 use libfuzzer_sys::fuzz_target;
 use prepull::config::{Environment, ProxyVariables};
 use prepull::digest::Digest;
+use prepull::registry::challenge;
+use prepull::registry::foreign::absolute;
 use prepull::registry::retry::Policy;
 use prepull::registry::{Client, Credentials, Error, Options, Which};
 use prepull_fuzz::{SEPARATOR, choice};
@@ -69,12 +71,20 @@ fuzz_target!(|data: &[u8]| {
         assert!(!error.contains(PASSWORD) && !error.contains(ENCODED), "{error}");
         assert!(!error.chars().any(char::is_control), "{error:?}");
     }
-    let challenged = text.lines().filter(|line| line.contains("www-authenticate")).collect::<Vec<_>>().join(" ");
+    let token_servers: Vec<String> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("www-authenticate:"))
+        .flat_map(|field| challenge::parse([field]))
+        .filter_map(|challenge| absolute(challenge.get("realm")?)?.host().map(str::to_owned))
+        .collect();
     for request in &server().requests {
         let request = request.to_lowercase();
         let host = request.lines().find_map(|line| line.strip_prefix("host: ")).unwrap_or_default();
         let name = host.split(':').next().unwrap_or_default();
-        assert!(!request.contains("\nauthorization:") || name == REGISTRY || challenged.contains(name), "{request}");
+        assert!(
+            !request.contains("\nauthorization:") || name == REGISTRY || token_servers.iter().any(|host| host == name),
+            "{request}"
+        );
     }
 });
 
