@@ -19,7 +19,8 @@ fuzz_target!(|data: &[u8]| {
     }
     let path = scratch().join("store.tar");
     std::fs::write(&path, &tar).expect("a scratch file");
-    let options = Options { additional: [None, Some(true), Some(false)][usize::from(choice >> 1) % 3], ..Options::default() };
+    let options =
+        Options { additional: [None, Some(true), Some(false)][usize::from(choice >> 1) % 3], ..Options::default() };
     let report = verify(&path, &options);
     let again = verify(&path, &options);
     assert_eq!(format!("{report:?}"), format!("{again:?}"), "the second time the answer is another one");
