@@ -21,7 +21,7 @@ const SMALL_MAX: u64 = 64 << 10;
 const NO_LAYERS: [&str; 4] = ["l", "staging", "tempdirs", "backingFsBlockDev"];
 
 /// The links of a store: target by name.
-type Links = HashMap<String, String>;
+type Links = BTreeMap<String, String>;
 
 impl Judge<'_> {
     /// The records of all layers.

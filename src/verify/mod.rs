@@ -199,7 +199,9 @@ impl<'a> Judge<'a> {
     fn replay_all(&mut self, records: &[LayerRecord]) -> Vec<Option<Replayed>> {
         let next = AtomicUsize::new(0);
         let mut all: Vec<Option<Replayed>> = records.iter().map(|_| None).collect();
-        let results = Mutex::new((&mut all, &mut self.report));
+        // Findings in the order of the layers, whoever is ready first.
+        let mut reports: Vec<Report> = records.iter().map(|_| Report::default()).collect();
+        let results = Mutex::new((&mut all, &mut reports));
         let (contents, store, found) = (self.contents, self.store, self.found);
         let (additional, unpacker, blind, containers) = (self.additional, self.unpacker, self.blind, &self.containers);
         let spare = AtomicU64::new(2 * contents.entries() as u64 + ENTRIES_SPARE);
@@ -218,7 +220,7 @@ impl<'a> Judge<'a> {
             let replayed = judge.replay(record, files, &spare);
             let mut results = results.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             results.0[number] = replayed;
-            results.1.merge(judge.report);
+            results.1[number] = judge.report;
         };
         let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(records.len());
         std::thread::scope(|scope| {
@@ -230,6 +232,9 @@ impl<'a> Judge<'a> {
             }
             work();
         });
+        for report in reports {
+            self.report.merge(report);
+        }
         all
     }
 }
