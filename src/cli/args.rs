@@ -40,7 +40,8 @@ pub enum Command {
     ///
     /// Each layer is put together again from its files, which must give its digest; owners, modes, whiteouts and attributes are
     /// compared with the layer; records, links, locks and the machine's configuration are judged by what CRI-O and
-    /// containers/storage do with them. Exit code 0: good. 1: there are errors. 2: there is no store.
+    /// containers/storage do with them. Exit code 0: good. 1: there are errors. 2: there is no store, or it
+    /// cannot be read.
     #[command(after_help = VERIFY_HELP)]
     Verify(VerifyArgs),
     /// Say what differs between two stores: images, names, layers, files, bytes

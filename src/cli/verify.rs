@@ -34,7 +34,8 @@ pub fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
     let report = verify(path, &options).map_err(|error| {
         let denied = matches!(&error, find::Error::Io(error) if error.kind() == ErrorKind::PermissionDenied);
         let hint = if denied && !rustix::process::geteuid().is_root() { " (run this as root)" } else { "" };
-        anyhow!("{shown}: {error}{hint}")
+        // Not a bad store, but no answer.
+        Failure::usage(anyhow!("{shown}: {error}{hint}"))
     })?;
     if report.stores.is_empty() && report.is_good() {
         return Err(Failure::usage(anyhow!(

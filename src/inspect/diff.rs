@@ -9,14 +9,15 @@ use serde_json::Value;
 use super::contents::{Contents, Files, Inode, InodeKind, join};
 use super::list::{self, Listed, Parents, list};
 use super::merged::{Merged, Seen};
-use crate::entry::Device;
+use crate::entry::{Device, Xattr};
 
 /// The largest config that is compared, in bytes: what registries take, and more.
 const CONFIG_MAX: u64 = 8 << 20;
-/// The largest file beside the layers whose content is compared, in bytes.
-const OTHER_MAX: u64 = 64 << 20;
 /// Content compared at a time, in bytes.
 const BUFFER: usize = 64 << 10;
+
+/// Characters of an id.
+const ID_LEN: usize = 64;
 
 /// Why two stores cannot be compared.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +121,8 @@ impl Diff {
     }
 }
 
+type AllLayers<'a> = BTreeMap<(&'a str, &'a str), (usize, &'a Files)>;
+
 /// A side of the comparison.
 struct Side<'a> {
     contents: &'a Contents,
@@ -149,11 +152,14 @@ impl<'a> Side<'a> {
         names
     }
 
-    fn layers(&self) -> BTreeMap<&'a str, (usize, &'a Files)> {
-        let stores = 0..self.contents.stores().len();
-        stores
-            .flat_map(|store| self.contents.layers(store).iter().map(move |(id, files)| (&id[..], (store, files))))
-            .collect()
+    /// The layers of all stores, by the store's place and their id.
+    fn layers(&self) -> AllLayers<'a> {
+        let stores = self.contents.stores().iter().enumerate();
+        let layers = stores.flat_map(|(store, found)| {
+            let layers = self.contents.layers(store).iter();
+            layers.map(move |(id, files)| ((&found.graphroot[..], &id[..]), (store, files)))
+        });
+        layers.collect()
     }
 
     fn config(&self, image: &Listed) -> io::Result<Value> {
@@ -179,8 +185,11 @@ pub fn diff(old: &Contents, new: &Contents) -> Result<Diff, Error> {
     let (old_layers, new_layers) = (old.layers(), new.layers());
     let mut layer_files = Vec::new();
     let mut layers_same = 0;
-    for (id, (old_store, old_files)) in &old_layers {
-        let Some((new_store, new_files)) = new_layers.get(id) else { continue };
+    let anywhere: BTreeMap<&str, (usize, &Files)> = new_layers.iter().map(|((_, id), found)| (*id, *found)).collect();
+    for (&(graphroot, id), (old_store, old_files)) in &old_layers {
+        // In the store of the same place, where several have it.
+        let same_place = new_layers.get(&(graphroot, id));
+        let Some((new_store, new_files)) = same_place.or_else(|| anywhere.get(id)) else { continue };
         layers_same += 1;
         let prefix = |path: &[u8]| join(format!("overlay/{id}/diff").as_bytes(), path);
         let compare = Compare { old: &old, new: &new };
@@ -191,10 +200,10 @@ pub fn diff(old: &Contents, new: &Contents) -> Result<Diff, Error> {
         layer_files.extend(changes.into_iter().map(|change| FileChange { path: prefix(&change.path), ..change }));
     }
     let (images, images_same) = images(&old, &new)?;
-    let only = |these: &BTreeMap<&str, (usize, &Files)>, others: &BTreeMap<&str, (usize, &Files)>| {
-        these.keys().filter(|id| !others.contains_key(*id)).map(|id| (*id).to_owned()).collect::<Vec<_>>()
-    };
-    let (layers_removed, layers_added) = (only(&old_layers, &new_layers), only(&new_layers, &old_layers));
+    let ids = |layers: &AllLayers<'_>| layers.keys().map(|(_, id)| (*id).to_owned()).collect::<BTreeSet<String>>();
+    let (old_ids, new_ids) = (ids(&old_layers), ids(&new_layers));
+    let layers_removed: Vec<String> = old_ids.difference(&new_ids).cloned().collect();
+    let layers_added: Vec<String> = new_ids.difference(&old_ids).cloned().collect();
     let mut others = others(&old, &new)?;
     // What must differ since images or layers do says nothing more.
     let ids: Vec<&str> =
@@ -210,7 +219,7 @@ pub fn diff(old: &Contents, new: &Contents) -> Result<Diff, Error> {
 fn follows(change: &FileChange, ids: &[&str]) -> bool {
     let path = String::from_utf8_lossy(&change.path);
     let is_record = path.ends_with("/images.json") || path.ends_with("/layers.json");
-    let about = |text: &str| ids.iter().any(|id| text.contains(id));
+    let about = |text: &str| ids.iter().any(|id| id.len() == ID_LEN && text.contains(id));
     is_record || about(&path) || change.what.iter().any(|what| about(what))
 }
 
@@ -252,16 +261,19 @@ fn image(
         old_id: old_image.map(|image| image.id.clone()),
         new_id: new_image.map(|image| image.id.clone()),
         layers_same,
-        layers_removed: old_chain.len() - layers_same,
-        layers_added: new_chain.len() - layers_same,
+        layers_removed: old_chain.len().saturating_sub(layers_same),
+        layers_added: new_chain.len().saturating_sub(layers_same),
         config: Vec::new(),
         files: Vec::new(),
         times: 0,
     };
     if let (Some(old_image), Some(new_image)) = (old_image, new_image) {
         change.config = config(&old.config(old_image)?, &new.config(new_image)?);
-        let (a, b) = (Merged::of(old.contents, &old_chain), Merged::of(new.contents, &new_chain));
-        (change.files, change.times) = Compare { old, new }.entries(a.iter(), b.iter(), false)?;
+        // The same layers are compared by themselves.
+        if old_chain != new_chain {
+            let (a, b) = (Merged::of(old.contents, &old_chain), Merged::of(new.contents, &new_chain));
+            (change.files, change.times) = Compare { old, new }.entries(a.iter(), b.iter(), false)?;
+        }
     }
     Ok(change)
 }
@@ -327,6 +339,11 @@ impl Compare<'_> {
 
     fn differences(&self, path: &[u8], a: Seen<'_>, b: Seen<'_>, times: &mut usize) -> Result<Vec<String>, Error> {
         let mut what = Vec::new();
+        // A whiteout's metadata are nobody's.
+        let whiteout = InodeKind::CharDevice(Device::WHITEOUT);
+        if a.inode.kind == whiteout && b.inode.kind == whiteout {
+            return Ok(what);
+        }
         match (&a.inode.kind, &b.inode.kind) {
             (InodeKind::Regular { size: x, .. }, InodeKind::Regular { size: y, .. }) => {
                 if x != y {
@@ -344,7 +361,9 @@ impl Compare<'_> {
         if (a.inode.uid, a.inode.gid) != (b.inode.uid, b.inode.gid) {
             what.push(format!("owner {}:{} -> {}:{}", a.inode.uid, a.inode.gid, b.inode.uid, b.inode.gid));
         }
-        if a.inode.xattrs != b.inode.xattrs {
+        // What steers the overlay has done so already, and containers do not see it.
+        let seen = |(name, _): &&Xattr| a.layer == b.layer || !name.starts_with(b"trusted.overlay.");
+        if !a.inode.xattrs.iter().filter(seen).eq(b.inode.xattrs.iter().filter(seen)) {
             what.push("extended attributes".to_owned());
         }
         if what.is_empty() && a.inode.mtime != b.inode.mtime {
@@ -359,6 +378,12 @@ impl Compare<'_> {
     }
 }
 
+/// Whether `path` is in one of the stores.
+fn in_store(side: &Side<'_>, path: &[u8]) -> bool {
+    let graphroots = side.contents.stores().iter().map(|found| found.graphroot.as_bytes());
+    graphroots.into_iter().any(|graphroot| graphroot.is_empty() || path.starts_with(&join(graphroot, b"")))
+}
+
 /// Files beside the layers.
 fn others(old: &Side<'_>, new: &Side<'_>) -> Result<Vec<FileChange>, Error> {
     let (a, b) = (old.contents.rest(), new.contents.rest());
@@ -366,14 +391,14 @@ fn others(old: &Side<'_>, new: &Side<'_>) -> Result<Vec<FileChange>, Error> {
     let mut changes = Vec::new();
     for path in paths {
         let (x, y) = (a.get(path), b.get(path));
-        // Whether a directory has an entry of its own matters little where nobody sees a difference.
         let what = match (x, y) {
             (Some(x), Some(y)) => {
                 let mut what = Vec::new();
                 let kinds = match (&x.kind, &y.kind) {
                     (InodeKind::Regular { .. }, InodeKind::Regular { .. }) => {
-                        let content = |side: &Side<'_>| side.contents.small(path, OTHER_MAX);
-                        if size(x) != size(y) || content(old)? != content(new)? {
+                        let is_same = size(x) == size(y)
+                            && same(&mut old.contents.open(path, x)?, &mut new.contents.open(path, y)?)?;
+                        if !is_same {
                             what.push("content".to_owned());
                         }
                         true
@@ -383,11 +408,15 @@ fn others(old: &Side<'_>, new: &Side<'_>) -> Result<Vec<FileChange>, Error> {
                 if !kinds {
                     what.push(format!("{} -> {}", describe(x), describe(y)));
                 }
-                if (x.mode, x.uid, x.gid) != (y.mode, y.uid, y.gid) {
+                let is_made = x.stamped || y.stamped;
+                if !is_made && (x.mode, x.uid, x.gid) != (y.mode, y.uid, y.gid) {
                     what.push("mode or owner".to_owned());
                 }
                 (Change::Changed, what)
             }
+            // Of directories above a store, a directory says only what stands in it.
+            (None, Some(y)) if y.kind == InodeKind::Directory && !in_store(new, path) => continue,
+            (Some(x), None) if x.kind == InodeKind::Directory && !in_store(old, path) => continue,
             (None, Some(y)) => (Change::Added, vec![describe(y)]),
             (Some(x), None) => (Change::Removed, vec![describe(x)]),
             (None, None) => continue,

@@ -119,7 +119,10 @@ impl Parents {
     #[must_use]
     pub fn chain(&self, top: Option<&str>) -> Vec<String> {
         let parent = |id: &&str| self.0.get(*id)?.parent.as_deref().filter(|id| !id.is_empty());
-        std::iter::successors(top, parent).take(CHAIN_MAX).map(str::to_owned).collect()
+        let mut seen = BTreeSet::new();
+        let chain = std::iter::successors(top, parent).take(CHAIN_MAX);
+        // One that comes back to itself ends there.
+        chain.take_while(|id| seen.insert(*id)).map(str::to_owned).collect()
     }
 }
 

@@ -460,6 +460,11 @@ impl Tree {
         // `SafeLchown` does nothing where the owner is right; chown takes capabilities away.
         if inode.kind != InodeKind::Directory && (header.uid, header.gid) != (inode.uid.into(), inode.gid.into()) {
             inode.xattrs.retain(|(name, _)| name != CAPABILITY);
+            // And setuid, and setgid where the group may execute (`setattr_should_drop_suidgid`); chmod mostly gives them back.
+            if !counts && !matches!(inode.kind, InodeKind::Symlink(_)) {
+                let sgid = if inode.mode & 0o010 != 0 { 0o2000 } else { 0 };
+                inode.mode &= !(0o4000 | sgid);
+            }
         }
         set_owner(inode, header);
         let is_symlink = matches!(inode.kind, InodeKind::Symlink(_));

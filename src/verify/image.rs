@@ -111,8 +111,10 @@ impl Judge<'_> {
                 self.add(Rule::ImageDataContent, path.clone(), format!("its digest is {digest}, not {key}"));
             }
             if key.starts_with("sha256:") {
-                // Of an image whose id is not its config's digest it is the only one.
-                config = self.document(&path).or(config);
+                // Where the id is no config's digest, the first is as good as any.
+                if *key == config_key || config.is_none() {
+                    config = self.document(&path).or(config);
+                }
             } else if key == MANIFEST {
                 self.manifest(&path, image);
             }
@@ -235,8 +237,9 @@ impl Judge<'_> {
             Ok(diff_ids) => {
                 let have: Vec<&str> =
                     chain.iter().rev().map(|layer: &&LayerRecord| layer.diff_digest().unwrap_or("")).collect();
-                let partial = chain.iter().any(|layer| layer.is_partial());
-                if !partial && have != diff_ids {
+                // A partial layer has no diffID to compare.
+                let differs = |(at, layer): (usize, &&LayerRecord)| !layer.is_partial() && have[at] != diff_ids[at];
+                if have.len() != diff_ids.len() || chain.iter().rev().enumerate().any(differs) {
                     let what = format!(
                         "its config has {} diffIDs, and its {} layers do not have the same",
                         diff_ids.len(),
@@ -265,9 +268,14 @@ impl Judge<'_> {
     }
 
     /// Size and digest of a file, or why there is none.
-    fn file_digest(&self, path: &str) -> Result<(u64, Digest), String> {
+    fn file_digest(&mut self, path: &str) -> Result<(u64, Digest), String> {
         let unreadable = |error: io::Error| format!("cannot be read: {error}");
         let inode = self.contents.rest().get(path.as_bytes()).ok_or("is missing")?;
+        // A tar can give one large file any number of names.
+        let number = self.contents.rest().number(path.as_bytes()).unwrap_or_default();
+        if let Some(known) = self.digests.get(&number) {
+            return Ok(*known);
+        }
         let InodeKind::Regular { size, .. } = inode.kind else { return Err("is no file".to_owned()) };
         let mut content = self.contents.open(path.as_bytes(), inode).map_err(unreadable)?.take(size);
         let mut hasher = Hasher::new();
@@ -282,7 +290,9 @@ impl Judge<'_> {
                 }
             }
         }
-        Ok((size, hasher.finish()))
+        let found = (size, hasher.finish());
+        self.digests.insert(number, found);
+        Ok(found)
     }
 
     fn document(&mut self, path: &str) -> Option<Vec<u8>> {

@@ -284,6 +284,9 @@ impl Judge<'_> {
     /// What the layer's record says of it, against what it is.
     pub(super) fn replayed(&mut self, record: &LayerRecord, replayed: &Replayed) {
         let place = self.below(&format!("overlay/{}", record.id));
+        if record.is_partial() {
+            self.add(Rule::LayerUnverified, place.clone(), "has a toc-digest".to_owned());
+        }
         let recorded = record.diff_digest().and_then(|digest| digest.parse::<Digest>().ok());
         if let (Some(found), Some(recorded)) = (replayed.diff_id, recorded)
             && found != recorded

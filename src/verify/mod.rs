@@ -27,6 +27,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use crate::digest::Digest;
 use crate::image::LAYERS_MAX;
 use crate::inspect::contents::Contents;
 use crate::inspect::find::{self, Found};
@@ -99,6 +100,8 @@ struct Judge<'a> {
     blind: bool,
     /// Layers of containers: they change, and no image has them.
     containers: BTreeSet<String>,
+    /// Size and digest of files beside the layers, by the numbers of their inodes.
+    digests: HashMap<u32, (u64, Digest)>,
     report: Report,
 }
 
@@ -113,6 +116,7 @@ impl<'a> Judge<'a> {
             unpacker,
             blind: !contents.is_tar() && !rustix::process::geteuid().is_root(),
             containers: records::layers_of_containers(contents, &found.graphroot),
+            digests: HashMap::new(),
             report: Report::default(),
         }
     }
@@ -148,8 +152,12 @@ impl<'a> Judge<'a> {
             return summary;
         }
         let images = self.image_records();
-        let records = self.layer_records_or_none(images.iter().any(|image| image.top().is_some()));
-        let layers = Layers::new(&records, &images);
+        let foreign = self.foreign_layers();
+        let others = foreign.iter().any(|layer| images.iter().any(|image| image.top() == Some(&layer.id)));
+        let records = self.layer_records_or_none(!others && images.iter().any(|image| image.top().is_some()));
+        let layers = Layers::new(&records, &foreign, &images);
+        // What an image has is compared, whoever says that it is a container's.
+        self.containers.retain(|id| !layers.is_used(id));
         self.images(&images, &layers);
         self.layer_records(&records, &layers);
         self.skeletons(&records, &layers);
@@ -171,6 +179,20 @@ impl<'a> Judge<'a> {
             summary.bytes = summary.bytes.saturating_add(files.bytes());
         }
         summary
+    }
+
+    /// The layers of the other stores: an image may have some of them (containers/storage `store.go`, `putLayer`).
+    fn foreign_layers(&self) -> Vec<LayerRecord> {
+        let others = self
+            .contents
+            .stores()
+            .iter()
+            .enumerate()
+            .filter(|(store, found)| *store != self.store && found.driver == self.found.driver);
+        let parsed = others.filter_map(|(_, found)| {
+            records::parse(&found.layers, |layer: &LayerRecord| layer.created.as_deref()).ok().flatten()
+        });
+        parsed.flatten().collect()
     }
 
     fn image_records(&mut self) -> Vec<ImageRecord> {
@@ -216,7 +238,8 @@ impl<'a> Judge<'a> {
             let Some(files) = contents.layers(store).get(&record.id) else { continue };
             let report = Report::default();
             let containers = BTreeSet::new();
-            let mut judge = Judge { contents, store, found, additional, unpacker, blind, containers, report };
+            let digests = HashMap::new();
+            let mut judge = Judge { contents, store, found, additional, unpacker, blind, containers, digests, report };
             let replayed = judge.replay(record, files, &spare);
             let mut results = results.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             results.0[number] = replayed;
@@ -266,8 +289,9 @@ struct Layers<'a> {
 }
 
 impl<'a> Layers<'a> {
-    fn new(records: &'a [LayerRecord], images: &'a [ImageRecord]) -> Self {
-        let by_id = records.iter().map(|record| (&record.id[..], record)).collect();
+    /// `foreign`: those of other stores, which count where this one has none of that id.
+    fn new(records: &'a [LayerRecord], foreign: &'a [LayerRecord], images: &'a [ImageRecord]) -> Self {
+        let by_id = foreign.iter().chain(records).map(|record| (&record.id[..], record)).collect();
         let mut layers = Self { by_id, used: BTreeSet::new(), tops: BTreeSet::new() };
         for image in images {
             layers.tops.extend(image.top());

@@ -134,7 +134,7 @@ rules! {
     CrioPause "crio-pause" Error Error PodFails PodFails "every pod pulls the pause image first" "`prepull make --pause IMAGE` puts it into the store";
 
     // The store.
-    StoreMode "store-mode" Warning Warning Kept Kept "others may read or change what root's containers run" "directories 0700 and files 0600, in an additional store 0755 and 0644";
+    StoreMode "store-mode" Warning Warning Kept Kept "others may change what root's containers run" "directories 0700 and files 0600, in an additional store 0755 and 0644";
     StoreUnreadable "store-unreadable" Note Warning Kept Kept "users who are not root cannot read it, and their podman fails" "directories 0755 and files 0644";
     StoreOwner "store-owner" Warning Warning Kept Kept "its owner may change what root's containers run" "give it to root";
     MountProgram "has-mount-program" Note Note Healed Healed "the first start walks over all files of all layers" AGAIN;
@@ -178,6 +178,7 @@ rules! {
     LayerChain "layer-chain" Warning Warning Kept Kept "a later pull does not find the layer, and fetches it again" AGAIN;
     LayerCount "layer-count" Error Error PodFails ImageDeleted "overlay takes at most 500 layers" "build the image with fewer layers";
     LayerUnused "layer-unused" Note Note Kept Kept "no image has this layer" REMOVE;
+    LayerUnverified "layer-unverified" Warning Warning Kept Kept "it was pulled in part, by a table of contents: there is no diffID to compare its files with" "pull it whole, or take it from prepull";
     LayerSize "layer-size" Warning Warning Kept Kept "`crictl images` shows a wrong size" AGAIN;
     LayerIds "layer-ids" Note Note Kept Kept "podman chooses too few ids for user namespaces" AGAIN;
 

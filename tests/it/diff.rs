@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::command::{fails, hello, prepull, succeeds};
+use crate::command::{fails, hello, needs_root, prepull, succeeds};
 use crate::made::{Layout, layers, tar};
+use crate::stores::{GRAPHROOT, scratch, unpack_gnu};
 
 struct Home(tempfile::TempDir);
 
@@ -128,4 +129,57 @@ fn trouble_is_2() {
     let empty = home.path().join("empty");
     fs_err::create_dir(&empty).unwrap();
     fails(prepull(home.path()).arg("diff").args([&tar, &empty]), 2, "no store in it");
+}
+
+#[test]
+fn a_tar_is_the_same_as_what_it_is_unpacked_to() {
+    if !needs_root("diff::a_tar_is_the_same_as_what_it_is_unpacked_to") {
+        return;
+    }
+    let home = Home::new();
+    let tar = home.make("a.tar", &["--unpacker", "gnu", &hello()]);
+    let unpacked = scratch();
+    unpack_gnu(&tar, unpacked.path()).unwrap();
+    let (text, code) = home.diff(&tar, unpacked.path(), &[]);
+    assert_eq!(code, Some(0), "{text}");
+    let (text, code) = home.diff(unpacked.path(), &tar, &[]);
+    assert_eq!(code, Some(0), "{text}");
+    // The store itself may be behind a link.
+    let store = unpacked.path().join(GRAPHROOT);
+    fs_err::rename(&store, unpacked.path().join("disk")).unwrap();
+    std::os::unix::fs::symlink(unpacked.path().join("disk"), &store).unwrap();
+    let (text, code) = home.diff(&tar, unpacked.path(), &[]);
+    assert_eq!(code, Some(0), "{text}");
+    // What containers.json says of an image's layer does not spare it.
+    let mut file = None;
+    for layer in fs_err::read_dir(unpacked.path().join("disk/overlay")).unwrap() {
+        let layer = layer.unwrap().path();
+        file = file.or(Some(layer.join("diff/bin/hello")).filter(|path| path.exists()));
+    }
+    let file = file.unwrap();
+    let layer = file.ancestors().nth(3).unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+    fs_err::write(&file, [0; 196]).unwrap();
+    let containers = format!(r#"[{{"id":"c","layer":"{layer}"}}]"#);
+    fs_err::write(unpacked.path().join("disk/overlay-containers/containers.json"), containers).unwrap();
+    let output = prepull(home.path()).arg("verify").arg(unpacked.path()).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.code() == Some(1) && said.contains("[entry-content]"), "{said}");
+}
+
+#[test]
+fn a_layer_on_itself_is_no_trouble() {
+    let home = Home::new();
+    let store = |name: &str, layers: &str| {
+        let path = home.path().join(name);
+        let images = br#"[{"id":"i","names":["localhost/a:1"],"layer":"l"}]"#;
+        let files = [("overlay-images/images.json", &images[..]), ("overlay-layers/layers.json", layers.as_bytes())];
+        fs_err::write(&path, tar(&files)).unwrap();
+        path
+    };
+    let circle = store("circle.tar", r#"[{"id":"l","parent":"l"}]"#);
+    let one = store("one.tar", r#"[{"id":"l"}]"#);
+    for (old, new) in [(&circle, &one), (&one, &circle)] {
+        let (_, code) = home.diff(old, new, &[]);
+        assert!(matches!(code, Some(0 | 1)), "{code:?}");
+    }
 }

@@ -64,7 +64,9 @@ impl Walk<'_> {
 
     fn put_one(&mut self, path: &[u8], left: &mut Vec<Vec<u8>>) -> Result<(), Error> {
         let full = self.root.join(OsStr::from_bytes(path));
-        let metadata = fs_err::symlink_metadata(&full)?;
+        // A store may lie on another disk, behind a link; nothing in it may.
+        let is_store = self.contents.stores.iter().any(|found| found.graphroot.as_bytes() == path);
+        let metadata = if is_store { fs_err::metadata(&full)? } else { fs_err::symlink_metadata(&full)? };
         let Some(kind) = kind(&full, &metadata)? else {
             self.contents.odd(OddityKind::Socket, path);
             return Ok(());
