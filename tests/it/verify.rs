@@ -297,7 +297,7 @@ fn the_command_line_says_what_is_wrong() {
     let (code, text) = run(&["--unpacker", "busybox"], &good);
     assert!(code == Some(1) && text.contains("[opaque-dropped]") && text.contains("[owners-lost]"), "{text}");
 
-    fails(prepull(at).args(["verify", "none"]), 1, "none");
+    fails(prepull(at).args(["verify", "none"]), 2, "none");
     fails(prepull(at).args(["verify", "-"]).stdin(Stdio::null()), 2, "standard input: no store in it");
     fails(prepull(at).arg("verify"), 2, "Usage: prepull verify");
     fs_err::create_dir(at.join("empty")).unwrap();
@@ -323,7 +323,7 @@ fn what_cannot_be_read_is_named() {
     fs_err::copy(env!("CARGO_BIN_EXE_prepull"), &binary).unwrap();
     let mut command = Command::new("setpriv");
     command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&binary).arg("verify");
-    fails(command.arg(at.join("root")), 1, "(run this as root)");
+    fails(command.arg(at.join("root")), 2, "(run this as root)");
 }
 
 /// Errors found in an input, a line each; what else was found is counted.
