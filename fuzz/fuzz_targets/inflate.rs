@@ -75,7 +75,7 @@ fn whole(blob: &[u8], expected: &[u8], most: usize) -> io::Result<(Vec<u8>, Infl
         Descriptor { media_type: String::new(), digest: Digest::of(expected), size: expected.len() as u64 };
     std::thread::scope(|scope| {
         let blob = Trickle::new(io::Cursor::new(blob.to_vec()), most * 97);
-        let mut inflated = inflate(scope, Box::new(blob), &descriptor);
+        let mut inflated = inflate(scope, Box::new(blob), &descriptor).expect("a thread");
         let bytes = all(&mut inflated)?;
         Ok((bytes, inflated.finish()?))
     })

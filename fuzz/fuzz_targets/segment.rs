@@ -96,7 +96,7 @@ fn damaged(rest: &[u8]) {
     let [warning, split, body] = parts(rest);
     let key = Digest::of(b"key");
     let own = empty_file().expect("memory");
-    let mut writer = Writer::new(own.try_clone().expect("a file"), &key, Slot::none());
+    let mut writer = Writer::new(own.try_clone().expect("a file"), &key, Slot::none()).expect("a thread");
     // Some with more than one chunk.
     let repeat = if at0 & 0x80 != 0 && !body.is_empty() { CHUNK / body.len() + 2 } else { 1 };
     for _ in 0..repeat {
