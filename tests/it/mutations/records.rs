@@ -13,6 +13,13 @@ pub fn rows() -> Vec<Row> {
 
 fn whole() -> Vec<Row> {
     vec![
+        row("a layer that was pulled in part", |tar| {
+            tar.layer_record(1, |record| {
+                drop_key(record, "diff-digest");
+                record["toc-digest"] = json!("sha256:0000000000000000000000000000000000000000000000000000000000000001");
+            });
+        })
+        .warning("layer-unverified"),
         row("no layers.json", |tar| tar.remove(LAYERS))
             .error("layers-json")
             .error("image-layer")
