@@ -183,3 +183,28 @@ fn a_layer_on_itself_is_no_trouble() {
         assert!(matches!(code, Some(0 | 1)), "{code:?}");
     }
 }
+
+#[test]
+fn an_image_may_have_its_layers_in_another_store() {
+    if !needs_root("diff::an_image_may_have_its_layers_in_another_store") {
+        return;
+    }
+    let home = Home::new();
+    let root = scratch();
+    for store in ["primary", "additional"] {
+        let tar = home.make("a.tar", &["--unpacker", "gnu", "--store", store, &hello()]);
+        unpack_gnu(&tar, root.path()).unwrap();
+    }
+    // As when CRI-O pulls what an additional store has the layers of.
+    let store = root.path().join(GRAPHROOT);
+    fs_err::write(store.join("overlay-layers/layers.json"), "[]").unwrap();
+    for layer in fs_err::read_dir(store.join("overlay")).unwrap() {
+        let path = layer.unwrap().path();
+        if path.is_dir() && !path.ends_with("l") {
+            fs_err::remove_dir_all(path).unwrap();
+        }
+    }
+    let output = prepull(home.path()).args(["verify", "--json"]).arg(root.path()).output().unwrap();
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(said["errors"], json!(0), "{said:#}");
+}
