@@ -21,6 +21,7 @@
 //! | threads |  |
 //! | config | threads |
 //! | wire | entry |
+//! | helper | entry, json, wire |
 //! | reference | digest |
 //! | registry | config, digest, threads |
 //! | source | digest, json, media_type, reference, registry, threads |
@@ -45,11 +46,11 @@ pub mod config;
 #[cfg(feature = "front")]
 pub mod digest;
 pub mod entry;
+pub mod helper;
 #[cfg(feature = "front")]
 pub mod image;
 #[cfg(feature = "front")]
 pub mod inspect;
-#[cfg(feature = "front")]
 pub mod json;
 #[cfg(feature = "front")]
 pub mod layer;

@@ -1,11 +1,8 @@
-//! JSON as Go's `encoding/json` reads it into a struct: what skopeo understands, this understands the same way;
-//! and, in [`write`](mod@write), as it writes it.
+//! JSON as Go's `encoding/json` reads it into a struct: what skopeo understands, this understands the same way.
 //!
 //! Keys match whatever their case, `null` is the same as absent, of a key that occurs twice the last counts, unknown
 //! keys are ignored, bytes that are not UTF-8 become U+FFFD. One difference on purpose: two keys that differ in nothing
 //! but case are refused, since readers disagree about which of them counts.
-
-pub mod write;
 
 use serde_json::{Map, Value};
 

@@ -8,6 +8,10 @@
 //!   `mtime` (fractions of a second), `SCHILY.xattr.*` in ascending order. Who ignores the last two loses only them;
 //! * never GNU `L`, `K` or `S` entries, user or group names;
 //! * two zero blocks at the end and no padding to a record.
+//!
+//! [`read`] takes exactly this and refuses everything else.
+
+pub mod read;
 
 use crate::entry::{Device, Entry, Kind, Timestamp};
 

@@ -1,0 +1,1 @@
+//! `/etc/prepull/helper.toml`: who may write where.

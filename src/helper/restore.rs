@@ -1,0 +1,1 @@
+//! `restore`: in the machine, what its unpacker has dropped.
