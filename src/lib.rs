@@ -28,14 +28,15 @@
 //! | image | digest, json, media_type, source |
 //! | layer | digest, entry, json, registry, source, threads |
 //! | segment | atomic, digest, entry, layer, source, threads, wire |
-//! | storage | digest, entry, image, json, layer, segment, wire |
+//! | storage | digest, entry, helper, image, json, layer, segment, wire |
+//! | install | entry, helper, threads, wire |
 //! | inspect | entry, layer, reference, storage |
 //! | sink | atomic, digest, segment, storage, threads |
 //! | plan | digest, image, reference, source, storage, threads |
 //! | make | atomic, digest, plan, segment, sink, source, storage, threads |
 //! | verify | digest, entry, image, inspect, json, layer, reference, segment, storage, threads |
 //! | xcluster | atomic |
-//! | cli | atomic, config, digest, image, inspect, make, plan, reference, registry, segment, sink, source, storage, verify, xcluster |
+//! | cli | atomic, config, digest, helper, image, inspect, install, make, plan, reference, registry, segment, sink, source, storage, verify, xcluster |
 
 #[cfg(feature = "front")]
 pub mod atomic;
@@ -51,6 +52,8 @@ pub mod helper;
 pub mod image;
 #[cfg(feature = "front")]
 pub mod inspect;
+#[cfg(feature = "front")]
+pub mod install;
 pub mod json;
 #[cfg(feature = "front")]
 pub mod layer;

@@ -34,6 +34,23 @@ pub struct Args {
 pub enum Command {
     /// Write images into a tar that a machine unpacks at its root
     Make(Box<MakeArgs>),
+    /// Write images into the store of a directory, beside those that are there
+    ///
+    /// DIR is the root of a machine: a mounted disk image, a root file system, or `/`. Layers that are in its store are not
+    /// written again, other images keep theirs, and podman or CRI-O may use the store meanwhile. Where only root may write, a
+    /// small helper with four capabilities writes; `prepull doctor` says how to come by it.
+    #[command(after_help = INSTALL_HELP)]
+    Install(Box<InstallArgs>),
+    /// Remove images from the store of a directory, and layers that no other image needs
+    ///
+    /// An image goes with its last name. Nothing is removed that a container uses.
+    Rm(RmArgs),
+    /// Remove from the store of a directory what nothing refers to
+    ///
+    /// That is what killed processes have left, and layers that no image has needed for a day.
+    Gc(GcArgs),
+    /// Say which ways there are for this user to write into a directory of root's, and how to make one
+    Doctor(DoctorArgs),
     /// List the images in a store
     Ls(LsArgs),
     /// Say whether a store is whole, and whether CRI-O would keep it
@@ -205,6 +222,119 @@ pub struct WhyArgs {
     pub json: bool,
 }
 
+/// Whose store is written.
+#[derive(Debug, clap::Args)]
+pub struct TargetArgs {
+    /// The root of the machine: `/`, or where its disk is mounted
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub root: PathBuf,
+
+    /// Where the store lies below it [default: /var/lib/containers/storage]
+    #[arg(long, value_name = "DIR")]
+    pub graphroot: Option<String>,
+
+    /// Who writes [default: this process if it is root; else what works, in this order]
+    #[arg(long, value_enum)]
+    pub via: Option<ViaArg>,
+
+    /// Where the helper is
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, default_value = crate::install::way::HELPER)]
+    pub helper: PathBuf,
+}
+
+/// `--via`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ViaArg {
+    /// The service at /run/prepull/helper.sock
+    Socket,
+    /// The helper, which has file capabilities
+    Helper,
+    /// The helper, by sudo
+    Sudo,
+    /// This process: root, also in a user namespace (podman unshare)
+    Own,
+}
+
+/// `prepull install`.
+#[derive(Debug, clap::Args)]
+pub struct InstallArgs {
+    /// Images: references with their version, or transport names; ITEM=NAME gives a name
+    #[arg(value_name = "ITEM", required_unless_present = "images")]
+    pub items: Vec<OsString>,
+
+    /// Where to
+    #[command(flatten)]
+    pub target: TargetArgs,
+
+    /// Read more items from FILE (`-`: standard input), one per line, `#` begins a comment
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub images: Vec<PathBuf>,
+
+    /// Platform of the images, as os/arch[/variant] [default: this machine's]
+    #[arg(long, value_name = "PLATFORM")]
+    pub platform: Option<Platform>,
+
+    /// DIR is empty: write all that a tar of `make` has, with etc/containers and etc/crio
+    #[arg(long)]
+    pub rootfs: bool,
+
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// What to do with registries
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+
+    /// What to keep
+    #[command(flatten)]
+    pub cache: CacheArgs,
+}
+
+/// `prepull rm`.
+#[derive(Debug, clap::Args)]
+pub struct RmArgs {
+    /// Names, or ids (12 digits or more of one)
+    #[arg(value_name = "NAME", required = true)]
+    pub names: Vec<String>,
+
+    /// Where from
+    #[command(flatten)]
+    pub target: TargetArgs,
+
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `prepull gc`.
+#[derive(Debug, clap::Args)]
+pub struct GcArgs {
+    /// Where
+    #[command(flatten)]
+    pub target: TargetArgs,
+
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `prepull doctor`.
+#[derive(Debug, clap::Args)]
+pub struct DoctorArgs {
+    /// Say whether this directory can be written, not only what is set up
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub root: Option<PathBuf>,
+
+    /// Where the helper is
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, default_value = crate::install::way::HELPER)]
+    pub helper: PathBuf,
+
+    /// Print the findings as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `prepull make`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = MAKE_HELP)]
@@ -358,6 +488,12 @@ Examples:
   prepull make registry.k8s.io/pause:3.9 docker.io/library/alpine:3.20
   prepull make --pause registry.k8s.io/pause:3.9 --images images.txt --tar - | ssh vm tar -C / -x
   SOURCE_DATE_EPOCH=0 prepull make --store additional -o a.tar oci:app=localhost/app:v1";
+
+const INSTALL_HELP: &str = "\
+Examples:
+  prepull install --root /mnt registry.k8s.io/pause:3.9 docker.io/library/alpine:3.20
+  podman unshare prepull install --root ~/vm oci:build/app=localhost/app:v1
+  prepull install --root / --images images.txt && crictl images";
 
 const VERIFY_HELP: &str = "\
 Examples:

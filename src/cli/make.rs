@@ -32,24 +32,20 @@ use crate::storage::store::Settings;
 const ISO_FILE_MAX: u64 = (4 << 30) - 1;
 
 /// The latest time stamp: beyond year 9999 no RFC 3339 time can be written.
-const STAMP_MAX: i64 = 253_402_300_799;
+pub const STAMP_MAX: i64 = 253_402_300_799;
+
+/// Where CRI-O and podman have their store.
+pub const GRAPHROOT: &str = "/var/lib/containers/storage";
 
 /// Runs it.
 pub fn run(args: MakeArgs, printer: &Printer) -> Result<(), Failure> {
-    let mut items = parse_items(&args.items).map_err(Failure::usage)?;
-    for list in &args.images {
-        items.extend(read_list(list)?);
-    }
-    for item in &items {
-        if let crate::reference::Location::Overlay(name) = &item.location {
-            return Err(Failure::usage(anyhow!(
-                "{item}: an image needs its version, for instance {name}:latest (an item without `:` means an xcluster \
-                 overlay; these are not read yet)"
-            )));
-        }
-    }
+    let items = all_items(&args.items, &args.images)?;
     let platform = args.platform.clone().unwrap_or_else(Platform::host);
-    let graphroot = graphroot(&args).map_err(Failure::usage)?;
+    let default = match args.store {
+        StoreArg::Primary => GRAPHROOT,
+        StoreArg::Additional => "/usr/lib/containers/storage",
+    };
+    let graphroot = graphroot(args.graphroot.as_deref(), default).map_err(Failure::usage)?;
     let options = source_options(&args.registry)?;
     let epoch = epoch().map_err(Failure::usage)?;
     let tar = args.tar.clone().unwrap_or_else(default_tar);
@@ -58,15 +54,14 @@ pub fn run(args: MakeArgs, printer: &Printer) -> Result<(), Failure> {
 
     let mut plan = Plan::new(&items, &platform, &options).map_err(plan_failure)?;
     let pause = add_pause(&args, &mut plan, &platform, &options)?;
-    for warning in &plan.warnings {
-        printer.warn(warning);
-    }
+    printer.warn_all(&plan.warnings);
     let stamp = epoch.unwrap_or_else(|| plan.newest.clamp(0, STAMP_MAX));
     let settings = Settings {
         graphroot,
         kind: args.store.into(),
         unpacker: args.unpacker.into(),
         config: !args.no_config,
+        merge: false,
         pause,
         stamp,
     };
@@ -76,9 +71,7 @@ pub fn run(args: MakeArgs, printer: &Printer) -> Result<(), Failure> {
     let result = make(&plan, &settings, cache, target.output(stamp), bars.clone());
     bars.clear();
     let report = result.map_err(|error| make_failure(error, elsewhere))?;
-    for warning in &report.warnings {
-        printer.warn(warning);
-    }
+    printer.warn_all(&report.warnings);
     if report.bytes > ISO_FILE_MAX {
         printer.warn(&format!(
             "the tar has {}: genisoimage (`xc mkcdrom`) takes no file of 4 GiB or more; make two tars with some of the images each, \
@@ -96,12 +89,29 @@ pub fn run(args: MakeArgs, printer: &Printer) -> Result<(), Failure> {
     Ok(())
 }
 
-fn plan_failure(error: crate::plan::Error) -> Failure {
+/// Items from the command line and from lists.
+pub fn all_items(typed: &[OsString], lists: &[PathBuf]) -> Result<Vec<Item>, Failure> {
+    let mut items = parse_items(typed).map_err(Failure::usage)?;
+    for list in lists {
+        items.extend(read_list(list)?);
+    }
+    for item in &items {
+        if let crate::reference::Location::Overlay(name) = &item.location {
+            return Err(Failure::usage(anyhow!(
+                "{item}: an image needs its version, for instance {name}:latest (an item without `:` means an xcluster \
+                 overlay; these are not read yet)"
+            )));
+        }
+    }
+    Ok(items)
+}
+
+pub fn plan_failure(error: crate::plan::Error) -> Failure {
     Failure { exit: if error.is_not_found() { Exit::Usage } else { Exit::Failure }, error: error.into() }
 }
 
 /// `elsewhere`: how converted layers are written to another file system.
-fn make_failure(error: MakeError, elsewhere: &str) -> Failure {
+pub fn make_failure(error: MakeError, elsewhere: &str) -> Failure {
     let exit = if error.is_not_found() { Exit::Usage } else { Exit::Failure };
     let is_output = matches!(&error, MakeError::Convert { error, .. } if matches!(**error, convert::Error::Output(_)));
     let text = error.to_string();
@@ -144,12 +154,9 @@ fn add_pause(
     Ok(names.into_iter().next())
 }
 
-fn graphroot(args: &MakeArgs) -> anyhow::Result<String> {
-    let default = match args.store {
-        StoreArg::Primary => "/var/lib/containers/storage",
-        StoreArg::Additional => "/usr/lib/containers/storage",
-    };
-    let typed = args.graphroot.as_deref().unwrap_or(default);
+/// The place of a store in its machine, cleaned.
+pub fn graphroot(typed: Option<&str>, default: &str) -> anyhow::Result<String> {
+    let typed = typed.unwrap_or(default);
     let parts: Vec<_> = typed.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
     if !typed.starts_with('/') || parts.is_empty() || parts.contains(&"..") || typed.chars().any(char::is_control) {
         bail!("--graphroot {typed:?}: not an absolute path in the machine (for instance {default})");
@@ -160,7 +167,7 @@ fn graphroot(args: &MakeArgs) -> anyhow::Result<String> {
     Ok(format!("/{}", parts.join("/")))
 }
 
-fn source_options(args: &RegistryArgs) -> Result<source::Options, Failure> {
+pub fn source_options(args: &RegistryArgs) -> Result<source::Options, Failure> {
     let mut options = source::Options::from_env();
     options.registry.tls_verify = args.tls_verify;
     options.registry.auth_file.clone_from(&args.authfile);
@@ -193,7 +200,7 @@ fn default_tar() -> PathBuf {
 }
 
 /// `SOURCE_DATE_EPOCH` (reproducible-builds.org), if it is set.
-fn epoch() -> anyhow::Result<Option<i64>> {
+pub fn epoch() -> anyhow::Result<Option<i64>> {
     let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH").filter(|text| !text.is_empty()) else { return Ok(None) };
     match text.to_str().and_then(|text| text.parse().ok()) {
         Some(seconds @ 0..=STAMP_MAX) => Ok(Some(seconds)),
@@ -218,7 +225,7 @@ pub fn cache_dir(typed: Option<&Path>) -> anyhow::Result<PathBuf> {
 
 /// A cache that was asked for must work, unless its disk is full; the usual one is only a convenience (a user in a
 /// container may have no home). Also gives what to do when there is no room.
-fn open_cache(args: &CacheArgs, tar: &Path, printer: &Printer) -> anyhow::Result<(Cache, &'static str)> {
+pub fn open_cache(args: &CacheArgs, tar: &Path, printer: &Printer) -> anyhow::Result<(Cache, &'static str)> {
     let hint = "opening the cache (--cache-dir DIR or --no-cache goes around it)";
     let kept = "--cache-dir DIR puts the cache on another file system";
     let as_asked = |cache: Cache| if args.no_link { cache.without_links() } else { cache };

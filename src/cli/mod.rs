@@ -5,7 +5,9 @@
 pub mod args;
 mod cache;
 mod diff;
+mod doctor;
 mod generate;
+mod install;
 mod ls;
 mod make;
 mod output;
@@ -89,6 +91,10 @@ pub fn main() -> ExitCode {
     let done = |()| Exit::Success;
     let result = match args.command {
         Command::Make(make) => make::run(*make, &printer).map(done),
+        Command::Install(install) => install::install(&install, &printer).map(done),
+        Command::Rm(rm) => install::remove(&rm, &printer).map(done),
+        Command::Gc(gc) => install::collect(&gc, &printer).map(done),
+        Command::Doctor(doctor) => doctor::run(&doctor),
         Command::Ls(ls) => ls::run(&ls, &printer).map(done),
         Command::Verify(verify) => verify::run(&verify),
         Command::Why(why) => why::run(&why),

@@ -33,6 +33,11 @@ impl Printer {
         line(&mut io::stderr(), &format!("prepull: warning: {}", printable(text)));
     }
 
+    /// Several such things.
+    pub fn warn_all(&self, texts: &[String]) {
+        texts.iter().for_each(|text| self.warn(text));
+    }
+
     /// Why it did not work.
     pub fn error(&self, error: &anyhow::Error) {
         let text = printable(&format!("{error:#}"));

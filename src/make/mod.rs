@@ -10,7 +10,7 @@
 
 mod supply;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -23,6 +23,7 @@ use crate::segment::convert;
 use crate::segment::file::{Error as SegmentError, Segment};
 use crate::sink::{self, Pieces, TarFile, TarStream};
 use crate::source;
+use crate::storage::record::StoreImage;
 use crate::storage::store::{Piece, Settings, Store, StoreLayer, layers_of};
 use supply::Supply;
 
@@ -51,6 +52,27 @@ pub enum Output<'a> {
     File(TarFile),
     /// Into a stream.
     Stream(TarStream<'a>),
+    /// Into a stream, what a store lacks: to who writes it there.
+    Store(TarStream<'a>, Lacking),
+}
+
+/// What a store lacks.
+#[derive(Debug, Clone, Default)]
+pub struct Lacking {
+    /// Layers by their ids.
+    pub layers: BTreeSet<Digest>,
+    /// Images by their ids, or names of theirs.
+    pub images: BTreeSet<Digest>,
+}
+
+impl Lacking {
+    /// The layers that have to be at hand, in the store's order: what a layer's files are depends on those below it.
+    fn needed(&self, plan: &Plan, layers: Vec<StoreLayer>) -> Vec<StoreLayer> {
+        let is_touched = |chain: &&[Digest]| chain.iter().any(|id| self.layers.contains(id));
+        let chains = plan.images.values().map(StoreImage::chain).filter(is_touched);
+        let needed: BTreeSet<&Digest> = chains.flatten().collect();
+        layers.into_iter().filter(|layer| needed.contains(&layer.id)).collect()
+    }
 }
 
 /// Why there is no tar.
@@ -157,7 +179,10 @@ trait Assembly {
 
 impl Make<'_> {
     fn run(&self, mut supply: Supply, mut output: Output<'_>) -> Result<Report, Error> {
-        let layers = layers_of(&self.plan.images);
+        let mut layers = layers_of(&self.plan.images);
+        if let Output::Store(_, lacking) = &output {
+            layers = lacking.needed(self.plan, layers);
+        }
         let cached = supply.look(&layers);
         if let Output::File(file) = &output {
             if let Some((bytes, warnings)) = self.lent(file, &layers, &mut supply)? {
@@ -172,6 +197,7 @@ impl Make<'_> {
             let result = match &mut output {
                 Output::File(file) => self.to_file(file, &layers, &mut supply),
                 Output::Stream(stream) => self.to_stream(stream, &layers, &mut supply),
+                Output::Store(stream, lacking) => self.to_store(stream, lacking, &layers, &mut supply),
             };
             match result {
                 Err(Error::Sink(sink::Error::Segment { layer, error: SegmentError::Damaged }))
@@ -196,7 +222,7 @@ impl Make<'_> {
                 Ok((bytes, warnings)) => {
                     let bytes = match output {
                         Output::File(file) => file.publish().map(|()| bytes)?,
-                        Output::Stream(stream) => stream.finish()?,
+                        Output::Stream(stream) | Output::Store(stream, _) => stream.finish()?,
                     };
                     supply.sweep();
                     return Ok(report(bytes, cached, warnings, &supply));
@@ -258,6 +284,29 @@ impl Make<'_> {
         layers.iter().try_for_each(|layer| assembly.segment(layer, 0).map(drop))?;
         assembly.stream.restart();
         self.assemble(layers, &mut assembly).map(|warnings| (0, warnings))
+    }
+
+    /// Layers go out while others are converted: who gets them keeps nothing of a stream that does not come to its end.
+    fn to_store(
+        &self,
+        stream: &mut TarStream<'_>,
+        lacking: &Lacking,
+        layers: &[StoreLayer],
+        supply: &mut Supply,
+    ) -> Result<(u64, Vec<String>), Error> {
+        stream.restart();
+        let mut store = Store::new(self.settings, &self.plan.images);
+        for layer in layers {
+            let segment = supply.wait(layer, &AtomicBool::new(false))?;
+            let (pieces, tail) =
+                store.layer(layer, &segment).map_err(|(layer, error)| sink::Error::Segment { layer, error })?;
+            if lacking.layers.contains(&layer.id) {
+                pieces.iter().try_for_each(|piece| stream.push(piece))?;
+                store.tail(layer, &segment, &tail, |piece| stream.push(&piece))?;
+            }
+        }
+        stream.push(&store.images(&lacking.images))?;
+        Ok((0, store.warnings().to_vec()))
     }
 
     /// Gives what the user should know.

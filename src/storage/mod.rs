@@ -24,15 +24,8 @@ pub fn link_name(layer_id: &Digest) -> String {
     (0..LINK_LEN).map(|index| char::from(character(index))).collect()
 }
 
-/// The file name of a big data item (`store.go`, `makeBigDataBaseName`).
-#[must_use]
-pub fn big_data_file_name(key: &str) -> String {
-    use base64::Engine as _;
-    if key.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'z' | b'.')) {
-        return key.to_owned();
-    }
-    format!("={}", base64::engine::general_purpose::STANDARD.encode(key))
-}
+/// The file name of a big data item.
+pub use crate::helper::install::file_name as big_data_file_name;
 
 #[cfg(test)]
 mod tests {

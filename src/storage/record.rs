@@ -2,78 +2,28 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::Serialize;
-
+use super::link_name;
 use crate::digest::Digest;
+use crate::helper::record::{ImageRecord, LayerRecord};
 use crate::image::{Image, Layer};
 use crate::segment::file::Facts;
 
-/// An entry of layers.json (containers/storage `layers.go`, `Layer`), its fields in Go's order.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct LayerRecord {
-    id: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    parent: Option<String>,
-    created: String,
-    compressed_diff_digest: Digest,
-    #[serde(skip_serializing_if = "is_zero")]
-    compressed_size: u64,
-    diff_digest: Digest,
-    #[serde(skip_serializing_if = "is_zero")]
-    diff_size: u64,
-    #[serde(skip_serializing_if = "is_no_compression")]
-    compression: u8,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    uidset: Vec<u32>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    gidset: Vec<u32>,
-}
-
-impl LayerRecord {
-    /// The record of the layer `id` on top of `parent`, made at `created`.
-    #[must_use]
-    pub fn new(id: &Digest, parent: Option<&Digest>, facts: &Facts, created: &str) -> Self {
-        Self {
-            id: id.hex(),
-            parent: parent.map(Digest::hex),
-            created: created.to_owned(),
-            compressed_diff_digest: facts.blob,
-            compressed_size: facts.blob_size,
-            diff_digest: facts.diff_id,
-            diff_size: facts.diff_size,
-            compression: facts.compression,
-            uidset: facts.uids.clone(),
-            gidset: facts.gids.clone(),
-        }
+/// The record of the layer `id` on top of `parent`, made at `created`.
+#[must_use]
+pub fn layer_record(id: &Digest, parent: Option<&Digest>, facts: &Facts, created: &str) -> LayerRecord {
+    LayerRecord {
+        id: id.hex(),
+        link: link_name(id),
+        parent: parent.map(Digest::hex).unwrap_or_default(),
+        created: created.to_owned(),
+        compressed_diff_digest: facts.blob.to_string(),
+        compressed_size: facts.blob_size,
+        diff_digest: facts.diff_id.to_string(),
+        diff_size: facts.diff_size,
+        compression: facts.compression.into(),
+        uidset: facts.uids.clone(),
+        gidset: facts.gids.clone(),
     }
-}
-
-/// An entry of images.json (containers/storage `images.go`, `Image`), its fields in Go's order.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct ImageRecord {
-    id: String,
-    digest: Digest,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    names: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    names_history: Vec<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    layer: Option<String>,
-    metadata: &'static str,
-    big_data_names: Vec<String>,
-    big_data_sizes: BTreeMap<String, usize>,
-    big_data_digests: BTreeMap<String, Digest>,
-    created: String,
-}
-
-fn is_zero(number: &u64) -> bool {
-    *number == 0
-}
-
-fn is_no_compression(number: &u8) -> bool {
-    *number == 0
 }
 
 /// One image of a store: all that refers to one config.
@@ -188,15 +138,19 @@ impl StoreImage {
         let names: Vec<String> = self.names.iter().cloned().collect();
         ImageRecord {
             id: self.id.hex(),
-            digest: self.digest(),
+            digest: self.digest().to_string(),
             names: names.clone(),
             names_history: names,
-            layer: self.chain.last().map(Digest::hex),
-            metadata: "{}",
-            big_data_sizes: big_data.iter().map(|(key, bytes)| (key.clone(), bytes.len())).collect(),
-            big_data_digests: big_data.iter().map(|(key, bytes)| (key.clone(), Digest::of(bytes))).collect(),
+            layer: self.chain.last().map(Digest::hex).unwrap_or_default(),
+            metadata: "{}".to_owned(),
+            big_data_sizes: big_data.iter().map(|(key, bytes)| (key.clone(), bytes.len() as u64)).collect(),
+            big_data_digests: big_data
+                .iter()
+                .map(|(key, bytes)| (key.clone(), Digest::of(bytes).to_string()))
+                .collect(),
             big_data_names: big_data.into_iter().map(|(key, _)| key).collect(),
             created: self.created.clone().unwrap_or_else(|| stamp.to_owned()),
+            ..ImageRecord::default()
         }
     }
 }

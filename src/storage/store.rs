@@ -12,10 +12,12 @@ use std::sync::Arc;
 
 use super::machine::{self, Losses};
 use super::opaque::{MergedView, has_opaque_directories};
-use super::record::{LayerRecord, StoreImage, utc};
+use super::record::{StoreImage, layer_record, utc};
 use super::{big_data_file_name, link_name};
 use crate::digest::Digest;
 use crate::entry::{Device, Entry, Kind, Meta, Timestamp};
+use crate::helper::install;
+use crate::helper::record::LayerRecord;
 use crate::json;
 use crate::layer::tree::InodeKind;
 use crate::segment::file::{Error as SegmentError, Segment};
@@ -41,6 +43,18 @@ pub enum Unpacker {
     Busybox,
     /// GNU tar with `--xattrs --xattrs-include='*'`, bsdtar, or anything as able.
     Gnu,
+    /// prepull's own [`helper`](crate::helper), which gives every directory its metadata when its header comes again, and may
+    /// not set `trusted.*`.
+    Helper,
+    /// The same with all privileges.
+    Root,
+}
+
+impl Unpacker {
+    /// Whether opaque directories are written as whiteouts of all that they hide, since there is no attribute for it.
+    fn expands_opaque(self) -> bool {
+        matches!(self, Self::Busybox | Self::Helper)
+    }
 }
 
 /// What of the output does not follow from the images.
@@ -54,6 +68,9 @@ pub struct Settings {
     pub unpacker: Unpacker,
     /// Whether the machine's configuration goes along.
     pub config: bool,
+    /// Whether layers and images are for a store that is there ([`helper::install`](crate::helper::install)): without the
+    /// store's own directories, each with its record behind it.
+    pub merge: bool,
     /// The pause image's name in the store.
     pub pause: Option<String>,
     /// The time of everything that no image dates, in seconds since 1970.
@@ -225,7 +242,9 @@ impl<'a> Store<'a> {
     #[must_use]
     pub fn head_len(&self, layer: &StoreLayer) -> u64 {
         let mut head = Vec::new();
-        self.layer_head(&mut head, layer);
+        if !self.settings.merge {
+            self.layer_head(&mut head, layer);
+        }
         head.len() as u64
     }
 
@@ -243,23 +262,21 @@ impl<'a> Store<'a> {
         let whiteouts = self.opaque_whiteouts(layer, &index)?;
         let id = layer.id.hex();
         self.warnings.extend(segment.facts().warnings.iter().map(|warning| format!("layer {id}: {warning}")));
-        self.records.push(LayerRecord::new(
-            &layer.id,
-            layer.parent.as_ref(),
-            segment.facts(),
-            &utc(self.settings.stamp),
-        ));
+        let created = utc(self.settings.stamp);
+        self.records.push(layer_record(&layer.id, layer.parent.as_ref(), segment.facts(), &created));
         self.segments.insert(layer.id, (layer.parent, Arc::clone(segment)));
 
         let mut root = self.root_entry(layer, &index, segment.facts().root_claimed);
         if self.settings.unpacker == Unpacker::Busybox {
             self.losses.add(&id, &index, &root.meta);
         }
-        if index.nodes()[0].inode.opaque && self.settings.unpacker == Unpacker::Gnu {
+        if index.nodes()[0].inode.opaque && !self.settings.unpacker.expands_opaque() {
             set_opaque(&mut root);
         }
         let mut head = Vec::new();
-        self.layer_head(&mut head, layer);
+        if !self.settings.merge {
+            self.layer_head(&mut head, layer);
+        }
         wire::header(&root, &mut head);
 
         let range = |start, end| part_of(segment, layer, start, end);
@@ -309,15 +326,15 @@ impl<'a> Store<'a> {
             add(&Entry { path, meta, kind: Kind::CharDevice(Device::WHITEOUT) })?;
         }
         let touched = match self.settings.unpacker {
-            // busybox sets a directory's time before it fills the directory.
-            Unpacker::Busybox => vec![true; index.nodes().len()],
             Unpacker::Gnu => filled_after_left(index),
+            // busybox sets a directory's time before it fills the directory.
+            _ => vec![true; index.nodes().len()],
         };
         for (number, node) in index.nodes().iter().enumerate().rev() {
             if node.inode.kind != InodeKind::Directory || !touched[number] {
                 continue;
             }
-            let opaque = node.inode.opaque && self.settings.unpacker == Unpacker::Gnu;
+            let opaque = node.inode.opaque && !self.settings.unpacker.expands_opaque();
             let mut entry =
                 if number == 0 { root.clone() } else { index.entry(number as u32, &prefix, self.settings.stamp) };
             if opaque && number != 0 {
@@ -326,14 +343,42 @@ impl<'a> Store<'a> {
             add(&entry)?;
         }
         let id = layer.id.hex();
-        let link = Kind::Symlink(format!("../{id}/diff").into_bytes());
-        add(&self.entry(&self.below(&format!("overlay/l/{}", link_name(&layer.id))), 0o777, link))?;
+        if !self.settings.merge {
+            let link = Kind::Symlink(format!("../{id}/diff").into_bytes());
+            add(&self.entry(&self.below(&format!("overlay/l/{}", link_name(&layer.id))), 0o777, link))?;
+        }
         let split = self.below(&format!("overlay-layers/{id}.tar-split.gz"));
         add(&self.entry(&split, self.file_mode(), Kind::Regular { size: segment.split_len() }))?;
         push(Piece::Bytes(out))?;
         let (start, length) = (segment.body_len(), segment.split_len());
         push(part_of(segment, layer, start, start + length))?;
-        push(Piece::Bytes(vec![0; wire::padding(length) as usize]))
+        let mut end = vec![0; wire::padding(length) as usize];
+        if self.settings.merge {
+            let record = self.records.iter().rev().find(|record| record.id == id);
+            self.record(&mut end, install::LAYER, &record.map(LayerRecord::to_lines).unwrap_or_default());
+        }
+        push(Piece::Bytes(end))
+    }
+
+    /// The images for a store that is there: those in `wanted`, and the end of the stream.
+    #[must_use]
+    pub fn images(&self, wanted: &BTreeSet<Digest>) -> Piece {
+        let mut out = Vec::new();
+        let stamp = utc(self.settings.stamp);
+        for image in self.images.values().filter(|image| wanted.contains(image.id())) {
+            for (key, bytes) in image.big_data() {
+                let path = self.below(&format!("overlay-images/{}/{key}", image.id().hex()));
+                self.file(&mut out, &path, 0o600, bytes);
+            }
+            self.record(&mut out, install::IMAGE, &image.record(&stamp).to_lines());
+        }
+        out.extend_from_slice(&wire::END);
+        Piece::Bytes(out)
+    }
+
+    /// An entry of the helper's protocol.
+    fn record(&self, out: &mut Vec<u8>, name: &[u8], lines: &str) {
+        self.file(out, &String::from_utf8_lossy(name), 0o600, lines.as_bytes());
     }
 
     /// What comes after the last layer.
@@ -409,7 +454,8 @@ impl<'a> Store<'a> {
     }
 
     fn opaque_whiteouts(&mut self, layer: &StoreLayer, index: &Index) -> Result<Vec<Vec<u8>>, (Digest, SegmentError)> {
-        if self.settings.unpacker == Unpacker::Gnu || layer.parent.is_none() || !has_opaque_directories(index) {
+        let is_needed = self.settings.unpacker.expands_opaque() && layer.parent.is_some();
+        if !is_needed || !has_opaque_directories(index) {
             return Ok(Vec::new());
         }
         // Chains come from the bottom up, so what is at hand is often a part of what is needed.

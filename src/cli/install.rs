@@ -1,0 +1,278 @@
+//! `prepull install`, `rm` and `gc`: the store of a directory.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use anyhow::anyhow;
+use serde::Serialize;
+
+use super::args::{GcArgs, InstallArgs, RmArgs, TargetArgs, ViaArg};
+use super::make::{
+    GRAPHROOT, STAMP_MAX, all_items, epoch, graphroot, make_failure, open_cache, plan_failure, source_options,
+};
+use super::output::{self, Printer};
+use super::progress::Bars;
+use super::{Exit, Failure};
+use crate::digest::Digest;
+use crate::helper::Answer;
+use crate::image::Platform;
+use crate::install::{Asked, Error, Request, Target, Way, ask};
+use crate::make::{Error as MakeError, Lacking, Output, make};
+use crate::plan::Plan;
+use crate::reference::Reference;
+use crate::sink::{self, TarStream};
+use crate::storage::record::utc;
+use crate::storage::store::{Settings, StoreKind, Unpacker, layers_of};
+
+/// How often an install begins again when somebody removes layers that it counted on.
+const ATTEMPTS: usize = 5;
+
+/// The fewest digits of an id: with fewer it may be a name.
+const ID_MIN: usize = 12;
+
+/// What was done, for machines.
+#[derive(Debug, Serialize)]
+struct Summary<'a> {
+    root: String,
+    graphroot: &'a str,
+    via: String,
+    images: Vec<ImageSummary>,
+    layers_written: u64,
+    layers_there: u64,
+    names: u64,
+    warnings: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct ImageSummary {
+    id: String,
+    names: Vec<String>,
+    is_new: bool,
+}
+
+/// Runs `install`.
+pub fn install(args: &InstallArgs, printer: &Printer) -> Result<(), Failure> {
+    let items = all_items(&args.items, &args.images)?;
+    let platform = args.platform.clone().unwrap_or_else(Platform::host);
+    let target = target(&args.target, args.rootfs)?;
+    let options = source_options(&args.registry)?;
+    let epoch = epoch().map_err(Failure::usage)?;
+    // Whoever may not write is told before anything is fetched.
+    let way = if args.rootfs { first_way(&args.target)? } else { working_way(&args.target, &target)? };
+
+    let plan = Plan::new(&items, &platform, &options).map_err(plan_failure)?;
+    printer.warn_all(&plan.warnings);
+    let settings = Settings {
+        graphroot: target.graphroot.clone(),
+        kind: StoreKind::Primary,
+        unpacker: if way == Way::Own { Unpacker::Root } else { Unpacker::Helper },
+        config: args.rootfs,
+        merge: !args.rootfs,
+        pause: None,
+        stamp: epoch.unwrap_or_else(|| plan.newest.clamp(0, STAMP_MAX)),
+    };
+    let job = Install { args, plan: &plan, settings: &settings, target: &target, way: &way, printer };
+    let (answer, warnings, lacking) = if args.rootfs {
+        let (answer, warnings) = job.write(Request::Unpack, None)?;
+        (answer, warnings, job.everything())
+    } else {
+        job.merge()?
+    };
+
+    let all = layers_of(&plan.images).len() as u64;
+    let mut warnings = warnings;
+    if answer.dropped > 0 {
+        let first = answer.dropped_first.join(", ");
+        warnings.push(format!("{} extended attribute(s) could not be set: {first}", answer.dropped));
+    }
+    printer.warn_all(&warnings);
+    let summary = Summary {
+        root: target.root.display().to_string(),
+        graphroot: &target.graphroot,
+        via: way.to_string(),
+        images: plan
+            .images
+            .values()
+            .map(|image| ImageSummary {
+                id: image.id().hex(),
+                names: image.names().map(str::to_owned).collect(),
+                is_new: lacking.images.contains(image.id()),
+            })
+            .collect(),
+        layers_written: if args.rootfs { all } else { answer.done.layers },
+        layers_there: if args.rootfs { 0 } else { all.saturating_sub(answer.done.layers) },
+        names: answer.done.names,
+        warnings,
+    };
+    if args.json {
+        output::data(&format!("{}\n", serde_json::to_string(&summary)?))?;
+    } else if lacking.images.is_empty() && summary.layers_written == 0 {
+        printer.say(&format!("{}: everything is there already", summary.root));
+    } else {
+        printer.say(&format!(
+            "{}: {} image(s) written or changed, {} layer(s) written, {} there already",
+            summary.root,
+            lacking.images.len(),
+            summary.layers_written,
+            summary.layers_there
+        ));
+    }
+    Ok(())
+}
+
+struct Install<'a> {
+    args: &'a InstallArgs,
+    plan: &'a Plan,
+    settings: &'a Settings,
+    target: &'a Target,
+    way: &'a Way,
+    printer: &'a Printer,
+}
+
+impl Install<'_> {
+    fn everything(&self) -> Lacking {
+        Lacking { layers: BTreeSet::new(), images: self.plan.images.keys().copied().collect() }
+    }
+
+    /// Asks what is lacking, and sends that; again when somebody has removed some of the rest meanwhile.
+    fn merge(&self) -> Result<(Answer, Vec<String>, Lacking), Failure> {
+        let layers: Vec<String> = layers_of(&self.plan.images).iter().map(|layer| layer.id.hex()).collect();
+        let stamp = utc(self.settings.stamp);
+        let images: Vec<_> = self.plan.images.values().map(|image| image.record(&stamp)).collect();
+        for attempt in 1.. {
+            let found = ask(self.way, self.target, Request::Query(&layers, &images)).map_err(failure)?;
+            let digests = |ids: &[String]| ids.iter().filter_map(|id| Digest::from_hex(id).ok()).collect();
+            let lacking = Lacking { layers: digests(&found.missing_layers), images: digests(&found.missing_images) };
+            if lacking.layers.is_empty() && lacking.images.is_empty() {
+                return Ok((found, Vec::new(), lacking));
+            }
+            let (answer, warnings) = self.write(Request::Install, Some(&lacking))?;
+            if answer.error.is_empty() {
+                return Ok((answer, warnings, lacking));
+            }
+            if attempt == ATTEMPTS {
+                return Err(anyhow!("{}: {}", self.target.root.display(), answer.error).into());
+            }
+        }
+        unreachable!("the loop ends with an attempt")
+    }
+
+    /// Sends what is lacking, or everything.
+    fn write(&self, request: Request<'_>, lacking: Option<&Lacking>) -> Result<(Answer, Vec<String>), Failure> {
+        let (cache, elsewhere) = open_cache(&self.args.cache, &std::env::temp_dir().join("x"), self.printer)?;
+        let mut asked = Asked::new(self.way, self.target, request).map_err(failure)?;
+        let name = self.target.root.display().to_string();
+        let stream = TarStream::new(Box::new(asked.input()), &name, self.settings.stamp);
+        let output = match lacking {
+            Some(lacking) => Output::Store(stream, lacking.clone()),
+            None => Output::Stream(stream),
+        };
+        let bars = Arc::new(Bars::new(*self.printer));
+        let made = make(self.plan, self.settings, cache, output, bars.clone());
+        bars.clear();
+        let answer = asked.answer();
+        match made {
+            Ok(report) => Ok((answer.map_err(failure)?, report.warnings)),
+            // Who stops reading says why.
+            Err(MakeError::Sink(sink::Error::Write { .. })) if matches!(answer, Err(Error::Refused { .. })) => {
+                answer.map(|answer| (answer, Vec::new())).map_err(failure)
+            }
+            Err(error) => Err(make_failure(error, elsewhere)),
+        }
+    }
+}
+
+/// Runs `rm`.
+pub fn remove(args: &RmArgs, printer: &Printer) -> Result<(), Failure> {
+    let (mut names, mut ids) = (Vec::new(), Vec::new());
+    for typed in &args.names {
+        let hex = typed.strip_prefix("sha256:").unwrap_or(typed);
+        let is_id =
+            (ID_MIN..=64).contains(&hex.len()) && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        if is_id {
+            ids.push(hex.to_owned());
+        } else {
+            let name =
+                Reference::parse_or_latest(typed).map_err(|error| Failure::usage(anyhow!("{typed}: {error}")))?;
+            names.push(name.to_string());
+        }
+    }
+    let answer = ask_any(&args.target, Request::Remove(&names, &ids))?;
+    report(&answer, args.json, printer)
+}
+
+/// Runs `gc`.
+pub fn collect(args: &GcArgs, printer: &Printer) -> Result<(), Failure> {
+    report(&ask_any(&args.target, Request::Collect)?, args.json, printer)
+}
+
+fn ask_any(args: &TargetArgs, request: Request<'_>) -> Result<Answer, Failure> {
+    let target = target(args, false)?;
+    let way = working_way(args, &target)?;
+    ask(&way, &target, request).map_err(failure)
+}
+
+fn report(answer: &Answer, json: bool, printer: &Printer) -> Result<(), Failure> {
+    let gone = &answer.gone;
+    if json {
+        output::data(&format!("{}\n", serde_json::to_string(gone)?))?;
+        return Ok(());
+    }
+    for name in &gone.names {
+        printer.say(&format!("untagged {name}"));
+    }
+    for id in &gone.images {
+        printer.say(&format!("removed image {id}"));
+    }
+    printer.say(&format!("removed {} layer(s) and {} left-over(s)", gone.layers, gone.orphans));
+    Ok(())
+}
+
+fn target(args: &TargetArgs, is_rootfs: bool) -> Result<Target, Failure> {
+    let graphroot = graphroot(args.graphroot.as_deref(), GRAPHROOT).map_err(Failure::usage)?;
+    if !args.root.is_dir() {
+        return Err(Failure::usage(anyhow!("--root {}: no such directory", args.root.display())));
+    }
+    Ok(Target { root: args.root.clone(), graphroot, is_rootfs })
+}
+
+fn ways(args: &TargetArgs) -> Result<Vec<Way>, Failure> {
+    let mut ways = Way::all(&args.helper);
+    if let Some(via) = args.via {
+        ways = vec![match via {
+            ViaArg::Own => Way::Own,
+            ViaArg::Socket => Way::Socket(crate::install::way::SOCKET.into()),
+            ViaArg::Helper => Way::Helper(args.helper.clone()),
+            ViaArg::Sudo => Way::Sudo(args.helper.clone()),
+        }];
+    }
+    if ways.is_empty() {
+        return Err(failure(Error::NoWay(args.root.display().to_string())));
+    }
+    Ok(ways)
+}
+
+fn first_way(args: &TargetArgs) -> Result<Way, Failure> {
+    let mut ways = ways(args)?;
+    Ok(ways.swap_remove(0))
+}
+
+/// The first way by which somebody answers; if none does, what the last one said.
+fn working_way(args: &TargetArgs, target: &Target) -> Result<Way, Failure> {
+    let mut last = None;
+    for way in ways(args)? {
+        match ask(&way, target, Request::Query(&[], &[])) {
+            Ok(_) => return Ok(way),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(failure(last.unwrap_or(Error::NoWay(args.root.display().to_string()))))
+}
+
+fn failure(error: Error) -> Failure {
+    let exit = match &error {
+        Error::Refused { not_found: true, .. } => Exit::Usage,
+        _ => Exit::Failure,
+    };
+    Failure { exit, error: error.into() }
+}

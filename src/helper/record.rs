@@ -1,0 +1,365 @@
+//! The records of a store: what layers.json and images.json hold of a layer and an image (containers/storage `layers.go`, `Layer`;
+//! `images.go`, `Image`; fields in Go's order), and how the two go over the wire: as lines, `field value`.
+//!
+//! Lines, so that no JSON of a stranger is parsed with privilege: every value is checked by shape, and the JSON is written here. A
+//! store with one bad name or time in it is one that podman and CRI-O do not load at all.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// The most bytes of one record on the wire. A thousand names or ten thousand owners are a tenth of it.
+pub const RECORD_MAX: u64 = 1 << 20;
+
+/// A layer.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct LayerRecord {
+    /// The chainID of its diffIDs, in hexadecimal digits.
+    pub id: String,
+    /// Its short name, which a mount's options have room for: in no record, but a file and a link in the store.
+    #[serde(skip)]
+    pub link: String,
+    /// The layer below.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub parent: String,
+    /// When it was made (RFC 3339).
+    pub created: String,
+    /// Digest of the blob as it was received.
+    pub compressed_diff_digest: String,
+    /// Its size in bytes.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub compressed_size: u64,
+    /// The diffID.
+    pub diff_digest: String,
+    /// Bytes of the uncompressed tar.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub diff_size: u64,
+    /// containers/storage's number of the compression.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub compression: u64,
+    /// Owners that occur, ascending.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub uidset: Vec<u32>,
+    /// Groups that occur, ascending.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gidset: Vec<u32>,
+}
+
+/// An image. What a newer containers/storage adds is kept in `rest`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ImageRecord {
+    /// The config's digest, in hexadecimal digits.
+    pub id: String,
+    /// What a registry answers for it: the index's digest, or the manifest's.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub digest: String,
+    /// Its names, the newest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
+    /// Names that it has or had.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names_history: Vec<String>,
+    /// Id of the uppermost layer.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub layer: String,
+    /// Copies of it for user namespaces.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mapped_layers: Vec<String>,
+    /// JSON in a string.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub metadata: String,
+    /// Keys of its files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub big_data_names: Vec<String>,
+    /// Their sizes in bytes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub big_data_sizes: BTreeMap<String, u64>,
+    /// Their digests.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub big_data_digests: BTreeMap<String, String>,
+    /// The config's time (RFC 3339).
+    pub created: String,
+    /// Whatever else there is.
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
+}
+
+/// Why a record is refused: the field.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the record's field `{0}` is missing or not valid")]
+pub struct Invalid(pub &'static str);
+
+impl LayerRecord {
+    /// As lines.
+    #[must_use]
+    pub fn to_lines(&self) -> String {
+        let numbers = |set: &[u32]| set.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
+        let mut lines = format!("id {}\nlink {}\n", self.id, self.link);
+        if !self.parent.is_empty() {
+            let _ = writeln!(lines, "parent {}", self.parent);
+        }
+        let _ = write!(
+            lines,
+            "created {}\ncompressed-diff-digest {}\ncompressed-size {}\ndiff-digest {}\ndiff-size {}\ncompression {}\n",
+            self.created,
+            self.compressed_diff_digest,
+            self.compressed_size,
+            self.diff_digest,
+            self.diff_size,
+            self.compression
+        );
+        for (field, set) in [("uidset", &self.uidset), ("gidset", &self.gidset)] {
+            if !set.is_empty() {
+                let _ = writeln!(lines, "{field} {}", numbers(set));
+            }
+        }
+        lines
+    }
+
+    /// Reads [`Self::to_lines`].
+    ///
+    /// # Errors
+    /// When a field is missing, out of its place, or has a value that no layer has.
+    pub fn parse(lines: &[u8]) -> Result<Self, Invalid> {
+        let mut lines = Lines::new(lines)?;
+        let record = Self {
+            id: lines.must("id", is_id)?,
+            link: lines.must("link", is_link)?,
+            parent: lines.may("parent", is_id)?.unwrap_or_default(),
+            created: lines.must("created", is_time)?,
+            compressed_diff_digest: lines.must("compressed-diff-digest", is_digest)?,
+            compressed_size: lines.number("compressed-size")?,
+            diff_digest: lines.must("diff-digest", is_digest)?,
+            diff_size: lines.number("diff-size")?,
+            compression: lines.number("compression")?,
+            uidset: lines.numbers("uidset")?,
+            gidset: lines.numbers("gidset")?,
+        };
+        // 0 to 4: none, bzip2, gzip, xz, zstd (containers/storage `pkg/archive`, `Compression`).
+        if record.compression > 4 {
+            return Err(Invalid("compression"));
+        }
+        lines.end().map(|()| record)
+    }
+}
+
+impl ImageRecord {
+    /// As lines.
+    #[must_use]
+    pub fn to_lines(&self) -> String {
+        let mut lines = format!("id {}\ndigest {}\n", self.id, self.digest);
+        if !self.layer.is_empty() {
+            let _ = writeln!(lines, "layer {}", self.layer);
+        }
+        let _ = writeln!(lines, "created {}", self.created);
+        for name in &self.names {
+            let _ = writeln!(lines, "name {name}");
+        }
+        for key in &self.big_data_names {
+            let size = self.big_data_sizes.get(key).copied().unwrap_or_default();
+            let digest = self.big_data_digests.get(key).map_or("", String::as_str);
+            let _ = writeln!(lines, "data {key} {size} {digest}");
+        }
+        lines
+    }
+
+    /// Reads [`Self::to_lines`].
+    ///
+    /// # Errors
+    /// When a field is missing, out of its place, or has a value that no image has.
+    pub fn parse(lines: &[u8]) -> Result<Self, Invalid> {
+        let mut lines = Lines::new(lines)?;
+        let mut record = Self {
+            id: lines.must("id", is_id)?,
+            digest: lines.must("digest", is_digest)?,
+            layer: lines.may("layer", is_id)?.unwrap_or_default(),
+            created: lines.must("created", is_time)?,
+            metadata: "{}".to_owned(),
+            ..Self::default()
+        };
+        while let Some(name) = lines.may("name", is_name)? {
+            record.names.push(name);
+        }
+        record.names_history.clone_from(&record.names);
+        while let Some(data) = lines.may("data", |_| true)? {
+            let mut parts = data.split(' ');
+            let (Some(key), Some(size), Some(digest), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+            else {
+                return Err(Invalid("data"));
+            };
+            let of_manifest = key.strip_prefix("manifest-").is_some_and(is_digest);
+            let of_config = key.strip_prefix("sha256:") == Some(&record.id);
+            let size = size.parse().map_err(|_| Invalid("data"))?;
+            if !(of_manifest || of_config || key == "manifest")
+                || !is_digest(digest)
+                || record.big_data_sizes.insert(key.to_owned(), size).is_some()
+            {
+                return Err(Invalid("data"));
+            }
+            record.big_data_digests.insert(key.to_owned(), digest.to_owned());
+            record.big_data_names.push(key.to_owned());
+        }
+        // CRI-O lists no image at all when one of them lacks these.
+        let config = format!("sha256:{}", record.id);
+        if ![&config[..], "manifest"].iter().all(|key| record.big_data_sizes.contains_key(*key)) {
+            return Err(Invalid("data"));
+        }
+        lines.end().map(|()| record)
+    }
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// Lines of `field value`, in a fixed order.
+#[derive(Debug)]
+pub struct Lines<'a>(&'a str);
+
+impl<'a> Lines<'a> {
+    /// # Errors
+    /// When `bytes` are not whole lines of printable ASCII.
+    pub fn new(bytes: &'a [u8]) -> Result<Self, Invalid> {
+        let text = std::str::from_utf8(bytes).map_err(|_| Invalid("text"))?;
+        let is_plain = text.bytes().all(|byte| matches!(byte, b' '..=b'~' | b'\n'));
+        if is_plain && text.ends_with('\n') { Ok(Self(text)) } else { Err(Invalid("text")) }
+    }
+
+    /// The value of the next line, if that is the field.
+    ///
+    /// # Errors
+    /// When the value is not valid.
+    pub fn may(&mut self, field: &'static str, is_valid: impl Fn(&str) -> bool) -> Result<Option<String>, Invalid> {
+        let Some((line, rest)) = self.0.split_once('\n') else { return Ok(None) };
+        let Some(value) = line.strip_prefix(field).and_then(|rest| rest.strip_prefix(' ')) else { return Ok(None) };
+        self.0 = rest;
+        if is_valid(value) { Ok(Some(value.to_owned())) } else { Err(Invalid(field)) }
+    }
+
+    /// The same of a field that must be there.
+    ///
+    /// # Errors
+    /// When it is not, or its value is not valid.
+    pub fn must(&mut self, field: &'static str, is_valid: impl Fn(&str) -> bool) -> Result<String, Invalid> {
+        self.may(field, is_valid)?.ok_or(Invalid(field))
+    }
+
+    fn number(&mut self, field: &'static str) -> Result<u64, Invalid> {
+        self.must(field, |_| true)?.parse().ok().filter(|number| *number <= i64::MAX as u64).ok_or(Invalid(field))
+    }
+
+    fn numbers(&mut self, field: &'static str) -> Result<Vec<u32>, Invalid> {
+        let Some(text) = self.may(field, |_| true)? else { return Ok(Vec::new()) };
+        text.split(' ').map(|number| number.parse().map_err(|_| Invalid(field))).collect()
+    }
+
+    /// # Errors
+    /// When there is one more line.
+    pub fn end(&self) -> Result<(), Invalid> {
+        if self.0.is_empty() { Ok(()) } else { Err(Invalid("end")) }
+    }
+}
+
+/// 64 lower-case hexadecimal digits.
+#[must_use]
+pub fn is_id(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// As containers/storage makes them (`drivers/overlay/randomid.go`): 26 characters of base32.
+fn is_link(text: &str) -> bool {
+    text.len() == 26 && text.bytes().all(|byte| matches!(byte, b'A'..=b'Z' | b'2'..=b'7'))
+}
+
+fn is_digest(text: &str) -> bool {
+    text.strip_prefix("sha256:").is_some_and(is_id)
+}
+
+/// A full name with a tag or digest, in the form in which containers/image writes it (distribution reference grammar).
+#[must_use]
+pub fn is_name(text: &str) -> bool {
+    let is_tag = |tag: &str| {
+        let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        (1..=128).contains(&tag.len())
+            && word(tag.as_bytes()[0])
+            && tag.bytes().all(|byte| word(byte) || matches!(byte, b'.' | b'-'))
+    };
+    let (rest, digest) = text.split_once('@').map_or((text, None), |(rest, digest)| (rest, Some(digest)));
+    let Some((domain, path)) = rest.split_once('/') else { return false };
+    let (path, tag) = path.split_once(':').map_or((path, None), |(path, tag)| (path, Some(tag)));
+    (digest.is_some() || tag.is_some())
+        && digest.is_none_or(is_digest)
+        && tag.is_none_or(is_tag)
+        && domain.len() + 1 + path.len() <= 255
+        && is_domain(domain)
+        && path.split('/').all(is_component)
+}
+
+fn is_domain(text: &str) -> bool {
+    let (host, port) = text.rsplit_once(':').filter(|(host, _)| !host.ends_with(':')).unwrap_or((text, "0"));
+    if let Some(address) = text.strip_prefix('[') {
+        let (address, rest) = address.split_once(']').unwrap_or(("", "x"));
+        let is_address = !address.is_empty() && address.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b':');
+        let port = rest.strip_prefix(':').unwrap_or(if rest.is_empty() { "0" } else { "" });
+        return is_address && !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    }
+    let is_label = |label: &str| {
+        let bytes = label.as_bytes();
+        let ends = [bytes.first(), bytes.last()];
+        ends.iter().all(|end| end.is_some_and(u8::is_ascii_alphanumeric))
+            && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-')
+    };
+    // Else it would be the first component of a short name.
+    let is_host =
+        text.contains(['.', ':']) || text == "localhost" || text.bytes().any(|byte| byte.is_ascii_uppercase());
+    is_host && host.split('.').all(is_label) && !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Lower-case words with `.`, `_`, `__` or dashes between them.
+fn is_component(text: &str) -> bool {
+    let word = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = text.as_bytes();
+    let separators: Vec<&[u8]> = bytes.split(word).filter(|separator| !separator.is_empty()).collect();
+    [bytes.first(), bytes.last()].iter().all(|end| end.is_some_and(word))
+        && separators
+            .iter()
+            .all(|text| matches!(text, [b'.' | b'_'] | [b'_', b'_']) || text.iter().all(|byte| *byte == b'-'))
+}
+
+/// RFC 3339 as Go reads it into a time; another one, and the whole file is not loaded.
+#[must_use]
+pub fn is_time(text: &str) -> bool {
+    let number = |range: std::ops::Range<usize>| {
+        text.get(range).filter(|text| text.bytes().all(|byte| byte.is_ascii_digit())).and_then(|text| text.parse().ok())
+    };
+    let is_at = |at: usize, byte| text.as_bytes().get(at) == Some(&byte);
+    let shape = is_at(4, b'-') && is_at(7, b'-') && is_at(10, b'T') && is_at(13, b':') && is_at(16, b':');
+    let parts: [Option<u32>; 6] = [0..4, 5..7, 8..10, 11..13, 14..16, 17..19].map(number);
+    let [Some(year), Some(month), Some(day), Some(hour), Some(minute), Some(second)] = parts else { return false };
+    let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let days = match month {
+        1 | 3 | 5 | 7 | 8 | 10 | 12 => 31,
+        4 | 6 | 9 | 11 => 30,
+        2 => 28 + u32::from(is_leap),
+        _ => 0,
+    };
+    let rest = text.get(19..).unwrap_or_default();
+    let zone = match rest.strip_prefix('.') {
+        Some(fraction) => {
+            let digits = fraction.bytes().take_while(u8::is_ascii_digit).count();
+            if (1..=9).contains(&digits) { &fraction[digits..] } else { "" }
+        }
+        None => rest,
+    };
+    let at = text.len() - zone.len();
+    let is_offset = zone.len() == 6
+        && zone.starts_with(['+', '-'])
+        && is_at(at + 3, b':')
+        && number(at + 1..at + 3).is_some_and(|hours: u32| hours < 24)
+        && number(at + 4..at + 6).is_some_and(|minutes: u32| minutes < 60);
+    shape && (1..=days).contains(&day) && hour < 24 && minute < 60 && second < 60 && (zone == "Z" || is_offset)
+}

@@ -1,0 +1,325 @@
+//! A store that others use at the same time: its locks and its records, kept as containers/storage keeps them.
+//!
+//! * Locks are whole-file `fcntl` locks, taken in the order `storage.lock`, `layers.lock`, `images.lock`, `containers.lock`
+//!   (`store.go`). Ours belong to the open file (`F_OFD_SETLK`), which conflicts with those of a process, and are not lost when
+//!   somebody else in this process closes the file.
+//! * Who has a lock and is about to change the records first writes a new token into it, 64 bytes (`pkg/lockfile`): by that
+//!   podman and CRI-O see that they must read again.
+//! * Records are replaced by rename. Those that we do not change stay as they are, to the byte.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use serde::Deserialize;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::Error;
+use super::record::{ImageRecord, is_id};
+use super::root::Dir;
+use crate::json;
+
+/// The most bytes of a records file: a store with ten thousand images has 20 MiB.
+const RECORDS_MAX: u64 = 256 << 20;
+
+/// The most layers of one image (containers/storage `drivers/overlay/overlay.go`, `maxDepth`).
+pub const LAYERS_MAX: usize = 500;
+
+/// How often a lock that is held is asked for.
+const LOCK_POLL: Duration = Duration::from_millis(5);
+
+/// What of a record in layers.json matters here.
+#[derive(Debug, Deserialize)]
+struct LayerView {
+    id: String,
+    #[serde(default)]
+    parent: String,
+    #[serde(default)]
+    flags: serde_json::Map<String, serde_json::Value>,
+}
+
+/// A layer of the store.
+#[derive(Debug)]
+pub struct Layer {
+    /// Its id.
+    pub id: String,
+    /// The layer below; empty for none.
+    pub parent: String,
+    /// Whether somebody died while making it: containers/storage deletes it the next time it looks.
+    pub is_incomplete: bool,
+    /// The record as it is in the file; `None` if it is in another file (`volatile-layers.json`).
+    raw: Option<Box<RawValue>>,
+}
+
+/// An image of the store.
+#[derive(Debug)]
+pub struct Image {
+    /// What the record says.
+    pub record: ImageRecord,
+    /// The record as it is in the file, unless it has been changed.
+    raw: Option<Box<RawValue>>,
+}
+
+/// What of a container matters here.
+#[derive(Debug, Deserialize)]
+pub struct Container {
+    /// Its id.
+    pub id: String,
+    /// Its image.
+    #[serde(default)]
+    pub image: String,
+    /// Its own layer.
+    #[serde(default)]
+    pub layer: String,
+}
+
+/// The directories of a store. They are there when this is.
+#[derive(Debug)]
+pub struct Store {
+    /// The graphroot.
+    pub root: Dir,
+    /// `overlay`: the layers' files.
+    pub overlay: Dir,
+    /// `overlay/l`: short names of layers.
+    pub links: Dir,
+    /// `overlay-layers`.
+    pub layers: Dir,
+    /// `overlay-images`.
+    pub images: Dir,
+    /// `overlay-containers`.
+    pub containers: Dir,
+}
+
+/// A lock that is held until this is dropped.
+#[derive(Debug)]
+pub struct Lock(OwnedFd);
+
+/// The locks that protect what is in a store.
+#[derive(Debug)]
+pub struct Locked {
+    _storage: Lock,
+    layers: Lock,
+    images: Lock,
+    _containers: Lock,
+}
+
+impl Layer {
+    /// Whether it is a container's that goes with the machine's next boot.
+    #[must_use]
+    pub fn is_volatile(&self) -> bool {
+        self.raw.is_none()
+    }
+}
+
+impl Image {
+    /// A new image.
+    #[must_use]
+    pub fn new(record: ImageRecord) -> Self {
+        Self { record, raw: None }
+    }
+
+    /// The record, to be changed.
+    pub fn edit(&mut self) -> &mut ImageRecord {
+        self.raw = None;
+        &mut self.record
+    }
+}
+
+impl Store {
+    /// Opens the store in `root`, and makes what is missing of its directories.
+    ///
+    /// # Errors
+    /// When they cannot be opened or made.
+    pub fn open(root: Dir) -> Result<Self, Error> {
+        let make = |name: &'static str, parent: &Dir, mode| {
+            parent.open_or_make(name.as_bytes(), mode).map_err(|error| Error::system(format!("opening {name}"), error))
+        };
+        let had_overlay = root.has(b"overlay");
+        let overlay = make("overlay", &root, 0o700)?;
+        if !had_overlay {
+            // Without it the first start looks at every file of every layer (`overlay.go`, `SupportsNativeOverlay`).
+            let written = overlay.write(b".has-mount-program", 0o600, b"false");
+            written.map_err(|error| Error::system("writing overlay/.has-mount-program", error))?;
+        }
+        let links = overlay.open_or_make(b"l", 0o755).map_err(|error| Error::system("opening overlay/l", error))?;
+        let layers = make("overlay-layers", &root, 0o700)?;
+        let images = make("overlay-images", &root, 0o700)?;
+        let containers = make("overlay-containers", &root, 0o700)?;
+        let store = Self { root, overlay, links, layers, images, containers };
+        // podman and CRI-O make it when they start, and want to be able to.
+        store.lock_file(&store.root, "userns.lock")?;
+        Ok(store)
+    }
+
+    /// Whether somebody has begun a store in `root`.
+    #[must_use]
+    pub fn is_in(root: &Dir) -> bool {
+        [&b"overlay"[..], b"overlay-layers", b"overlay-images", b"overlay-containers"].iter().all(|name| root.has(name))
+    }
+
+    fn lock_file(&self, directory: &Dir, name: &str) -> Result<OwnedFd, Error> {
+        let file = directory.open_file(name.as_bytes(), OFlags::RDWR | OFlags::CREATE, 0o644);
+        file.map_err(|error| Error::system(format!("opening {name}"), error))
+    }
+
+    /// Takes all locks, in containers/storage's order.
+    ///
+    /// # Errors
+    /// When one is still held by somebody else at `deadline`, or cannot be had at all.
+    pub fn lock(&self, deadline: Instant) -> Result<Locked, Error> {
+        let lock = |directory, name| self.take(directory, name, deadline);
+        Ok(Locked {
+            _storage: lock(&self.root, "storage.lock")?,
+            layers: lock(&self.layers, "layers.lock")?,
+            images: lock(&self.images, "images.lock")?,
+            _containers: lock(&self.containers, "containers.lock")?,
+        })
+    }
+
+    fn take(&self, directory: &Dir, name: &str, deadline: Instant) -> Result<Lock, Error> {
+        let file = self.lock_file(directory, name)?;
+        let whole = libc::flock {
+            l_type: libc::F_WRLCK as libc::c_short,
+            l_whence: libc::SEEK_SET as libc::c_short,
+            l_start: 0,
+            l_len: 0,
+            l_pid: 0,
+        };
+        loop {
+            match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole)) {
+                Ok(_) => return Ok(Lock(file)),
+                Err(nix::Error::EAGAIN | nix::Error::EACCES | nix::Error::EINTR) if Instant::now() < deadline => {
+                    std::thread::sleep(LOCK_POLL);
+                }
+                Err(nix::Error::EAGAIN | nix::Error::EACCES) => return Err(Error::Locked(name.to_owned())),
+                Err(error) => {
+                    return Err(Error::system(format!("locking {name}"), Errno::from_raw_os_error(error as i32)));
+                }
+            }
+        }
+    }
+
+    /// All layers, those of containers included.
+    ///
+    /// # Errors
+    /// When the records cannot be read or understood.
+    pub fn read_layers(&self) -> Result<Vec<Layer>, Error> {
+        let mut all = Vec::new();
+        for (name, is_ours) in [("layers.json", true), ("volatile-layers.json", false)] {
+            for raw in records(&self.layers, name)? {
+                let view: LayerView = parse(&raw, name)?;
+                let is_incomplete = view.flags.get("incomplete").is_some_and(|flag| flag == true);
+                all.push(Layer { id: view.id, parent: view.parent, is_incomplete, raw: is_ours.then_some(raw) });
+            }
+        }
+        Ok(all)
+    }
+
+    /// All images.
+    ///
+    /// # Errors
+    /// When the records cannot be read or understood.
+    pub fn read_images(&self) -> Result<Vec<Image>, Error> {
+        let read = |raw: Box<RawValue>| Ok(Image { record: parse(&raw, "images.json")?, raw: Some(raw) });
+        records(&self.images, "images.json")?.into_iter().map(read).collect()
+    }
+
+    /// All containers.
+    ///
+    /// # Errors
+    /// When the records cannot be read or understood.
+    pub fn read_containers(&self) -> Result<Vec<Container>, Error> {
+        let mut all = Vec::new();
+        for name in ["containers.json", "volatile-containers.json"] {
+            for raw in records(&self.containers, name)? {
+                all.push(parse(&raw, name)?);
+            }
+        }
+        Ok(all)
+    }
+
+    /// Replaces layers.json: what was there, and `new` records after it.
+    ///
+    /// # Errors
+    /// When it cannot be written; then the old one is there.
+    pub fn write_layers(
+        &self,
+        locked: &Locked,
+        scratch: &Dir,
+        layers: &[Layer],
+        new: &[impl Serialize],
+    ) -> Result<(), Error> {
+        let mut all: Vec<Vec<u8>> =
+            layers.iter().filter_map(|layer| layer.raw.as_ref()).map(|raw| raw.get().as_bytes().to_vec()).collect();
+        for record in new {
+            all.push(json::write::to_vec(record).map_err(|_| Error::Records("layers.json"))?);
+        }
+        replace(&locked.layers, &self.layers, scratch, "layers.json", &all)
+    }
+
+    /// Replaces images.json.
+    ///
+    /// # Errors
+    /// When it cannot be written; then the old one is there.
+    pub fn write_images(&self, locked: &Locked, scratch: &Dir, images: &[Image]) -> Result<(), Error> {
+        let mut all = Vec::new();
+        for image in images {
+            all.push(match &image.raw {
+                Some(raw) => raw.get().as_bytes().to_vec(),
+                None => json::write::to_vec(&image.record).map_err(|_| Error::Records("images.json"))?,
+            });
+        }
+        replace(&locked.images, &self.images, scratch, "images.json", &all)
+    }
+
+    /// Whether the layer has what a store cannot do without.
+    #[must_use]
+    pub fn has_files(&self, id: &str) -> bool {
+        let has = |name: &str| self.overlay.open(id.as_bytes()).is_ok_and(|layer| layer.has(name.as_bytes()));
+        is_id(id) && has("diff") && has("link")
+    }
+}
+
+fn records(directory: &Dir, name: &'static str) -> Result<Vec<Box<RawValue>>, Error> {
+    let bytes = directory.read(name.as_bytes(), RECORDS_MAX);
+    let bytes = bytes.map_err(|error| Error::system(format!("reading {name}"), error))?.unwrap_or_default();
+    if bytes.is_empty() {
+        return Ok(Vec::new());
+    }
+    // Go writes `null` for no records at all.
+    let records: Option<Vec<Box<RawValue>>> = serde_json::from_slice(&bytes).map_err(|_| Error::Records(name))?;
+    Ok(records.unwrap_or_default())
+}
+
+fn parse<'a, T: Deserialize<'a>>(raw: &'a RawValue, name: &'static str) -> Result<T, Error> {
+    serde_json::from_str(raw.get()).map_err(|_| Error::Records(name))
+}
+
+/// The token first, then the file (`layers.go`, `saveLayers`): who reads between the two reads once more.
+fn replace(lock: &Lock, directory: &Dir, scratch: &Dir, name: &'static str, records: &[Vec<u8>]) -> Result<(), Error> {
+    let failed = |error| Error::system(format!("writing {name}"), error);
+    // Others may read a store that root has opened to them.
+    let mode = directory.stat(name.as_bytes()).map_or(0o600, |found| found.st_mode & 0o666);
+    let content = [b"[", &records.join(&b","[..])[..], b"]"].concat();
+    scratch.write(name.as_bytes(), mode, &content).map_err(failed)?;
+    write_token(lock).map_err(failed)?;
+    scratch.rename(name.as_bytes(), directory, name.as_bytes()).map_err(failed)?;
+    directory.sync().map_err(failed)
+}
+
+/// A token that nobody has written before: the time, and who we are (`pkg/lockfile`, `newLastWrite`).
+fn write_token(lock: &Lock) -> Result<(), Errno> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let nanoseconds = now.as_nanos() as u64;
+    let mut token = [0; 64];
+    token[..8].copy_from_slice(&nanoseconds.to_le_bytes());
+    token[16..20].copy_from_slice(&rustix::process::getpid().as_raw_nonzero().get().to_le_bytes());
+    match rustix::io::pwrite(lock.0.as_fd(), &token, 0)? {
+        64 => Ok(()),
+        _ => Err(Errno::IO),
+    }
+}

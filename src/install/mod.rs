@@ -1,0 +1,241 @@
+//! Into a file system: what the helper is asked, and how it is started.
+//!
+//! Who is root, also in a user namespace, writes with the helper's code in this process. Everybody else needs somebody to do
+//! it: [`way::Way`].
+
+pub mod way;
+
+use std::io::{self, Read as _, Write};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::entry::{Entry, Kind, Meta};
+use crate::helper::apply::Budget;
+use crate::helper::confine::Powers;
+use crate::helper::policy;
+use crate::helper::record::ImageRecord;
+use crate::helper::root::{Dir, without_mounts};
+use crate::helper::{Answer, Job, REQUEST, VERSION, graphroot};
+use crate::wire;
+pub use way::Way;
+
+/// How long root waits for a store that somebody else has locked: a pull of a large layer keeps it for minutes.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// The most bytes of an answer.
+const ANSWER_MAX: u64 = 64 << 20;
+
+/// Where to write.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The root directory, as typed.
+    pub root: PathBuf,
+    /// The store in it; absolute.
+    pub graphroot: String,
+    /// Whether the whole of it is written, into an empty directory.
+    pub is_rootfs: bool,
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy)]
+pub enum Request<'a> {
+    /// What of these the store lacks.
+    Query(&'a [String], &'a [ImageRecord]),
+    /// Take what comes.
+    Install,
+    /// Remove these names and ids.
+    Remove(&'a [String], &'a [String]),
+    /// Remove what nothing refers to.
+    Collect,
+    /// Take a whole tree.
+    Unpack,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The directory cannot be entered.
+    #[error("{root}: {error}{}", enter_hint(.error))]
+    Root {
+        /// As typed.
+        root: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// The helper cannot be started.
+    #[error("starting {program}: {error} (`prepull doctor` says what works here)")]
+    Start {
+        /// What was started.
+        program: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// It did not answer.
+    #[error("{0} did not answer (`prepull doctor` says what works here)")]
+    Silent(String),
+    /// It said no.
+    #[error("{root}: {text}")]
+    Refused {
+        /// As typed.
+        root: String,
+        /// Its words.
+        text: String,
+        /// Whether an image is not there.
+        not_found: bool,
+    },
+    /// Nothing here may write there.
+    #[error(
+        "{0}: only root may write images there, and nothing here does it for you (`prepull doctor` says what to do; \
+         `podman unshare prepull install ...` for a store of your own)"
+    )]
+    NoWay(String),
+}
+
+fn enter_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            " (you must be able to enter the directory: the helper is told by it where to write)"
+        }
+        _ => "",
+    }
+}
+
+impl Request<'_> {
+    /// The stream's first entries.
+    fn to_tar(self, target: &Target, (device, inode): (u64, u64)) -> Vec<u8> {
+        let word = match self {
+            Self::Query(..) => "query",
+            Self::Install => "install",
+            Self::Remove(..) => "remove",
+            Self::Collect => "collect",
+            Self::Unpack => "unpack",
+        };
+        let mut lines =
+            format!("prepull {VERSION}\nrequest {word}\ngraphroot {}\nroot {device}:{inode}\n", target.graphroot);
+        let mut add = |field: &str, values: &[String]| {
+            values.iter().for_each(|value| lines.push_str(&format!("{field} {value}\n")));
+        };
+        let mut images: &[ImageRecord] = &[];
+        match self {
+            Self::Query(layers, records) => {
+                add("layer", layers);
+                images = records;
+            }
+            Self::Remove(names, ids) => {
+                add("name", names);
+                add("id", ids);
+            }
+            _ => {}
+        }
+        let mut tar = small_file(REQUEST, &lines);
+        for image in images {
+            tar.extend(small_file(crate::helper::install::IMAGE, &image.to_lines()));
+        }
+        tar
+    }
+
+    /// Whether more comes after that.
+    fn has_content(self) -> bool {
+        matches!(self, Self::Install | Self::Unpack)
+    }
+}
+
+fn small_file(name: &[u8], content: &str) -> Vec<u8> {
+    let kind = Kind::Regular { size: content.len() as u64 };
+    let entry = Entry { path: name.to_vec(), meta: Meta { mode: 0o600, ..Meta::default() }, kind };
+    let mut tar = Vec::new();
+    wire::small_file(&mut tar, &entry, content.as_bytes());
+    tar
+}
+
+/// A request whose stream has not come to its end.
+#[derive(Debug)]
+pub struct Asked {
+    root: String,
+    way: way::Started,
+}
+
+impl Asked {
+    /// Asks, by `way`. The rest of the stream goes into [`Self::input`].
+    ///
+    /// # Errors
+    /// When nobody can be asked.
+    pub fn new(way: &Way, target: &Target, request: Request<'_>) -> Result<Self, Error> {
+        let root = target.root.display().to_string();
+        let failed = |error| Error::Root { root: root.clone(), error };
+        let found = rustix::fs::stat(&target.root).map_err(|error| failed(error.into()))?;
+        let mut tar = request.to_tar(target, (found.st_dev, found.st_ino));
+        if !request.has_content() {
+            tar.extend_from_slice(&wire::END);
+        }
+        let mut way = way.start(target)?;
+        // Who does not listen may have something to say.
+        let _ = way.input().write_all(&tar);
+        Ok(Self { root, way })
+    }
+
+    /// Where the stream goes.
+    pub fn input(&mut self) -> &mut (dyn Write + Send) {
+        self.way.input()
+    }
+
+    /// The answer. After a failure of the stream, `is_whole` is false: then it is only what the helper has against it.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn answer(self) -> Result<Answer, Error> {
+        let program = self.way.program().to_owned();
+        let answer = self.way.finish().map_err(|error| Error::Start { program: program.clone(), error })?;
+        match answer {
+            Some(answer) if answer.error.is_empty() || !answer.missing_layers.is_empty() => Ok(answer),
+            Some(answer) => Err(Error::Refused { root: self.root, text: answer.error, not_found: answer.not_found }),
+            None => Err(Error::Silent(program)),
+        }
+    }
+}
+
+/// Asks something that needs no more than the question.
+///
+/// # Errors
+/// When there is no answer, or it is no.
+pub fn ask(way: &Way, target: &Target, request: Request<'_>) -> Result<Answer, Error> {
+    Asked::new(way, target, request)?.answer()
+}
+
+/// What root may do: everything.
+fn own_job(target: &Target) -> io::Result<Job> {
+    let root = Dir::at(&target.root)?;
+    let found = rustix::fs::fstat(&root)?;
+    let (kind, directory) = if target.is_rootfs {
+        (policy::Kind::Rootfs, root)
+    } else {
+        (
+            policy::Kind::Storage,
+            graphroot(root, &target.graphroot).map_err(|error| io::Error::other(error.to_string()))?,
+        )
+    };
+    let budget = Budget {
+        powers: Powers::Own,
+        bytes: u64::MAX,
+        inodes: u64::MAX,
+        devices: true,
+        suid: true,
+        filecaps: true,
+        dropped: (0, Vec::new()),
+    };
+    Ok(Job {
+        kind,
+        root: (found.st_dev, found.st_ino),
+        target: Dir::from(without_mounts(directory.into())),
+        graphroot: target.graphroot.clone(),
+        budget,
+        deadline: Instant::now() + PATIENCE,
+    })
+}
+
+/// Reads a line of JSON.
+fn read_answer(from: impl io::Read) -> io::Result<Option<Answer>> {
+    let mut text = Vec::new();
+    from.take(ANSWER_MAX).read_to_end(&mut text)?;
+    Ok(serde_json::from_slice(&text).ok())
+}

@@ -1,0 +1,157 @@
+//! The ways to somebody who may write as root.
+
+use std::io::{self, PipeWriter, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::thread::JoinHandle;
+
+use super::{Error, Target, own_job, read_answer};
+use crate::helper::{Answer, serve};
+use crate::threads;
+
+/// Where the helper is installed: what policy/sudoers allows.
+pub const HELPER: &str = "/usr/libexec/prepull-helper";
+
+/// Where policy/prepull-helper.socket listens.
+pub const SOCKET: &str = "/run/prepull/helper.sock";
+
+/// One way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Way {
+    /// In this process, which is root.
+    Own,
+    /// By the socket of a service.
+    Socket(PathBuf),
+    /// The helper itself: it has file capabilities.
+    Helper(PathBuf),
+    /// The helper, by sudo.
+    Sudo(PathBuf),
+}
+
+impl std::fmt::Display for Way {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Own => f.write_str("this process"),
+            Self::Socket(path) => write!(f, "the service at {}", path.display()),
+            Self::Helper(path) => write!(f, "{}", path.display()),
+            Self::Sudo(path) => write!(f, "sudo {}", path.display()),
+        }
+    }
+}
+
+/// A way that is being gone.
+#[derive(Debug)]
+pub enum Started {
+    /// In this process.
+    Own(PipeWriter, JoinHandle<Answer>),
+    /// A service.
+    Socket(UnixStream, String),
+    /// A child process.
+    Child(Box<Child>, ChildStdin, String),
+}
+
+impl Way {
+    /// All ways that may work here, the best first; `helper` is the program.
+    #[must_use]
+    pub fn all(helper: &Path) -> Vec<Self> {
+        if rustix::process::geteuid().is_root() {
+            return vec![Self::Own];
+        }
+        let mut ways = Vec::new();
+        if rustix::fs::access(SOCKET, rustix::fs::Access::WRITE_OK).is_ok() {
+            ways.push(Self::Socket(SOCKET.into()));
+        }
+        if rustix::fs::stat(helper).is_ok() {
+            let mut capability = [0; 64];
+            if rustix::fs::getxattr(helper, "security.capability", &mut capability[..]).is_ok_and(|length| length > 0) {
+                ways.push(Self::Helper(helper.to_owned()));
+            }
+            ways.push(Self::Sudo(helper.to_owned()));
+        }
+        ways
+    }
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When that is not possible.
+    pub(super) fn start(&self, target: &Target) -> Result<Started, Error> {
+        let program = self.to_string();
+        let failed = |error| Error::Start { program: program.clone(), error };
+        let root = |error| Error::Root { root: target.root.display().to_string(), error };
+        let child = |command: &mut Command| {
+            // The helper is told by its directory where to write.
+            std::fs::metadata(target.root.join(".")).map_err(root)?;
+            let command = command.arg("stdio").current_dir(&target.root).stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut child = command.spawn().map_err(failed)?;
+            let stdin = child.stdin.take().ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
+            // Fewer turns for a stream of gigabytes; as it was will do.
+            let _ = rustix::pipe::fcntl_setpipe_size(&stdin, 1 << 20);
+            Ok(Started::Child(Box::new(child), stdin, program.clone()))
+        };
+        match self {
+            Self::Own => {
+                let job = own_job(target).map_err(root)?;
+                let (reader, writer) = io::pipe().map_err(failed)?;
+                let _ = rustix::pipe::fcntl_setpipe_size(&writer, 1 << 20);
+                let thread = threads::spawn(move || serve(reader, job)).map_err(failed)?;
+                Ok(Started::Own(writer, thread))
+            }
+            Self::Socket(path) => Ok(Started::Socket(UnixStream::connect(path).map_err(failed)?, program)),
+            Self::Helper(path) => child(&mut Command::new(path)),
+            Self::Sudo(path) => {
+                let mut command = Command::new("sudo");
+                // Where nobody can type a password, it is not asked for.
+                if !rustix::termios::isatty(io::stderr()) {
+                    command.arg("-n");
+                }
+                child(command.arg(path))
+            }
+        }
+    }
+}
+
+impl Started {
+    /// Where the stream goes.
+    pub(super) fn input(&mut self) -> &mut (dyn Write + Send) {
+        match self {
+            Self::Own(writer, _) => writer,
+            Self::Socket(stream, _) => stream,
+            Self::Child(_, stdin, _) => stdin,
+        }
+    }
+
+    /// What was started, for messages.
+    pub(super) fn program(&self) -> &str {
+        match self {
+            Self::Own(..) => "this process",
+            Self::Socket(_, program) | Self::Child(_, _, program) => program,
+        }
+    }
+
+    /// Ends the stream and waits for the answer; `None` when there is none.
+    pub(super) fn finish(self) -> io::Result<Option<Answer>> {
+        match self {
+            Self::Own(writer, thread) => {
+                drop(writer);
+                thread.join().map(Some).or_else(|panic| std::panic::resume_unwind(panic))
+            }
+            Self::Socket(stream, _) => {
+                // Gone already if the other side has answered.
+                let _ = stream.shutdown(Shutdown::Write);
+                read_answer(stream)
+            }
+            Self::Child(mut child, stdin, _) => {
+                drop(stdin);
+                let answer = match child.stdout.take() {
+                    Some(stdout) => read_answer(stdout)?,
+                    None => None,
+                };
+                child.wait()?;
+                Ok(answer)
+            }
+        }
+    }
+}
