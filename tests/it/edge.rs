@@ -149,6 +149,7 @@ pub fn ask(case: &Case, at: &Path, may: &[Difference]) -> Asked {
         }
     }
     if theirs.status.success() && ours.status.success() {
+        compare_installed(at, &item, &image, &their_clock, may, &mut report);
         compare_stores(at, &image, their_clock, may, &mut report);
         // Others have overlay's attributes where they may.
         if !may.contains(&Difference::NoOverlayAttributes) {
@@ -161,6 +162,24 @@ pub fn ask(case: &Case, at: &Path, may: &[Difference]) -> Asked {
     }
     let said = format!("skopeo: {}\n  prepull: {}", they_said.trim(), we_said.trim());
     Asked { skopeo: theirs.status.success(), prepull: ours.status.success(), said, report }
+}
+
+/// `prepull install` as root must write what skopeo writes, to the attribute.
+fn compare_installed(at: &Path, item: &str, image: &str, their_clock: &Clock, may: &[Difference], report: &mut String) {
+    let root = at.join("installed");
+    fs_err::create_dir_all(&root).unwrap();
+    let mut command = prepull(at);
+    let output = command.args(["install", "--no-cache", "--quiet", "--root"]).arg(&root).arg(item).output().unwrap();
+    if !output.status.success() {
+        *report += &format!("  install: {}\n", String::from_utf8_lossy(&output.stderr));
+        return;
+    }
+    let mut differences = String::new();
+    let stores = Stores { ours: &root.join(GRAPHROOT), theirs: &at.join("skopeo"), their_clock: their_clock.clone() };
+    stores.compare(image, may, &mut differences);
+    if !differences.is_empty() {
+        *report += &format!("  installed:\n{differences}");
+    }
 }
 
 fn compare_stores(at: &Path, image: &str, their_clock: Clock, may: &[Difference], report: &mut String) {

@@ -130,6 +130,7 @@ pub struct Node {
 pub type Tree = BTreeMap<String, Node>;
 
 /// The seconds at which prepull's and others' "now" lie.
+#[derive(Debug, Clone)]
 pub struct Clock {
     from: i64,
     to: i64,
