@@ -428,8 +428,8 @@ fn confined() -> Result<Job, Error> {
         bytes: allow.max_bytes,
         inodes: allow.max_inodes,
         devices: allow.devices,
-        suid: allow.suid,
-        filecaps: allow.filecaps,
+        suid: allow.suid(),
+        filecaps: allow.filecaps(),
         dropped: (0, Vec::new()),
     };
     Ok(Job {
@@ -451,9 +451,11 @@ pub fn graphroot(root: Dir, path: &str) -> Result<Dir, Error> {
     let mut at = root;
     for (number, name) in names.iter().enumerate() {
         let mode = if number + 1 == names.len() { 0o700 } else { 0o755 };
-        at = at
-            .open_or_make(name.as_bytes(), mode)
-            .map_err(|error| Error::system(format!("opening /{}", names[..=number].join("/")), error))?;
+        let next = match at.enter(name.as_bytes()) {
+            Err(Errno::NOENT) => at.open_or_make(name.as_bytes(), mode),
+            found => found,
+        };
+        at = next.map_err(|error| Error::system(format!("opening /{}", names[..=number].join("/")), error))?;
     }
     Ok(at)
 }

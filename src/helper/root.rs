@@ -52,7 +52,7 @@ impl Dir {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn at(path: &std::path::Path) -> Result<Self, Errno> {
+    pub fn at(path: impl rustix::path::Arg) -> Result<Self, Errno> {
         rustix::fs::openat(CWD, path, DIRECTORY, Mode::empty()).map(Self)
     }
 
@@ -65,7 +65,16 @@ impl Dir {
         self.openat2(path, DIRECTORY, Mode::empty()).map(Self)
     }
 
-    /// The same, made with `mode` if it is not there.
+    /// The same, also where something is mounted: for the way to the target, which root has given.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn enter(&self, path: &[u8]) -> Result<Self, Errno> {
+        let mounts_too = BENEATH.difference(ResolveFlags::NO_XDEV);
+        rustix::io::retry_on_intr(|| rustix::fs::openat2(self, path, DIRECTORY, Mode::empty(), mounts_too)).map(Self)
+    }
+
+    /// The directory of this name, made with `mode` if it is not there.
     ///
     /// # Errors
     /// The kernel's.

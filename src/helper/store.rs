@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::Deserialize;
 use serde::Serialize;
@@ -162,8 +162,14 @@ impl Store {
     }
 
     fn lock_file(&self, directory: &Dir, name: &str) -> Result<OwnedFd, Error> {
-        let file = directory.open_file(name.as_bytes(), OFlags::RDWR | OFlags::CREATE, 0o644);
-        file.map_err(|error| Error::system(format!("opening {name}"), error))
+        let made = match directory.open_file(name.as_bytes(), OFlags::RDWR, 0) {
+            // Whatever the umask: others may have to lock a store that they read.
+            Err(Errno::NOENT) => directory
+                .open_file(name.as_bytes(), OFlags::RDWR | OFlags::CREATE, 0o644)
+                .and_then(|file| rustix::fs::fchmod(&file, Mode::from_raw_mode(0o644)).map(|()| file)),
+            found => found,
+        };
+        made.map_err(|error| Error::system(format!("opening {name}"), error))
     }
 
     /// Takes all locks, in containers/storage's order.

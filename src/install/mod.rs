@@ -204,7 +204,7 @@ pub fn ask(way: &Way, target: &Target, request: Request<'_>) -> Result<Answer, E
 
 /// What root may do: everything.
 fn own_job(target: &Target) -> io::Result<Job> {
-    let root = Dir::at(&target.root)?;
+    let root = Dir::at(target.root.as_path())?;
     let found = rustix::fs::fstat(&root)?;
     let (kind, directory) = if target.is_rootfs {
         (policy::Kind::Rootfs, root)
