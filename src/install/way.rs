@@ -52,6 +52,13 @@ pub enum Started {
     Child(Box<Child>, ChildStdin, String),
 }
 
+/// Whether a program has file capabilities.
+#[must_use]
+pub fn has_capabilities(program: &Path) -> bool {
+    let mut capability = [0; 64];
+    rustix::fs::getxattr(program, "security.capability", &mut capability[..]).is_ok_and(|length| length > 0)
+}
+
 impl Way {
     /// All ways that may work here, the best first; `helper` is the program.
     #[must_use]
@@ -64,8 +71,7 @@ impl Way {
             ways.push(Self::Socket(SOCKET.into()));
         }
         if rustix::fs::stat(helper).is_ok() {
-            let mut capability = [0; 64];
-            if rustix::fs::getxattr(helper, "security.capability", &mut capability[..]).is_ok_and(|length| length > 0) {
+            if has_capabilities(helper) {
                 ways.push(Self::Helper(helper.to_owned()));
             }
             ways.push(Self::Sudo(helper.to_owned()));
