@@ -11,10 +11,18 @@ pub mod confine;
 pub mod policy;
 pub mod restore;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
-/// Runs `prepull-helper`.
+/// Runs `prepull-helper`: its one argument is the mode.
 #[must_use]
 pub fn main() -> ExitCode {
-    ExitCode::from(2)
+    let mut arguments = std::env::args_os().skip(1);
+    match (arguments.next(), arguments.next()) {
+        (Some(mode), None) if mode == "restore" => restore::run(),
+        _ => {
+            let _ = writeln!(std::io::stderr(), "usage: prepull-helper restore <MANIFEST");
+            ExitCode::from(2)
+        }
+    }
 }
