@@ -21,7 +21,7 @@
 //! | threads |  |
 //! | config | threads |
 //! | wire | entry |
-//! | helper | entry, json, wire |
+//! | helper | entry, wire |
 //! | reference | digest |
 //! | registry | config, digest, threads |
 //! | source | digest, json, media_type, reference, registry, threads |
@@ -33,7 +33,7 @@
 //! | sink | atomic, digest, segment, storage, threads |
 //! | plan | digest, image, reference, source, storage, threads |
 //! | make | atomic, digest, plan, segment, sink, source, storage, threads |
-//! | verify | digest, entry, image, inspect, json, layer, reference, segment, storage, threads |
+//! | verify | digest, entry, image, inspect, json, layer, reference, segment, storage, threads, wire |
 //! | xcluster | atomic |
 //! | cli | atomic, config, digest, image, inspect, make, plan, reference, registry, segment, sink, source, storage, verify, xcluster |
 

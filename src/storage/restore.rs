@@ -283,7 +283,7 @@ mod tests {
         let mut far = amd64.clone();
         far[32..40].fill(0xff);
         assert_eq!(new(&far, "amd64"), Err(HelperError::NotElf));
-        assert_eq!(static_machine(&std::fs::read("/proc/self/exe").unwrap()).map(drop), Err(HelperError::TooLarge));
+        assert_eq!(static_machine(&fs_err::read("/proc/self/exe").unwrap()).map(drop), Err(HelperError::TooLarge));
     }
 
     #[test]
@@ -304,7 +304,7 @@ mod tests {
         place(b'2', "b/far", "x..y", 0, &[]);
         place(b'5', "b/c", "", 0, &[]);
         place(b'1', "b/c/second", "a/plain", 0, &[]);
-        place(b'0', "able", "", 0, &[(b"security.capability", 20)]);
+        place(b'0', "able", "", 0, &[(b"user.note", 20)]);
         place(b'0', ".wh.gone", "", 0, &[]);
         let index = Index::of(&tree);
         let id = Digest::of(b"");
@@ -335,7 +335,7 @@ mod tests {
         assert!(fit(&few) && !fit(&many));
         let mut tar = Vec::new();
         let meta = Meta { xattrs: few, mtime: Timestamp { seconds: 1, nanoseconds: 1 }, ..Meta::default() };
-        let path = vec![b"a/".repeat(2500), b"z".to_vec()].concat();
+        let path = [b"a/".repeat(2500), b"z".to_vec()].concat();
         wire::header(&Entry { path, meta, kind: Kind::Symlink(vec![b't'; 4095]) }, &mut tar);
         assert!(wire::read::Reader::new(&tar[..]).next_entry().unwrap().is_some());
     }
