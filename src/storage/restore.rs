@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::digest::Digest;
 use crate::entry::{Entry, Kind, Xattr};
-use crate::layer::tree::{Inode, InodeKind};
+use crate::layer::tree::InodeKind;
 use crate::segment::index::Index;
 use crate::wire;
 
@@ -224,12 +224,11 @@ pub fn entries<'a>(
 fn disturbed(index: &Index) -> Vec<bool> {
     let mut disturbed = vec![false; index.nodes().len()];
     for node in index.nodes() {
-        let Inode { kind, whiteout, .. } = &node.inode;
-        let is_late = match kind {
+        let is_late = match &node.inode.kind {
             InodeKind::Symlink(target) => target.starts_with(b"/") || target.windows(2).any(|pair| pair == b".."),
             _ => false,
         };
-        disturbed[node.parent as usize] |= !whiteout && (is_late || node.link_to.is_some());
+        disturbed[node.parent as usize] |= is_late || node.link_to.is_some();
     }
     disturbed
 }
