@@ -244,9 +244,12 @@ pub struct MakeArgs {
     #[arg(long, value_enum, default_value_t)]
     pub unpacker: UnpackerArg,
 
-    /// The static program that puts back in the machine what busybox tar drops or disturbs: file capabilities, times. `auto`:
-    /// prepull-helper beside prepull, in ../libexec or in /usr/libexec, if it is static and for the platform; `none`: none
-    #[arg(long, value_name = "auto|PATH|none", default_value = "auto", value_hint = ValueHint::FilePath,
+    /// A static prepull-helper for the tar: puts back in the machine what busybox tar drops and disturbs (file capabilities,
+    /// times)
+    ///
+    /// `auto`: prepull-helper beside prepull, in ../libexec or in /usr/libexec, if it is static and for the platform. `none`:
+    /// leave it out. --unpacker gnu needs none.
+    #[arg(long, value_name = "PATH", default_value = "auto", value_hint = ValueHint::FilePath,
           value_parser = OsStringValueParser::new().map(RestoreHelper::from))]
     pub restore_helper: RestoreHelper,
 
