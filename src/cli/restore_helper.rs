@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, anyhow};
 
 use crate::image::Platform;
-use crate::storage::restore::{HELPER, HELPER_MAX, Helper};
+use crate::storage::restore::{HELPER, HELPER_MAX, Helper, HelperError};
 
 /// What was typed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,8 +59,12 @@ fn installed() -> Vec<PathBuf> {
 
 fn read(path: &Path, platform: &Platform) -> anyhow::Result<Helper> {
     // Opening a fifo waits.
-    if !fs_err::metadata(path)?.is_file() {
+    let metadata = fs_err::metadata(path)?;
+    if !metadata.is_file() {
         return Err(anyhow!("it is no regular file"));
+    }
+    if metadata.len() > HELPER_MAX {
+        return Err(HelperError::TooLarge.into());
     }
     let mut bytes = Vec::new();
     fs_err::File::open(path)?.take(HELPER_MAX + 1).read_to_end(&mut bytes)?;

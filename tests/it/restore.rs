@@ -193,6 +193,21 @@ fn capabilities_and_times_come_back() {
     let mut report = String::new();
     differences("gnu", &layers(&machine.store()), &layers(&at.join("gnu").join(GRAPHROOT)), &mut report);
     assert!(report.is_empty(), "{report}");
+    // Two stores in one machine have each a helper and a manifest of their own.
+    let second = at.join("second.tar");
+    let helper = static_helper();
+    let with_helper = make(at, &second, &[&"--quiet", &"--store", &"additional", &"--restore-helper", &helper]);
+    assert!(with_helper.status.success(), "{}", stderr(&with_helper));
+    assert!(make(at, &exact, &[&"--quiet", &"--store", &"additional", &"--unpacker", &"gnu"]).status.success());
+    unpack_gnu(&exact, &at.join("gnu")).unwrap();
+    machine.unpack(&tar, &["-o"]);
+    machine.unpack(&second, &["-o"]);
+    machine.restore();
+    let additional = |name: &str| layers(&at.join(name).join("usr/lib/containers/storage"));
+    differences("additional", &additional("machine"), &additional("gnu"), &mut report);
+    differences("primary", &layers(&machine.store()), &layers(&at.join("gnu").join(GRAPHROOT)), &mut report);
+    assert!(report.is_empty(), "{report}");
+
     let ids = chain(&machine.store(), "localhost/lossy:1");
     let output =
         Command::new("getcap").arg("-r").arg(machine.store().join(format!("overlay/{}", ids[1]))).output().unwrap();
