@@ -34,7 +34,7 @@
 //! | sink | atomic, digest, segment, storage, threads |
 //! | plan | digest, image, reference, source, storage, threads |
 //! | make | atomic, digest, plan, segment, sink, source, storage, threads |
-//! | verify | digest, entry, image, inspect, json, layer, reference, segment, storage, threads |
+//! | verify | digest, entry, image, inspect, json, layer, reference, segment, storage, threads, wire |
 //! | xcluster | atomic |
 //! | cli | atomic, config, digest, helper, image, inspect, install, make, plan, reference, registry, segment, sink, source, storage, verify, xcluster |
 

@@ -4,8 +4,10 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{ArgAction, Parser, Subcommand, ValueEnum, ValueHint};
 
+use super::restore_helper::RestoreHelper;
 use crate::image::Platform;
 use crate::storage::store::{StoreKind, Unpacker};
 
@@ -371,6 +373,15 @@ pub struct MakeArgs {
     /// What unpacks the tar in the machine
     #[arg(long, value_enum, default_value_t)]
     pub unpacker: UnpackerArg,
+
+    /// A static prepull-helper for the tar: puts back in the machine what busybox tar drops and disturbs (file capabilities,
+    /// times)
+    ///
+    /// `auto`: prepull-helper beside prepull, in ../libexec or in /usr/libexec, if it is static and for the platform. `none`:
+    /// leave it out. --unpacker gnu needs none.
+    #[arg(long, value_name = "PATH", default_value = "auto", value_hint = ValueHint::FilePath,
+          value_parser = OsStringValueParser::new().map(RestoreHelper::from))]
+    pub restore_helper: RestoreHelper,
 
     /// Leave out etc/containers and etc/crio
     #[arg(long)]

@@ -68,6 +68,7 @@ pub fn install(args: &InstallArgs, printer: &Printer) -> Result<(), Failure> {
         unpacker: if way == Way::Own { Unpacker::Root } else { Unpacker::Helper },
         config: args.rootfs,
         merge: !args.rootfs,
+        helper: None,
         pause: None,
         stamp: epoch.unwrap_or_else(|| plan.newest.clamp(0, STAMP_MAX)),
     };

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail};
 use serde::Serialize;
 
-use super::args::{CacheArgs, MakeArgs, RegistryArgs, StoreArg};
+use super::args::{CacheArgs, MakeArgs, RegistryArgs, StoreArg, UnpackerArg};
 use super::output::{self, Printer, human};
 use super::progress::Bars;
 use super::{Exit, Failure};
@@ -48,6 +48,10 @@ pub fn run(args: MakeArgs, printer: &Printer) -> Result<(), Failure> {
     let graphroot = graphroot(args.graphroot.as_deref(), default).map_err(Failure::usage)?;
     let options = source_options(&args.registry)?;
     let epoch = epoch().map_err(Failure::usage)?;
+    let helper = match args.unpacker {
+        UnpackerArg::Busybox => args.restore_helper.find(&platform).map_err(Failure::usage)?,
+        UnpackerArg::Gnu => None,
+    };
     let tar = args.tar.clone().unwrap_or_else(default_tar);
     // What cannot be written is said before anything is fetched.
     let target = Target::open(&tar)?;
@@ -64,6 +68,7 @@ pub fn run(args: MakeArgs, printer: &Printer) -> Result<(), Failure> {
         merge: false,
         pause,
         stamp,
+        helper,
     };
     let (cache, elsewhere) = open_cache(&args.cache, &tar, printer)?;
     let bars = Arc::new(Bars::new(*printer));

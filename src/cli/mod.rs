@@ -13,6 +13,7 @@ mod make;
 mod output;
 mod ovl;
 mod progress;
+mod restore_helper;
 mod verify;
 mod why;
 

@@ -115,6 +115,12 @@ pub enum Error {
     Stopped,
 }
 
+impl From<(Digest, SegmentError)> for Error {
+    fn from((layer, error): (Digest, SegmentError)) -> Self {
+        Self::Sink(sink::Error::Segment { layer, error })
+    }
+}
+
 impl Error {
     /// Whether there is no room for what is to be kept.
     fn is_full_cache(&self) -> bool {
@@ -315,12 +321,11 @@ impl Make<'_> {
         assembly.push(store.skeleton())?;
         for layer in layers {
             let segment = assembly.segment(layer, store.head_len(layer))?;
-            let (pieces, tail) =
-                store.layer(layer, &segment).map_err(|(layer, error)| sink::Error::Segment { layer, error })?;
+            let (pieces, tail) = store.layer(layer, &segment)?;
             assembly.layer(layer, pieces)?;
             store.tail(layer, &segment, &tail, |piece| assembly.push(piece))?;
         }
-        assembly.push(store.finish()?)?;
+        store.finish(|piece| assembly.push(piece))?;
         Ok(store.warnings().to_vec())
     }
 }

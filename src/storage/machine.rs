@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use super::restore::fit;
 use crate::entry::{Meta, Xattr};
 use crate::layer::tree::{Inode, InodeKind};
 use crate::segment::index::Index;
@@ -59,12 +60,12 @@ pub struct Losses {
     modes: BTreeMap<String, Vec<u8>>,
     links: BTreeMap<String, Vec<u8>>,
     xattrs: Vec<u8>,
-    files_with_xattrs: Vec<String>,
+    lost_xattrs: Vec<String>,
 }
 
 impl Losses {
-    /// Takes in the layer `id`, whose root has `root`.
-    pub fn add(&mut self, id: &str, index: &Index, root: &Meta) {
+    /// Takes in the layer `id`, whose root has `root`. `helper`: attributes are put back, as far as a manifest takes them.
+    pub fn add(&mut self, id: &str, index: &Index, root: &Meta, helper: bool) {
         for (number, node) in index.nodes().iter().enumerate() {
             let inode = &node.inode;
             // A root may have its parent's owner.
@@ -86,7 +87,10 @@ impl Losses {
                 self.add_owner(&path, uid, gid, inode);
             }
             if !inode.xattrs.is_empty() {
-                self.add_xattrs(&path, &inode.xattrs);
+                self.xattrs.extend(xattr_dump(&path, &inode.xattrs));
+                if !helper || !fit(&inode.xattrs) {
+                    self.add_lost(&path, &inode.xattrs);
+                }
             }
         }
     }
@@ -105,10 +109,9 @@ impl Losses {
         }
     }
 
-    fn add_xattrs(&mut self, path: &[u8], xattrs: &[(Vec<u8>, Vec<u8>)]) {
+    fn add_lost(&mut self, path: &[u8], xattrs: &[(Vec<u8>, Vec<u8>)]) {
         let names: Vec<_> = xattrs.iter().map(|(name, _)| String::from_utf8_lossy(name).into_owned()).collect();
-        self.xattrs.extend(xattr_dump(path, xattrs));
-        self.files_with_xattrs.push(format!("{} ({})", String::from_utf8_lossy(path), names.join(", ")));
+        self.lost_xattrs.push(format!("{} ({})", String::from_utf8_lossy(path), names.join(", ")));
     }
 
     /// Lists of paths for the rc script: (path below [`lists_directory`], content).
@@ -124,10 +127,10 @@ impl Losses {
         &self.xattrs
     }
 
-    /// The files that have any, with their names, for a warning.
+    /// The files that lose theirs, with the names of these, for a warning.
     #[must_use]
-    pub fn files_with_xattrs(&self) -> &[String] {
-        &self.files_with_xattrs
+    pub fn lost_xattrs(&self) -> &[String] {
+        &self.lost_xattrs
     }
 }
 

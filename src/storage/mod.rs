@@ -6,6 +6,7 @@
 pub mod machine;
 pub mod opaque;
 pub mod record;
+pub mod restore;
 pub mod store;
 
 use crate::digest::Digest;

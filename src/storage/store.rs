@@ -13,6 +13,7 @@ use std::sync::Arc;
 use super::machine::{self, Losses};
 use super::opaque::{MergedView, has_opaque_directories};
 use super::record::{StoreImage, layer_record, utc};
+use super::restore::{self, Helper, Manifest};
 use super::{big_data_file_name, link_name};
 use crate::digest::Digest;
 use crate::entry::{Device, Entry, Kind, Meta, Timestamp};
@@ -26,6 +27,9 @@ use crate::wire;
 
 /// Bytes of headers in one piece, about: a layer may have hundreds of thousands of directories.
 const TAIL_PIECE: usize = 256 << 10;
+
+/// What the rc script's file `state` says before the script has run.
+const PENDING: &[u8] = b"pending\n";
 
 /// How the store will be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +79,8 @@ pub struct Settings {
     pub pause: Option<String>,
     /// The time of everything that no image dates, in seconds since 1970.
     pub stamp: i64,
+    /// For [`Unpacker::Busybox`]: what puts back in the machine what it drops.
+    pub helper: Option<Helper>,
 }
 
 /// A part of the output.
@@ -179,6 +185,7 @@ pub struct Store<'a> {
     roots: BTreeMap<Digest, Root>,
     records: Vec<LayerRecord>,
     losses: Losses,
+    manifest: Manifest,
     /// The merged view of the layer named and all below it.
     view: (Option<Digest>, MergedView),
     warnings: Vec<String>,
@@ -195,6 +202,7 @@ impl<'a> Store<'a> {
             roots: BTreeMap::new(),
             records: Vec::new(),
             losses: Losses::default(),
+            manifest: Manifest::default(),
             view: (None, MergedView::default()),
             warnings: Vec::new(),
         }
@@ -268,7 +276,10 @@ impl<'a> Store<'a> {
 
         let mut root = self.root_entry(layer, &index, segment.facts().root_claimed);
         if self.settings.unpacker == Unpacker::Busybox {
-            self.losses.add(&id, &index, &root.meta);
+            self.losses.add(&id, &index, &root.meta, self.settings.helper.is_some());
+            if self.settings.helper.is_some() {
+                self.manifest.add(&layer.id, &index, &root, self.settings.stamp);
+            }
         }
         if index.nodes()[0].inode.opaque && !self.settings.unpacker.expands_opaque() {
             set_opaque(&mut root);
@@ -381,11 +392,14 @@ impl<'a> Store<'a> {
         self.file(out, &String::from_utf8_lossy(name), 0o600, lines.as_bytes());
     }
 
-    /// What comes after the last layer.
+    /// Hands out what comes after the last layer.
     ///
     /// # Errors
-    /// When a record cannot be JSON, which would be a defect.
-    pub fn finish(&mut self) -> Result<Piece, serde_json::Error> {
+    /// When a record cannot be JSON, which would be a defect; as [`Self::layer`]; and what `push` gives.
+    pub fn finish<E>(&mut self, mut push: impl FnMut(Piece) -> Result<(), E>) -> Result<(), E>
+    where
+        E: From<serde_json::Error> + From<(Digest, SegmentError)>,
+    {
         let mut out = Vec::new();
         for image in self.images.values() {
             let directory = self.below(&format!("overlay-images/{}", image.id().hex()));
@@ -395,6 +409,12 @@ impl<'a> Store<'a> {
             }
         }
         self.machine_files(&mut out);
+        if self.settings.unpacker == Unpacker::Busybox {
+            self.restore_manifest(&mut out, &mut push)?;
+            let mut state = self.entry(&self.list("state"), 0o644, Kind::Regular { size: PENDING.len() as u64 });
+            (state.meta.uid, state.meta.gid) = (machine::NOBODY, machine::NOBODY);
+            wire::small_file(&mut out, &state, PENDING);
+        }
         let stamp = utc(self.settings.stamp);
         let images: Vec<_> = self.images.values().map(|image| image.record(&stamp)).collect();
         let layers = json::write::to_vec(&self.records)?;
@@ -406,15 +426,16 @@ impl<'a> Store<'a> {
             &json::write::to_vec(&images)?,
         );
         out.extend_from_slice(&wire::END);
-        if !self.losses.files_with_xattrs().is_empty() {
-            let files = self.losses.files_with_xattrs();
+        if !self.losses.lost_xattrs().is_empty() {
+            let files = self.losses.lost_xattrs();
             self.warnings.push(format!(
-                "busybox tar will drop the extended attributes of {} file(s) (listed in usr/share/prepull/xattrs): {}",
+                "busybox tar will drop the extended attributes of {} file(s) (listed in usr/share/prepull/xattrs{}): {}",
                 files.len(),
+                if self.settings.helper.is_some() { "" } else { "; a static prepull-helper, given as --restore-helper, puts them back" },
                 some_of(files)
             ));
         }
-        Ok(Piece::Bytes(out))
+        push(Piece::Bytes(out))
     }
 
     fn layer_head(&self, out: &mut Vec<u8>, layer: &StoreLayer) {
@@ -477,36 +498,66 @@ impl<'a> Store<'a> {
     fn machine_files(&self, out: &mut Vec<u8>) {
         let settings = self.settings;
         let mut made = BTreeSet::new();
-        let mut add = |path: &str, mode, content: &[u8], owner| {
+        let mut add = |path: &str, mode, content: &[u8]| {
             for (slash, _) in path.match_indices('/') {
                 if made.insert(path[..slash].to_owned()) {
                     self.directory(out, &path[..slash], 0o755);
                 }
             }
-            let mut entry = self.entry(path, mode, Kind::Regular { size: content.len() as u64 });
-            (entry.meta.uid, entry.meta.gid) = (owner, owner);
-            wire::small_file(out, &entry, content);
+            self.file(out, path, mode, content);
         };
         if settings.config {
             let names: BTreeSet<_> = self.images.values().flat_map(StoreImage::names).collect();
             let crio = machine::crio_conf(names.into_iter(), settings.pause.as_deref());
             let storage = machine::storage_conf(&settings.graphroot, settings.kind == StoreKind::Additional);
-            add("etc/containers/policy.json", 0o644, machine::POLICY.as_bytes(), 0);
-            add("etc/containers/storage.conf", 0o644, storage.as_bytes(), 0);
-            add("etc/crio/crio.conf.d/10-prepull.conf", 0o644, crio.as_bytes(), 0);
+            add("etc/containers/policy.json", 0o644, machine::POLICY.as_bytes());
+            add("etc/containers/storage.conf", 0o644, storage.as_bytes());
+            add("etc/crio/crio.conf.d/10-prepull.conf", 0o644, crio.as_bytes());
         }
         if settings.unpacker == Unpacker::Busybox {
-            add("etc/init.d/25prepull.rc", 0o755, machine::RESTORE.as_bytes(), 0);
+            add("etc/init.d/25prepull.rc", 0o755, machine::RESTORE.as_bytes());
             if !self.losses.xattrs().is_empty() {
-                add("usr/share/prepull/xattrs", 0o644, self.losses.xattrs(), 0);
+                add("usr/share/prepull/xattrs", 0o644, self.losses.xattrs());
             }
-            let lists = machine::lists_directory(&settings.graphroot);
-            add(&format!("{lists}/overlay"), 0o644, format!("{}\n", self.below("overlay")).as_bytes(), 0);
+            add(&self.list("overlay"), 0o644, format!("{}\n", self.below("overlay")).as_bytes());
             for (path, list) in self.losses.lists() {
-                add(&format!("{lists}/{path}"), 0o644, list, 0);
+                add(&self.list(&path), 0o644, list);
             }
-            add(&format!("{lists}/state"), 0o644, b"pending\n", machine::NOBODY);
+            if let (Some(helper), false) = (&settings.helper, self.manifest.is_empty()) {
+                add(&self.list(restore::HELPER), 0o755, helper.bytes());
+            }
         }
+    }
+
+    /// The helper's manifest, if there is something to restore.
+    fn restore_manifest<E: From<(Digest, SegmentError)>>(
+        &self,
+        out: &mut Vec<u8>,
+        push: &mut impl FnMut(Piece) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if self.manifest.is_empty() {
+            return Ok(());
+        }
+        let size = self.manifest.len() + wire::END.len() as u64;
+        wire::header(&self.entry(&self.list(restore::MANIFEST), 0o644, Kind::Regular { size }), out);
+        for (id, root) in self.manifest.layers() {
+            let Some((_, segment)) = self.segments.get(id) else { continue };
+            let index = segment.index().map_err(|error| (*id, error))?;
+            for entry in restore::entries(id, &index, root, self.settings.stamp) {
+                wire::header(&entry, out);
+                if out.len() >= TAIL_PIECE {
+                    push(Piece::Bytes(std::mem::take(out)))?;
+                }
+            }
+        }
+        // Its length is one of whole blocks.
+        out.extend_from_slice(&wire::END);
+        Ok(())
+    }
+
+    /// A path in the directory of the lists for the machine.
+    fn list(&self, path: &str) -> String {
+        format!("{}/{path}", machine::lists_directory(&self.settings.graphroot))
     }
 
     fn graphroot(&self) -> &str {

@@ -17,6 +17,7 @@ mod machine;
 mod records;
 mod replay;
 pub mod report;
+mod restore;
 pub mod rule;
 mod skeleton;
 mod tree;

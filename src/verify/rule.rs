@@ -208,7 +208,7 @@ rules! {
     EntryContent "entry-content" Error Error WrongContent WrongContent "containers see other bytes than the image has" AGAIN;
     EntryMode "entry-mode" Error Error WrongContent WrongContent "containers see another mode than the image has" AGAIN;
     EntryOwner "entry-owner" Error Error WrongContent WrongContent "containers see another owner than the image has" "after `busybox tar -o`: run etc/init.d/25prepull.rc, or wait for the boot; else unpack as root";
-    EntryTime "entry-time" Note Note Kept Kept "`podman system check` complains" "unpack with GNU tar";
+    EntryTime "entry-time" Note Note Kept Kept "`podman system check` complains" "unpack with GNU tar, or use `prepull make --restore-helper`";
     EntryXattr "entry-xattr" Warning Warning WrongContent WrongContent "programs with file capabilities fail (`Operation not permitted`)" "unpack with `tar --xattrs --xattrs-include='*'`, or restore usr/share/prepull/xattrs";
     EntryHardlink "entry-hardlink" Warning Warning Kept Kept "it takes its space twice, and a change of one is none of the other" AGAIN;
     ContentGone "content-gone" Warning Warning Kept Kept "a later entry of the same layer replaced the file: containers are right, but the image cannot be pushed or saved" "build the image anew";
@@ -220,12 +220,14 @@ rules! {
     OpaqueUnreadable "opaque-unreadable" Warning Warning Kept Kept "only root sees trusted.overlay.opaque, so opaque directories could not be judged" "run this as root";
 
     // What the unpacker does to it.
-    XattrDropped "xattr-dropped" Warning Warning WrongContent WrongContent "busybox tar drops it, and nothing says what it was" "use `prepull make`, which lists it, or unpack with GNU tar";
-    XattrListed "xattr-listed" Note Note Kept Kept "busybox tar drops it; usr/share/prepull/xattrs says what it was" "after unpacking: setfattr --restore=/usr/share/prepull/xattrs";
+    XattrDropped "xattr-dropped" Warning Warning WrongContent WrongContent "busybox tar drops it, and nothing says what it was" "use `prepull make`, which lists it, or with --restore-helper puts it back, or unpack with GNU tar";
+    XattrListed "xattr-listed" Note Note Kept Kept "busybox tar drops it; usr/share/prepull/xattrs says what it was" "`prepull make --restore-helper`, or after unpacking: setfattr --restore=/usr/share/prepull/xattrs";
     OpaqueDropped "opaque-dropped" Error Error WrongContent WrongContent "busybox tar drops it: files that the image deleted come back" "use `prepull make --unpacker busybox`, or unpack with GNU tar";
     OwnersLost "owners-lost" Warning Warning WrongContent WrongContent "`busybox tar -o` gives the files to root, and nothing gives them back" "use `prepull make --unpacker busybox`, or unpack without -o";
     OwnersScript "owners-script" Warning Warning Kept Kept "it may give owners back in another way, or not at all" "take the script that `prepull make` writes";
     OwnersList "owners-list" Error Error WrongContent WrongContent "the rc script gives files to the wrong owner after `busybox tar -o`" AGAIN;
+    RestoreHelper "restore-helper" Warning Warning WrongContent WrongContent "the rc script cannot run it: file capabilities and times that busybox tar drops stay lost" "`prepull make --restore-helper` with a static prepull-helper";
+    RestoreManifest "restore-manifest" Error Error WrongContent WrongContent "prepull-helper does not give files back what busybox tar drops, or something else" AGAIN;
 }
 
 impl Rule {

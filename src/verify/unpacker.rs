@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+use super::restore::Restored;
 use super::rule::Rule;
 use super::tree::is_opaque;
 use super::{Judge, small_text};
@@ -40,7 +41,10 @@ impl Judge<'_> {
         if self.unpacker != Unpacker::Busybox || !self.contents.is_tar() {
             return;
         }
-        self.xattrs();
+        // Without the script nobody calls the helper.
+        let has_script = self.contents.rest().get(SCRIPT.as_bytes()).is_some();
+        let restored = if has_script { self.restore() } else { Restored::new() };
+        self.xattrs(&restored);
         match small_text(self.contents, SCRIPT, LIST_MAX) {
             None => self.owners_lost(),
             Some(script) => {
@@ -56,7 +60,7 @@ impl Judge<'_> {
         }
     }
 
-    fn xattrs(&mut self) {
+    fn xattrs(&mut self, restored: &Restored) {
         let contents = self.contents;
         let dump = contents.small(XATTRS.as_bytes(), LIST_MAX).ok().flatten().unwrap_or_default();
         let listed: HashSet<&[u8]> = records(&dump).collect();
@@ -73,6 +77,9 @@ impl Judge<'_> {
                 let of_image = |xattr: &&Xattr| !xattr.0.starts_with(b"trusted.overlay.");
                 let xattrs: Vec<Xattr> = inode.xattrs.iter().filter(of_image).cloned().collect();
                 let (false, Some(number)) = (xattrs.is_empty(), files.number(path)) else { continue };
+                if restored.get(id).is_some_and(|numbers| numbers.contains(&number)) {
+                    continue;
+                }
                 let expected = xattr_dump(&below(id, path), &xattrs);
                 let is_listed = match (listed.contains(&expected[..]), titles.contains(title(&expected))) {
                     (true, _) => Listed::So,
@@ -224,7 +231,7 @@ fn title(record: &[u8]) -> &[u8] {
 }
 
 /// A path in a layer's tree as a path below `overlay`.
-fn below(id: &str, path: &[u8]) -> Vec<u8> {
+pub(super) fn below(id: &str, path: &[u8]) -> Vec<u8> {
     let slash: &[u8] = if path.is_empty() { b"" } else { b"/" };
     [id.as_bytes(), b"/diff", slash, path].concat()
 }

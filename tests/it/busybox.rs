@@ -93,7 +93,7 @@ impl Machine {
         tree
     }
 
-    fn state(&self) -> String {
+    pub fn state(&self) -> String {
         fs_err::read_to_string(self.root.join("usr/share/prepull/var-lib-containers-storage/state")).unwrap()
     }
 }

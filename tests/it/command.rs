@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::OnceLock;
 
 /// The repository.
 pub const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
@@ -20,6 +21,21 @@ pub fn prepull(home: &Path) -> Command {
     }
     command.env("HOME", home).env("SOURCE_DATE_EPOCH", "1234567890");
     command
+}
+
+/// `prepull-helper` as it goes into machines. PREPULL_STATIC_HELPER names one that is there; else cargo makes it, once.
+pub fn static_helper() -> PathBuf {
+    static HELPER: OnceLock<PathBuf> = OnceLock::new();
+    let build = || {
+        let target = Path::new(env!("CARGO_BIN_EXE_prepull")).ancestors().nth(2).unwrap();
+        let mut command = Command::new(Path::new(REPOSITORY).join("policy/build-helper"));
+        let output = command.arg("--target-dir").arg(target).output().unwrap();
+        assert!(output.status.success(), "building prepull-helper: {}", stderr(&output));
+        let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+        target.join(triple).join("helper/prepull-helper")
+    };
+    let named = || std::env::var_os("PREPULL_STATIC_HELPER").filter(|path| !path.is_empty()).map(PathBuf::from);
+    HELPER.get_or_init(|| named().unwrap_or_else(build)).clone()
 }
 
 /// Runs it; gives what it said on standard output.

@@ -362,7 +362,7 @@ fn shallow(root: &Path, directory: &Path, clock: &Clock, tree: &mut Tree) {
     }
 }
 
-fn drop_overlay(tree: &mut Tree) {
+pub fn drop_overlay(tree: &mut Tree) {
     for node in tree.values_mut() {
         node.xattrs.retain(|name, value| {
             let is_marker = name == "trusted.overlay.opaque" && value == "y" && node.kind == "dir";
@@ -371,7 +371,7 @@ fn drop_overlay(tree: &mut Tree) {
     }
 }
 
-fn drop_inherited_acls(tree: &mut Tree) {
+pub fn drop_inherited_acls(tree: &mut Tree) {
     for (_, node) in tree.iter_mut().filter(|(name, _)| *name != "d") {
         node.xattrs.retain(|name, _| !name.starts_with("system.posix_acl"));
     }

@@ -50,6 +50,8 @@ mod registry_auth;
 mod registry_real;
 /// The same images give the same bytes, whatever the circumstances; and none leaves broken bytes behind.
 mod reproducible;
+/// `prepull-helper restore`: after `busybox tar -o` and the rc script, stores are exact, and no manifest does harm.
+mod restore;
 /// Modules use only what the table in `src/lib.rs` allows.
 mod rooms;
 /// Random inputs by number: no tests of its own.

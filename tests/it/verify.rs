@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::command::{fails, needs_root, prepull, stderr, succeeds};
 use crate::corpus;
 use crate::made::{Layout, copy, layers};
-use crate::mutations::{Archive, Base, FLAVOURS, Row, bases, findings, rows};
+use crate::mutations::{Archive, Base, FLAVOURS, Row, base_with_helper, bases, findings, helper_rows, rows};
 use crate::stores::{GRAPHROOT, each, in_own_mounts, scratch, skopeo_into, unpack_gnu};
 
 /// How many single bits are changed in each tar, each by itself.
@@ -62,6 +62,23 @@ fn every_change_is_found_and_harmless_ones_are_no_errors() {
             .map_err(|error| format!("{error}\n{:?}", report.groups().collect::<Vec<_>>()))
     });
     assert!(failures.is_empty(), "{} of {}:\n{}", failures.len(), work.len(), failures.join("\n"));
+}
+
+#[test]
+fn changes_of_the_helper_and_its_manifest_are_found() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = scratch.path();
+    let base = base_with_helper(at);
+    let file = at.join("changed.tar");
+    let known = known(&file, &base);
+    assert!(known.iter().all(|(_, rule)| !rule.starts_with("xattr-")), "{known:?}");
+    for row in helper_rows() {
+        let mut archive = Archive::of(&base);
+        (row.change)(&mut archive);
+        let report = verify_bytes(&file, &archive.encode());
+        let judged = row.judge(base.flavour, &report, &known);
+        assert!(judged.is_ok(), "{judged:?}\n{:?}", report.groups().collect::<Vec<_>>());
+    }
 }
 
 /// Numbers that are the same in every run.

@@ -34,7 +34,7 @@ class Layer:
         self.count = 0
         self.times = {}
 
-    def add(self, name, mode=None, owner=(0, 0), data=b"", kind="", link="", device=(0, 0), xattrs=None):
+    def add(self, name, mode=None, owner=(0, 0), data=b"", kind="", link="", device=(0, 0), xattrs=None, fraction=0):
         info = tarfile.TarInfo(name)
         directory = name.endswith("/")
         info.type = tarfile.DIRTYPE if directory else TYPES.get(kind, tarfile.REGTYPE)
@@ -42,6 +42,7 @@ class Layer:
         info.mode = mode if mode is not None else 0o755 if directory else 0o777 if kind == "l" else 0o644
         info.uid, info.gid = owner
         info.mtime = self.times.get(link, TIME + self.count % 1000) if kind == "h" else TIME + self.count % 1000
+        info.mtime += fraction
         self.times[name] = info.mtime
         info.size, info.linkname = len(data), link
         info.devmajor, info.devminor = device
@@ -103,6 +104,11 @@ def odd():
     # Attributes.
     add("bin/capable", 0o755, (0, 0), b"may bind\n", xattrs={"security.capability": CAPABILITY})
     add("bin/capable-other", 0o755, (7, 7), b"may bind\n", xattrs={"security.capability": CAPABILITY, "user.note": b"hi"})
+    # Fractions of a second that a float can hold, on what has none of busybox tar's other troubles, and on what has.
+    add("exact/", fraction=0.5).add("exact/file", data=b"dated\n", fraction=0.25)
+    add("exact/link", kind="l", link="/exact/file", fraction=0.125).add("bin/exact", kind="h", link="exact/file")
+    add("able/", 0o750, (7, 7), xattrs={"user.note": b"of a directory"})
+    add("able/set", 0o4755, (7, 7), b"may bind\n", xattrs={"security.capability": CAPABILITY})
     # For the layers above.
     add("gone/").add("gone/file", data=b"1").add("gone/dir/").add("gone/dir/file", data=b"2").add("gone/link", kind="l", link="file")
     for name in ("opaque", "nested", "again", "twice"):

@@ -26,7 +26,7 @@ class Inode:
     kind: str
     mode: int
     owner: str
-    seconds: int
+    seconds: float
     device: str
     target: str
     content: str
@@ -45,7 +45,7 @@ class Inode:
             kind=kind,
             mode=info.mode & 0o7777 if kind != "symlink" else 0,
             owner=f"{info.uid}:{info.gid}",
-            seconds=int(info.mtime),
+            seconds=info.mtime,
             device=f"{info.devmajor}:{info.devminor}" if kind in ("char", "block") else "",
             target=info.linkname if kind == "symlink" else "",
             content=content,
@@ -131,15 +131,17 @@ def hard_links(tree):
 
 
 def dated_late(tree):
-    """Directories whose time busybox tar does not keep: it makes symbolic links that are absolute or have ".." in them last
-    of all (libarchive/unsafe_symlink_target.c), long after the directory's header."""
+    """Directories whose time busybox tar does not keep: it makes hard links, and symbolic links that are absolute or have ".."
+    in them, last of all (libarchive/unsafe_symlink_target.c), long after the directory's header."""
     late = lambda inode: inode.kind == "symlink" and (inode.target.startswith("/") or ".." in inode.target)
-    return {path.rpartition("/")[0] for path, inode in tree.items() if late(inode)}
+    linked = hard_links(tree)
+    return {path.rpartition("/")[0] for path, inode in tree.items() if late(inode) or path in linked}
 
 
 def differences(truth, seen, busybox=False, xattrs=True, mksquashfs=False, made=frozenset()):
     """One line for everything in which `seen` is not `truth`, but for what these programs cannot do:
-    `busybox`: keep certain times; `mksquashfs`: keep the / in front of a symbolic link's long target (version 4.5 -tar).
+    `busybox`: keep certain times; `mksquashfs`: keep fractions of a second, and the / in front of a symbolic link's long
+    target (version 4.5 -tar).
     `made`: paths that may have been made, and touched."""
     lines = [f"{path!r}: is missing" for path in truth if path not in seen]
     lines += [f"{path!r}: must not be there" for path in seen if path not in truth and path not in made]
@@ -154,6 +156,8 @@ def differences(truth, seen, busybox=False, xattrs=True, mksquashfs=False, made=
             fields.append("xattrs")
         for field in fields:
             a, b = getattr(want, field), getattr(got, field)
+            if (busybox or mksquashfs) and field == "seconds":
+                a, b = int(a), int(b)
             if mksquashfs and field == "target" and len(a) > 100:
                 a, b = a.lstrip("/"), b.lstrip("/")
             if a != b:

@@ -1,5 +1,8 @@
 //! What gives back what busybox loses.
 
+use prepull::entry::{Entry, Kind};
+use prepull::wire::{self, read::Reader};
+
 use super::{Row, row};
 
 const SCRIPT: &str = "/etc/init.d/25prepull.rc";
@@ -115,5 +118,111 @@ pub fn rows() -> Vec<Row> {
         })
         .busybox()
         .warning("xattr-dropped"),
+    ]
+}
+
+/// Changes of a tar with a helper.
+pub fn helper_rows() -> Vec<Row> {
+    fn helper(tar: &super::Archive<'_>) -> String {
+        list(tar, "prepull-helper")
+    }
+    fn manifest(tar: &super::Archive<'_>) -> String {
+        list(tar, "manifest.tar")
+    }
+    /// Reads the manifest, and writes it again otherwise.
+    fn entries(tar: &mut super::Archive<'_>, change: impl Fn(&mut Vec<Entry>)) {
+        let content = tar.content(&manifest(tar));
+        let (mut reader, mut entries) = (Reader::new(&content[..]), Vec::new());
+        while let Some(entry) = reader.next_entry().unwrap() {
+            entries.push(entry);
+        }
+        change(&mut entries);
+        content.clear();
+        entries.iter().for_each(|entry| wire::header(entry, content));
+        content.extend_from_slice(&wire::END);
+    }
+    fn of(entries: &[Entry], end: &str) -> usize {
+        entries.iter().position(|entry| entry.path.ends_with(end.as_bytes())).unwrap()
+    }
+    vec![
+        row("no helper", |tar| tar.remove(&helper(tar))).warning("restore-helper").also(&["xattr-listed"]),
+        row("a helper that does not run", |tar| tar.edit(&helper(tar), |entry| entry.meta.mode = 0o644))
+            .warning("restore-helper")
+            .also(&["xattr-listed"]),
+        row("a helper that is none", |tar| tar.set(&helper(tar), "#! /bin/sh\n"))
+            .warning("restore-helper")
+            .also(&["xattr-listed"]),
+        row("no manifest", |tar| tar.remove(&manifest(tar))).error("restore-manifest").also(&["xattr-listed"]),
+        row("a manifest without its end", |tar| {
+            let content = tar.content(&manifest(tar));
+            content.truncate(content.len() - 1024);
+        })
+        .error("restore-manifest")
+        .also(&["xattr-listed"]),
+        row("a manifest that is no tar", |tar| tar.set(&manifest(tar), "bin/ping\n"))
+            .error("restore-manifest")
+            .also(&["xattr-listed"]),
+        row("no helper, no manifest, no list", |tar| {
+            tar.remove(&helper(tar));
+            tar.remove(&manifest(tar));
+            tar.remove("/usr/share/prepull/xattrs");
+        })
+        .warning("xattr-dropped"),
+        row("no list beside a manifest", |tar| tar.remove("/usr/share/prepull/xattrs")),
+        row("a helper that nobody calls", |tar| tar.remove(SCRIPT)).warning("owners-lost").also(&["xattr-listed"]),
+        row("a file with attributes is not listed", |tar| {
+            entries(tar, |entries| {
+                let at = of(entries, "bin/ping");
+                entries.remove(at);
+            });
+        })
+        .note("xattr-listed"),
+        row("another capability", |tar| {
+            entries(tar, |entries| {
+                let at = of(entries, "bin/ping");
+                entries[at].meta.xattrs[0].1[5] ^= 1;
+            });
+        })
+        .error("restore-manifest")
+        .also(&["xattr-listed"]),
+        row("another time of a link", |tar| {
+            entries(tar, |entries| {
+                let at = of(entries, "bin/sh");
+                entries[at].meta.mtime.seconds += 1;
+            });
+        })
+        .error("restore-manifest"),
+        row("another target of a link", |tar| {
+            entries(tar, |entries| {
+                let at = of(entries, "bin/sh");
+                entries[at].kind = Kind::Symlink(b"other".to_vec());
+            });
+        })
+        .error("restore-manifest"),
+        row("another mode in the manifest", |tar| {
+            entries(tar, |entries| {
+                let at = of(entries, "bin/ping");
+                entries[at].meta.mode = 0o4755;
+            });
+        })
+        .error("restore-manifest")
+        .also(&["xattr-listed"]),
+        row("a link is not listed", |tar| {
+            entries(tar, |entries| {
+                let at = of(entries, "etc/owned");
+                entries.remove(at);
+            });
+        })
+        .error("restore-manifest"),
+        row("a file that is not there is listed", |tar| {
+            entries(tar, |entries| {
+                let at = of(entries, "bin/sh");
+                entries[at].path.push(b'2');
+            });
+        })
+        .error("restore-manifest"),
+        row("an entry twice in the manifest", |tar| entries(tar, |entries| entries.push(entries[0].clone())))
+            .error("restore-manifest")
+            .also(&["xattr-listed"]),
     ]
 }

@@ -9,6 +9,7 @@ mod tars;
 mod trees;
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::io::Read as _;
 use std::path::Path;
 
@@ -104,6 +105,15 @@ pub struct Base {
 
 /// The good tars of all flavours: an image of two layers, one of three that shares them, and one without layers.
 pub fn bases(at: &Path) -> Vec<Base> {
+    bases_with(at, &FLAVOURS, "none".as_ref())
+}
+
+/// One for busybox with a helper that puts back what that drops.
+pub fn base_with_helper(at: &Path) -> Base {
+    bases_with(at, &FLAVOURS[..1], crate::command::static_helper().as_ref()).remove(0)
+}
+
+fn bases_with(at: &Path, flavours: &[Flavour], helper: &OsStr) -> Vec<Base> {
     let mut layout = Layout::new(at.join("layout"));
     let layers = layers();
     let mut images = Vec::new();
@@ -119,13 +129,14 @@ pub fn bases(at: &Path) -> Vec<Base> {
         let tar = at.join(format!("{}-{}.tar", flavour.busybox, flavour.additional));
         let mut command = prepull(at);
         command.args(["make", "--quiet", "--platform", "linux/amd64", "-o"]).arg(&tar);
+        command.arg("--restore-helper").arg(helper);
         command.args(["--unpacker", if flavour.busybox { "busybox" } else { "gnu" }]);
         command.args(["--store", if flavour.additional { "additional" } else { "primary" }]);
         let item = |(name, _): &(&str, String)| format!("oci:{}:localhost/{name}:1", layout.path.display());
         succeeds(command.args(images.iter().map(item)));
         Base { flavour, tar: fs_err::read(&tar).unwrap(), layers: ids.clone(), images: images.clone() }
     };
-    FLAVOURS.into_iter().map(make).collect()
+    flavours.iter().copied().map(make).collect()
 }
 
 /// An entry of a tar that is being changed.
@@ -520,6 +531,8 @@ pub fn findings(report: &Report) -> BTreeSet<(Severity, &'static str)> {
 }
 
 /// All rows.
+pub use machine::helper_rows;
+
 pub fn rows() -> Vec<Row> {
     [skeleton::rows(), records::rows(), images::rows(), trees::rows(), tars::rows(), machine::rows(), config::rows()]
         .into_iter()
