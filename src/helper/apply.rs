@@ -277,7 +277,7 @@ impl Making<'_> {
         let done = if known || self.budget.powers == Powers::Own { set(name, value) } else { Err(Errno::NOTSUP) };
         match done {
             Ok(()) => Ok(()),
-            Err(Errno::NOTSUP | Errno::PERM) if name != CAPABILITY => {
+            Err(error) if error == Errno::NOTSUP || error == Errno::PERM && name != CAPABILITY => {
                 self.budget.dropped.0 += 1;
                 if self.budget.dropped.1.len() < DROPPED_SHOWN {
                     let text = format!("{} ({})", shown(&self.entry.path), shown(name));

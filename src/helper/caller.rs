@@ -1,166 +1,143 @@
-//! Who asks: decided by what the kernel and sudo say, never by what the caller does.
+//! Who asks.
+//!
+//! Names come from /etc/passwd and /etc/group alone. NSS would load whatever libraries are configured into a process with
+//! privilege, and a static program cannot do it safely at all; a user whom only LDAP knows is named in the policy by number.
 
 use std::ffi::OsStr;
-use std::os::fd::AsFd;
+use std::io;
 
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use nix::sys::socket::{getsockopt, sockopt};
+use rustix::io::Errno;
+use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
+use rustix::net::{AddressFamily, SocketType};
+use rustix::process::{geteuid, getuid};
+use rustix::stdio::stdin;
 
-use super::policy::Id;
-use super::root::Dir;
+use super::policy::{Id, Untrusted, Who, number, trusted};
 
-/// The most bytes of /etc/passwd and /etc/group.
-const ACCOUNTS_MAX: u64 = 16 << 20;
+/// The most bytes of /etc/passwd and /etc/group: a hundred thousand users.
+const TABLE_MAX: usize = 8 << 20;
 
-/// A user, with the groups that /etc/group gives it. There is no other source of accounts here: it would be a library
-/// loaded into a program with privilege.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Caller {
-    /// By number.
-    pub uid: u32,
-    names: Vec<String>,
-    gids: Vec<u32>,
-    groups: Vec<String>,
-}
-
-/// Why nobody is believed.
+/// Why it is not known who asks.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Set by something else than sudo.
-    #[error("SUDO_UID is no number")]
-    SudoUid,
-    /// Not one of the ways to start it.
-    #[error("started with a setuid bit (use sudo, the service, or file capabilities: `prepull doctor`)")]
+    /// The program has a setuid bit: its caller would control everything that a process inherits.
+    #[error("prepull-helper must not be setuid (chmod u-s; use sudo, its socket, or file capabilities)")]
     Setuid,
-    /// The kernel does not say who is at the other end of the socket.
-    #[error("looking who is at the other end of the socket: {0}")]
-    Peer(rustix::io::Errno),
-    /// Accounts cannot be read.
-    #[error("reading /etc/passwd and /etc/group: {0}")]
-    Accounts(rustix::io::Errno),
+    /// `SUDO_UID` is no user's number.
+    #[error("SUDO_UID is not a number: only sudo should set it")]
+    SudoUid,
+    /// Standard input is a socket that does not say who is at its other end.
+    #[error("standard input is not a connected unix stream socket (prepull-helper.socket has Accept=yes)")]
+    Socket,
+    /// The system does not say who is at the other end.
+    #[error("who is at the other end of standard input: {0}")]
+    Peer(io::Error),
+    /// A table of names is not to be trusted.
+    #[error(transparent)]
+    Table(#[from] Untrusted),
 }
 
-/// Who asks.
-///
-/// * Not root's process: the user whose it is (the program has file capabilities).
-/// * `SUDO_UID`: that user. sudo sets it, whatever the user's environment says. It can only take away: without it, it
-///   would be root. And it goes before the socket, since a user can hand sudo a socket with a daemon of root's at its other end.
-/// * Standard input is a socket: who is at its other end (the service, started by systemd).
-/// * Else root.
+/// A user, with the names and groups that the policy may call them by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// Number.
+    pub uid: u32,
+    /// Name: that of the first line in /etc/passwd with the number, as everywhere.
+    name: Option<String>,
+    /// Number and name of each group.
+    groups: Vec<(u32, String)>,
+}
+
+/// What the kernel says of this process.
+struct Facts {
+    real: u32,
+    effective: u32,
+    /// The user at the other end of standard input, if that is a socket.
+    peer: Option<Result<u32, Error>>,
+}
+
+/// Whoever has started this process, or is at the other end of its standard input. `sudo_uid` is `SUDO_UID` of the environment.
 ///
 /// # Errors
-/// When the facts do not fit together.
+/// When that is not clear, or the tables of users are not to be trusted.
 pub fn identify(sudo_uid: Option<&OsStr>) -> Result<Caller, Error> {
-    let ids = (rustix::process::getuid().as_raw(), rustix::process::geteuid().as_raw());
-    let stdin = rustix::stdio::stdin();
-    let uid = decide(ids, sudo_uid, || {
-        let is_socket = sockopt::socket_domain(stdin.as_fd()) == Ok(AddressFamily::UNIX)
-            && sockopt::socket_type(stdin.as_fd()) == Ok(SocketType::STREAM);
-        is_socket.then(|| sockopt::socket_peercred(stdin.as_fd()).map(|peer| peer.uid.as_raw())).transpose()
-    })?;
-    let read = |name: &[u8]| {
-        let etc = Dir::at(c"/").and_then(|root| root.enter(b"etc"));
-        etc.and_then(|etc| etc.read(name, ACCOUNTS_MAX)).map_err(Error::Accounts)
-    };
-    let (passwd, group) = (read(b"passwd")?.unwrap_or_default(), read(b"group")?.unwrap_or_default());
-    Ok(Caller::new(uid, &String::from_utf8_lossy(&passwd), &String::from_utf8_lossy(&group)))
+    let facts = Facts { real: getuid().as_raw(), effective: geteuid().as_raw(), peer: peer() };
+    let uid = decide(facts, sudo_uid)?;
+    Ok(Caller::known_as(uid, &trusted("/etc/passwd", TABLE_MAX)?, &trusted("/etc/group", TABLE_MAX)?))
 }
 
-fn decide(
-    (real, effective): (u32, u32),
-    sudo_uid: Option<&OsStr>,
-    peer: impl FnOnce() -> Result<Option<u32>, rustix::io::Errno>,
-) -> Result<u32, Error> {
-    match (real, sudo_uid) {
-        (0, Some(uid)) => uid.to_str().and_then(|uid| uid.parse().ok()).ok_or(Error::SudoUid),
-        (0, None) => Ok(peer().map_err(Error::Peer)?.unwrap_or(0)),
-        _ if effective != real => Err(Error::Setuid),
-        _ => Ok(real),
+/// The order matters: what the caller can influence least comes first.
+fn decide(facts: Facts, sudo_uid: Option<&OsStr>) -> Result<u32, Error> {
+    if facts.effective != facts.real {
+        return Err(Error::Setuid);
+    }
+    // A user started it: file capabilities. Their environment and their sockets say nothing.
+    if facts.real != 0 {
+        return Ok(facts.real);
+    }
+    // sudo started it. A user can give sudo a socket that leads to a daemon of root, so the socket is not asked. Had anybody
+    // else set the variable, they would only have given up being root.
+    if let Some(value) = sudo_uid {
+        let uid = value.to_str().filter(|digits| !digits.is_empty()).and_then(number);
+        return uid.filter(|uid| *uid != u32::MAX).ok_or(Error::SudoUid);
+    }
+    // The socket's service started it: whoever connected. Without a socket: root.
+    facts.peer.unwrap_or(Ok(0))
+}
+
+/// The user who connected the socket that standard input is.
+fn peer() -> Option<Result<u32, Error>> {
+    let listens = match socket_acceptconn(stdin()) {
+        Err(Errno::NOTSOCK | Errno::BADF) => return None,
+        Err(error) => return Some(Err(Error::Peer(error.into()))),
+        Ok(listens) => listens,
+    };
+    // A connection from the network has no user, and a listening socket only its owner's.
+    let is_unix = socket_domain(stdin()) == Ok(AddressFamily::UNIX);
+    if listens || !is_unix || socket_type(stdin()) != Ok(SocketType::STREAM) {
+        return Some(Err(Error::Socket));
+    }
+    // Not with rustix: its type has no room for the process number 0, which is that of a peer in an outer PID namespace.
+    match getsockopt(&stdin(), sockopt::PeerCredentials) {
+        Err(error) => Some(Err(Error::Peer(error.into()))),
+        // Nobody has connected it.
+        Ok(credentials) if credentials.uid() == u32::MAX => Some(Err(Error::Socket)),
+        Ok(credentials) => Some(Ok(credentials.uid())),
     }
 }
 
 impl Caller {
-    /// The user `uid` with what the texts of passwd(5) and group(5) say of it.
-    #[must_use]
-    pub fn new(uid: u32, passwd: &str, group: &str) -> Self {
-        let mut caller = Self { uid, names: Vec::new(), gids: Vec::new(), groups: Vec::new() };
-        let mut primary = Vec::new();
-        for line in passwd.lines() {
-            let fields: Vec<&str> = line.split(':').collect();
-            if let [name, _, number, gid, ..] = fields[..]
-                && number.parse() == Ok(uid)
-                && !name.is_empty()
-            {
-                caller.names.push(name.to_owned());
-                primary.extend(gid.parse::<u32>());
+    /// Looks `uid` up. Lines that are not as passwd(5) and group(5) have them are nobody's.
+    fn known_as(uid: u32, passwd: &str, group: &str) -> Self {
+        let user = passwd.lines().find_map(|line| match line.split(':').collect::<Vec<_>>()[..] {
+            [name, _, number_, gid, _, _, _] if !name.is_empty() && number(number_) == Some(uid) => {
+                Some((name, number::<u32>(gid)?))
             }
-        }
-        for line in group.lines() {
-            let fields: Vec<&str> = line.split(':').collect();
-            if let [name, _, gid, members] = fields[..]
-                && let Ok(gid) = gid.parse()
-                && (primary.contains(&gid)
-                    || members.split(',').any(|member| caller.names.iter().any(|name| name == member)))
-            {
-                caller.gids.push(gid);
-                caller.groups.push(name.to_owned());
+            _ => None,
+        });
+        let groups = group.lines().filter_map(|line| match line.split(':').collect::<Vec<_>>()[..] {
+            [name, _, gid, members] if !name.is_empty() => {
+                let gid = number::<u32>(gid)?;
+                let (user, primary) = user?;
+                let is_member = gid == primary || members.split(',').any(|member| member == user);
+                is_member.then(|| (gid, name.to_owned()))
             }
-        }
-        caller.gids.extend(primary);
-        caller
+            _ => None,
+        });
+        Self { uid, groups: groups.collect(), name: user.map(|(name, _)| name.to_owned()) }
     }
 
-    /// Whether it is this user.
-    #[must_use]
-    pub fn is_user(&self, id: &Id) -> bool {
-        match id {
-            Id::Number(uid) => self.uid == *uid,
-            Id::Name(name) => self.names.contains(name),
-        }
-    }
-
-    /// Whether it is in this group.
-    #[must_use]
-    pub fn is_in(&self, id: &Id) -> bool {
-        match id {
-            Id::Number(gid) => self.gids.contains(gid),
-            Id::Name(name) => self.groups.contains(name),
+    /// Whether the policy means this user.
+    pub(super) fn is(&self, who: &Who) -> bool {
+        match who {
+            Who::User(Id::Number(uid)) => self.uid == *uid,
+            Who::User(Id::Name(name)) => self.name.as_ref() == Some(name),
+            Who::Group(Id::Number(gid)) => self.groups.iter().any(|group| group.0 == *gid),
+            Who::Group(Id::Name(name)) => self.groups.iter().any(|group| group.1 == *name),
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn decided(ids: (u32, u32), sudo: Option<&str>, peer: Option<u32>) -> Result<u32, String> {
-        decide(ids, sudo.map(OsStr::new), || Ok(peer)).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn who_asks_follows_from_how_it_was_started() {
-        assert_eq!(decided((0, 0), None, None), Ok(0), "root");
-        assert_eq!(decided((0, 0), Some("1000"), None), Ok(1000), "sudo");
-        assert_eq!(decided((0, 0), None, Some(1000)), Ok(1000), "a service");
-        assert_eq!(decided((0, 0), Some("1000"), Some(0)), Ok(1000), "sudo with a socket of a daemon of root's");
-        assert_eq!(decided((1000, 1000), None, None), Ok(1000), "file capabilities");
-        assert_eq!(decided((1000, 1000), Some("0"), Some(0)), Ok(1000), "a user says anything");
-        for bad in ["", "-1", "root", "1000 ", "4294967296", "0x0"] {
-            assert!(decided((0, 0), Some(bad), None).is_err(), "{bad:?}");
-        }
-        assert!(decided((1000, 0), None, None).is_err(), "setuid");
-    }
-
-    #[test]
-    fn names_come_from_the_files_of_root() {
-        let passwd = "root:x:0:0::/root:/bin/sh\nalice:x:1000:100::/:\n:x:1000:0::/:\nbad\nbob:x:1001:101::/:\n";
-        let group = "users:x:100:\nprepull:x:50:bob,alice\nother:x:51:bob\nbroken:x:0\n";
-        let alice = Caller::new(1000, passwd, group);
-        let name = |name: &str| Id::Name(name.to_owned());
-        assert!(alice.is_user(&name("alice")) && alice.is_user(&Id::Number(1000)));
-        assert!(!alice.is_user(&name("")) && !alice.is_user(&name("bob")) && !alice.is_user(&Id::Number(0)));
-        assert!(alice.is_in(&name("prepull")) && alice.is_in(&name("users")) && alice.is_in(&Id::Number(100)));
-        assert!(!alice.is_in(&name("other")) && !alice.is_in(&name("broken")) && !alice.is_in(&name("")));
-        let nobody = Caller::new(7, passwd, group);
-        assert!(nobody.is_user(&Id::Number(7)) && !nobody.is_in(&Id::Number(0)) && !nobody.is_in(&name("")));
-    }
-}
+mod tests;

@@ -428,14 +428,15 @@ fn confined() -> Result<Job, Error> {
         bytes: allow.max_bytes,
         inodes: allow.max_inodes,
         devices: allow.devices,
-        suid: allow.suid(),
-        filecaps: allow.filecaps(),
+        suid: allow.suid,
+        filecaps: allow.filecaps,
         dropped: (0, Vec::new()),
     };
     Ok(Job {
         kind: allow.kind,
         root: (found.st_dev, found.st_ino),
-        target: Dir::from(target),
+        // What was held was only a place: now it is read, too.
+        target: Dir::from(target).open(b"").map_err(|error| Error::system("opening the target", error))?,
         graphroot: allow.graphroot.clone(),
         budget,
         deadline: Instant::now() + Duration::from_secs(allow.max_seconds),

@@ -226,16 +226,19 @@ fn own_job(target: &Target) -> io::Result<Job> {
     Ok(Job {
         kind,
         root: (found.st_dev, found.st_ino),
-        target: Dir::from(without_mounts(directory.into())),
+        target: Dir::from(without_mounts(directory.into())).open(b"")?,
         graphroot: target.graphroot.clone(),
         budget,
         deadline: Instant::now() + PATIENCE,
     })
 }
 
-/// Reads a line of JSON.
+/// Reads a line of JSON. Who has said it before it has read all that was sent resets a socket: what it said counts.
 fn read_answer(from: impl io::Read) -> io::Result<Option<Answer>> {
     let mut text = Vec::new();
-    from.take(ANSWER_MAX).read_to_end(&mut text)?;
-    Ok(serde_json::from_slice(&text).ok())
+    let read = from.take(ANSWER_MAX).read_to_end(&mut text);
+    match serde_json::from_slice(&text) {
+        Ok(answer) => Ok(Some(answer)),
+        Err(_) => read.map(|_| None),
+    }
 }

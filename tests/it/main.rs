@@ -34,6 +34,8 @@ mod made;
 mod model;
 /// A good tar, and all that can be done to it: no tests of its own.
 mod mutations;
+/// `prepull-helper`: who may, what it does for them, and that nothing else can be had from it. Most of it needs root.
+mod privilege;
 /// Random layers: skopeo and prepull take the same ones, and make the same of them.
 mod random;
 /// Tar archives block by block: no tests of its own.

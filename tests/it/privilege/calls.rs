@@ -1,0 +1,185 @@
+//! What the helper may still do when it reads its first byte: capabilities phase by phase, paths, and system calls.
+
+use std::process::Stdio;
+
+use crate::command::needs_root;
+use crate::privilege::{Jail, figure};
+
+/// CAP_CHOWN, CAP_FOWNER, CAP_FSETID, CAP_SETFCAP (linux/capability.h: 0, 3, 4, 31).
+const FOUR: &str = "0000000080000019";
+const NONE: &str = "0000000000000000";
+
+fn field<'a>(status: &'a str, name: &str) -> &'a str {
+    status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or_default().trim()
+}
+
+#[test]
+fn four_capabilities_and_none_of_them_effective() {
+    if !needs_root("privilege::calls::four_capabilities_and_none_of_them_effective") {
+        return;
+    }
+    for (more, permitted) in [("", FOUR), ("devices = true", "0000000088000019")] {
+        let jail = Jail::new(more);
+        let mut command = jail.command(
+            r#"cd "$at/vm" && exec 7</etc/shadow && exec env SUDO_UID=4321 SECRET=1 "$at/bin/prepull-helper" stdio"#,
+        );
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // `unshare` and bash have become the helper: its number is the child's.
+        let path = format!("/proc/{}", child.id());
+        let mut status = String::new();
+        for _ in 0..200 {
+            status = fs_err::read_to_string(format!("{path}/status")).unwrap();
+            if field(&status, "Seccomp") == "2" {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        for (name, value) in [
+            ("CapPrm", permitted),
+            ("CapEff", NONE),
+            ("CapInh", NONE),
+            ("CapBnd", NONE),
+            ("CapAmb", NONE),
+            ("NoNewPrivs", "1"),
+            ("Seccomp", "2"),
+            ("Threads", "1"),
+            ("Umask", "0077"),
+            ("Groups", ""),
+        ] {
+            assert_eq!(field(&status, name), value, "{name}\n{status}");
+        }
+        let root = fs_err::read_link(format!("{path}/root")).unwrap();
+        assert!(
+            root.ends_with("var/lib/containers/storage") || root == std::path::Path::new("/"),
+            "{}",
+            root.display()
+        );
+        let files: Vec<_> =
+            fs_err::read_dir(format!("{path}/fd")).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let shown: Vec<_> = files.iter().map(|file| fs_err::read_link(file).unwrap()).collect();
+        assert!(!shown.iter().any(|file| file.starts_with("/etc")), "{shown:?}");
+        let environment = fs_err::read(format!("{path}/environ")).unwrap();
+        assert_eq!(environment, b"SUDO_UID=4321\0");
+        drop(child.stdin.take());
+        assert_eq!(child.wait().unwrap().code(), Some(1));
+    }
+}
+
+#[test]
+fn each_capability_is_there_for_its_call_only() {
+    if !needs_root("privilege::calls::each_capability_is_there_for_its_call_only") {
+        return;
+    }
+    // (call, what it needs): the process is stopped at the call, and looked at.
+    for (call, effective) in [
+        ("fchown", "0000000000000001"),
+        ("fchmod", "0000000000000018"),
+        ("write", NONE),
+        ("linkat", "0000000000000008"),
+        ("renameat", NONE),
+        ("mkdirat", NONE),
+    ] {
+        let jail = Jail::new("");
+        let at = jail.at("home/oci");
+        let mut layout = crate::made::Layout::new(at.clone());
+        let case = crate::corpus::all().into_iter().find(|case| case.name == "link").unwrap();
+        case.write(&mut layout);
+        let script = format!(
+            r#"chown -R {user} "$at/home"; cat >"$at/bin/traced" <<'END'
+#! /bin/sh
+at=$(dirname "$0")
+exec strace -f -o "$at/trace" -e trace={call} -e inject={call}:delay_enter=200000:when=1+1 env SUDO_UID={user} "$at/prepull-helper" "$@"
+END
+            chmod 755 "$at/bin/traced"; cd /
+            "$at/bin/prepull" install --quiet --no-cache --via helper --helper "$at/bin/traced" --root "$at/vm" 'oci:{oci}:{image}' 2>"$at/said" & job=$!
+            for n in $(seq 400); do
+                for pid in $(pidof prepull-helper); do
+                    test "$(readlink /proc/$pid/exe)" = "$at/bin/prepull-helper" || continue
+                    grep -q '^Seccomp:.2' /proc/$pid/status 2>/dev/null && echo "$(sed -n 's/^CapEff:.//p' /proc/$pid/status) $(cut -d ' ' -f 1 /proc/$pid/syscall)"
+                done
+                kill -0 $job 2>/dev/null || break
+                sleep 0.01
+            done >"$at/seen"; wait $job || {{ cat "$at/said" >&2; exit 1; }}"#,
+            user = super::USER,
+            oci = at.display(),
+            image = case.image(),
+        );
+        jail.ok(&script);
+        let seen = fs_err::read_to_string(jail.at("seen")).unwrap();
+        let number = call_number(call);
+        let at_call: Vec<&str> = seen
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+            .filter(|(_, at)| *at == number)
+            .map(|(effective, _)| effective)
+            .collect();
+        assert!(!at_call.is_empty(), "{call} was not seen: {seen}");
+        // The store's own files are root's: they take none.
+        assert!(at_call.contains(&effective), "{call}: {at_call:?}");
+        assert!(at_call.iter().all(|found| [NONE, effective].contains(found)), "{call}: {at_call:?}");
+    }
+}
+
+/// x86_64's numbers, as /proc/PID/syscall shows them.
+fn call_number(name: &str) -> &'static str {
+    match name {
+        "write" => "1",
+        "fchmod" => "91",
+        "fchown" => "93",
+        "mkdirat" => "258",
+        "renameat" => "264",
+        "linkat" => "265",
+        _ => panic!("{name}"),
+    }
+}
+
+#[test]
+fn no_path_leads_out_of_the_target() {
+    if !needs_root("privilege::calls::no_path_leads_out_of_the_target") {
+        return;
+    }
+    let jail = Jail::new("");
+    let script = format!(
+        r#"cat >"$at/bin/traced" <<'END'
+#! /bin/sh
+at=$(dirname "$0")
+exec strace -f -o "$at/trace.$$" env SUDO_UID={user} "$at/prepull-helper" "$@"
+END
+        chmod 755 "$at/bin/traced"; cd /
+        "$at/bin/prepull" install --quiet --no-cache --via helper --helper "$at/bin/traced" --root "$at/vm" {hello} || exit 1
+        "$at/bin/prepull" rm --quiet --via helper --helper "$at/bin/traced" --root "$at/vm" localhost/hello:v1 || exit 2
+        cat "$at"/bin/trace.*"#,
+        user = super::USER,
+        hello = crate::command::hello(),
+    );
+    let trace = jail.ok(&script);
+    let (mut paths, mut confined, mut filtered) = (0, false, false);
+    for line in trace.lines() {
+        let Some((_, call)) = line.split_once(' ') else { continue };
+        let call = call.trim_start();
+        if call.starts_with("chroot(\".\")") {
+            confined = true;
+        } else if call.starts_with("seccomp(") {
+            filtered = true;
+        } else if call.starts_with("execve(") {
+            (confined, filtered) = (false, false);
+        } else if confined
+            && !call.starts_with("write(")
+            && !call.starts_with("read(")
+            && !call.starts_with("symlinkat(")
+        {
+            // The names in a call; a symbolic link's target is content.
+            for path in call.split('"').skip(1).step_by(2).filter(|_| !call.starts_with("chdir(")) {
+                paths += 1;
+                assert!(!path.starts_with('/') && !path.split('/').any(|name| name == ".."), "{line}");
+            }
+            assert!(!filtered || !call.starts_with("open(") && !call.starts_with("openat("), "{line}");
+            if call.starts_with("openat2(") {
+                let rules = ["RESOLVE_NO_XDEV", "RESOLVE_NO_MAGICLINKS", "RESOLVE_NO_SYMLINKS", "RESOLVE_BENEATH"];
+                assert!(rules.iter().all(|rule| call.contains(rule)), "{line}");
+            }
+        }
+    }
+    assert!(paths > 100, "{paths}\n{trace:.2000}");
+    figure("paths that the helper used, all below its target", paths);
+}

@@ -1,0 +1,217 @@
+//! The ways to the helper, for somebody who is not root.
+
+use crate::command::needs_root;
+use crate::corpus;
+use crate::edge::Stores;
+use crate::made::Layout;
+use crate::privilege::Jail;
+use crate::stores::{Clock, GRAPHROOT, skopeo_into};
+
+/// `prepull install` of an item as the user, by sudo.
+const INSTALL: &str =
+    r#"cd / && as "$at/bin/prepull" install --quiet --root "$at/vm" --helper "$at/bin/prepull-helper" --via sudo"#;
+
+/// Images without opaque directories, which the helper writes as whiteouts, and without attributes that take CAP_SYS_ADMIN.
+const CASES: &[&str] = &[
+    "hardlink",
+    "setuid",
+    "whiteout",
+    "symlink",
+    "modes",
+    "owners",
+    "fifo",
+    "long",
+    "dir",
+    "times",
+    "empty",
+    "xattr-user",
+    "xattr-cap",
+    "setgid",
+    "parents",
+    "root",
+];
+
+#[test]
+fn by_sudo_the_store_is_what_skopeo_makes_and_podman_takes_it() {
+    if !needs_root("privilege::ways::by_sudo_the_store_is_what_skopeo_makes_and_podman_takes_it") {
+        return;
+    }
+    let jail = Jail::new("devices = true");
+    let mut compared = 0;
+    for case in corpus::all() {
+        let is_special = [
+            "opaque",
+            "opq",
+            "xattr-trusted",
+            "xattr-security",
+            "xattr-acl",
+            "xattr-selinux",
+            "xattr-ima",
+            "claimed-xattr",
+            "capability-symlink",
+            "capability-fifo",
+            "capability-char",
+            "capability-block",
+        ]
+        .iter()
+        .any(|part| case.name.contains(part));
+        if is_special
+            || !CASES.iter().any(|start| case.name.starts_with(start))
+            || crate::edge::difference(&case.name).is_some()
+        {
+            continue;
+        }
+        let at = jail.at(&format!("home/{}", case.name));
+        let mut layout = Layout::new(at.join("oci"));
+        case.write(&mut layout);
+        let image = case.image();
+        let item = format!("oci:{}:{image}", layout.path.display());
+        let begun = Clock::now();
+        let theirs = skopeo_into(&at.join("skopeo"), &item, &image);
+        if !theirs.status.success() {
+            continue;
+        }
+        let their_clock = Clock::since(begun);
+        let script = format!(
+            r#"rm -rf "$at/vm/"*; chown -R {USER}:{USER} "{}"; {INSTALL} --no-cache '{item}'"#,
+            layout.path.display(),
+            USER = super::USER
+        );
+        jail.ok(&script);
+        let mut report = String::new();
+        Stores { ours: &jail.store(), theirs: &at.join("skopeo"), their_clock }.compare(&image, &[], &mut report);
+        // The helper sets no attributes of symbolic links and devices.
+        assert!(report.is_empty(), "{}:\n{report}", case.name);
+        compared += 1;
+    }
+    assert!(compared > 30, "{compared}");
+    super::figure("images that the helper wrote by sudo as skopeo does", compared);
+
+    let hello = crate::command::hello();
+    jail.ok(&format!(
+        r#"rm -rf "$at/vm/"*; chmod 755 "$at"; cp -r {repository}/tests/images "$at/home/"; chown -R {user} "$at/home"
+        {INSTALL} oci:$at/home/images/hello:v1=localhost/hello:v1 || exit 1
+        p() {{ podman --root "$at/vm/{GRAPHROOT}" --runroot "$at/run" --storage-driver overlay "$@"; }}
+        p images --format '{{{{.Repository}}}}:{{{{.Tag}}}}' | grep -qx localhost/hello:v1 || exit 2
+        m=$(p image mount localhost/hello:v1) && test -e "$m/etc/passwd" && test ! -e "$m/etc/deleted" || exit 3
+        p image umount localhost/hello:v1 >/dev/null
+        c=$(p create localhost/hello:v1 /x) && m=$(p mount "$c") && echo new >"$m/etc/new" && p umount "$c" >/dev/null || exit 4
+        p pull -q oci:{repository}/tests/images/hello:v1 >/dev/null || exit 5
+        # While a container uses it, it stays; podman and prepull see each other's changes.
+        as "$at/bin/prepull" rm --quiet --root "$at/vm" --helper "$at/bin/prepull-helper" 22abcec99df2 2>"$at/said" && exit 6
+        grep -q "in use by container" "$at/said" || {{ cat "$at/said" >&2; exit 7; }}
+        p rm "$c" >/dev/null || exit 8
+        {INSTALL} oci:$at/home/images/hello:v1=localhost/hello:v2 || exit 9
+        p tag localhost/hello:v2 localhost/hello:v3 || exit 10
+        as "$at/bin/prepull" rm --quiet --root "$at/vm" --helper "$at/bin/prepull-helper" localhost/hello:v2 localhost/hello:v1 || exit 11
+        test "$(p images -q | sort -u | wc -l)" = 1 || exit 12
+        p rmi -f 22abcec99df2 >/dev/null || exit 13
+        test -z "$(p images -q)" || exit 14
+        {INSTALL} oci:$at/home/images/hello:v1=localhost/hello:v1 || exit 15
+        m=$(p image mount localhost/hello:v1) && test -e "$m/etc/passwd" || exit 16
+        p image umount localhost/hello:v1 >/dev/null
+        "#,
+        repository = crate::command::REPOSITORY,
+        user = super::USER,
+    ));
+    let _ = hello;
+}
+
+#[test]
+fn by_a_socket_the_kernel_says_who_asks() {
+    if !needs_root("privilege::ways::by_a_socket_the_kernel_says_who_asks") {
+        return;
+    }
+    let jail = Jail::new("");
+    // What systemd does for prepull-helper.socket and prepull-helper@.service.
+    jail.ok(&format!(
+        r#"mkdir -p "$at/run"; mount -t tmpfs tmpfs /run; mkdir -p /run/prepull
+        cp -r {repository}/tests/images "$at/home/"; chown -R {user} "$at/home"
+        (cd "$at/vm"; exec systemd-socket-activate --accept --inetd -l /run/prepull/helper.sock "$at/bin/prepull-helper" stdio 2>"$at/activate") &
+        for n in $(seq 100); do test -S /run/prepull/helper.sock && break; sleep 0.05; done
+        chmod 666 /run/prepull/helper.sock
+        install() {{ "$@" "$at/bin/prepull" install --quiet --via socket --root "$root" oci:$at/home/images/hello:v1; }}
+        root=$at/vm; install as; status=$?
+        # Another directory than the one that is served, and another user.
+        mkdir -p "$at/other"; root=$at/other; install as 2>"$at/other.said"; other=$?
+        root=$at/vm; install setpriv --reuid 65534 --regid 65534 --clear-groups env HOME=/ 2>"$at/nobody.said"; nobody=$?
+        kill %1
+        test $status = 0 || {{ cat "$at/activate" >&2; exit 1; }}
+        test $other = 1 && grep -q "another directory" "$at/other.said" || {{ cat "$at/other.said" >&2; exit 2; }}
+        test $nobody = 1 && grep -q "allows to the caller" "$at/nobody.said" || {{ cat "$at/nobody.said" >&2; exit 3; }}
+        as "$at/bin/prepull" doctor --root "$at/vm" --helper "$at/bin/prepull-helper" >"$at/doctor" 2>&1
+        "$at/bin/prepull" verify --quiet "$at/vm" >/dev/null || exit 4"#,
+        repository = crate::command::REPOSITORY,
+        user = super::USER,
+    ));
+    let doctor = fs_err::read_to_string(jail.at("doctor")).unwrap();
+    assert!(doctor.contains("  sudo               works\n"), "{doctor}");
+    assert!(doctor.contains("  this process       no: not root"), "{doctor}");
+    assert!(doctor.contains("1 of its 1 entries are for this user"), "{doctor}");
+}
+
+#[test]
+fn with_file_capabilities_a_directory_of_the_users_own() {
+    if !needs_root("privilege::ways::with_file_capabilities_a_directory_of_the_users_own") {
+        return;
+    }
+    let jail = Jail::new("");
+    let said = jail.ok(&format!(
+        r#"cp -r {repository}/tests/images "$at/home/"; chown -R {user}:{user} "$at/home" "$at/vm"
+        setcap cap_chown,cap_fowner,cap_fsetid,cap_setfcap,cap_sys_chroot=p "$at/bin/prepull-helper" || exit 1
+        as "$at/bin/prepull" install --via helper --helper "$at/bin/prepull-helper" --root "$at/vm" oci:$at/home/images/hello:v1 2>&1 || exit 2
+        as "$at/bin/prepull" install --via helper --helper "$at/bin/prepull-helper" --root "$at/vm" oci:$at/home/images/hello:v1 2>&1 || exit 3
+        find "$at/vm" -path '*/diff/*' -user 1000 | grep -q . || exit 4
+        "$at/bin/prepull" verify "$at/vm" >/dev/null || exit 5"#,
+        repository = crate::command::REPOSITORY,
+        user = super::USER,
+    ));
+    assert!(said.contains("everything is there already"), "{said}");
+}
+
+#[test]
+fn who_is_not_in_the_policy_writes_nothing() {
+    if !needs_root("privilege::ways::who_is_not_in_the_policy_writes_nothing") {
+        return;
+    }
+    let entry =
+        |user: &str, root: &str| format!("[[allow]]\nuser = \"{user}\"\nroot = \"{root}\"\nkind = \"storage\"\n");
+    let root = |jail: &Jail| jail.root().display().to_string();
+    let mut tried = 0;
+    let mut refused = |jail: Jail, before: &str, part: &str| {
+        let stream = jail.stream("query", &[]);
+        let script = format!(r#"{before}; cd "$at/vm" && as sudo -n "$at/bin/prepull-helper" stdio"#);
+        let answer = jail.send_by(&script, &stream);
+        assert!(
+            answer.error().contains(part) && answer.status == Some(1),
+            "{before}: {:?} {}",
+            answer.json,
+            answer.stderr
+        );
+        assert_eq!(jail.tree(), ". d 755 0:0 4096 \n", "{before}");
+        tried += 1;
+    };
+    let new = || Jail::new("");
+    let jail = new();
+    let policy = entry("nobody", &root(&jail));
+    refused(jail.with_policy(&policy), "true", "allows to the caller");
+    refused(new().with_policy(""), "true", "allows to the caller");
+    refused(new().with_policy(&entry("tester", "/srv/elsewhere")), "true", "allows to the caller");
+    refused(new().with_policy(&entry("tester", "/")), "true", "allows to the caller");
+    refused(new().with_policy("[[allow]]\nnobody = true\n"), "true", "unknown field");
+    refused(new(), "rm /etc/prepull/helper.toml", "No such file or directory");
+    refused(new(), "chmod 664 /etc/prepull/helper.toml", "writable by nobody else");
+    refused(new(), "chown tester /etc/prepull/helper.toml", "writable by nobody else");
+    refused(new(), "chmod 777 /etc/prepull", "writable by nobody else");
+    refused(new(), "chown tester /etc/prepull", "writable by nobody else");
+    refused(
+        new(),
+        "mv /etc/prepull/helper.toml /etc/prepull/x; ln -s x /etc/prepull/helper.toml",
+        "not be a symbolic link",
+    );
+    refused(new(), "mv /etc/prepull /etc/x; ln -s x /etc/prepull", "not be a symbolic link");
+    refused(new(), "rm /etc/prepull/helper.toml; mkfifo /etc/prepull/helper.toml", "not a regular file");
+    refused(new(), "head -c 2000000 /dev/zero >/etc/prepull/helper.toml", "more than");
+    refused(new(), "printf '\\377' >/etc/prepull/helper.toml", "not UTF-8");
+    super::figure("policies that let nobody in", tried);
+}
