@@ -1,1 +1,395 @@
 //! What the helper takes from itself before it reads the first byte of its input.
+//!
+//! [`begin`], then the policy and the caller, [`open_target`], [`enter`]: each step needs what the next ones take away. All of it
+//! is per thread where the kernel knows threads, so there must be one only.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::{self, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, abort};
+
+use caps::{CapSet, Capability};
+use landlock::{
+    ABI, Access as _, AccessFs, AccessNet, PathBeneath, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _,
+    RulesetError, RulesetStatus, Scope,
+};
+use nix::libc;
+use nix::sys::signal::{SigSet, Signal};
+use rustix::fs::{CWD, Dir, Mode, OFlags, ResolveFlags, StatVfsMountFlags, fstat, fstatvfs, openat2};
+use rustix::io::Errno;
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, chdir, chroot, fchdir, getpid, getrlimit, set_dumpable_behavior, setrlimit,
+    umask,
+};
+use rustix::thread::{
+    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, capabilities, capabilities_secure_bits,
+    clear_ambient_capability_set, set_capabilities, set_capabilities_secure_bits, set_no_new_privs,
+};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen::Dword, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    apply_filter,
+};
+
+use super::policy::{Allow, Kind, PATH};
+
+/// What tells the helper who has called sudo.
+const SUDO_UID: &str = "SUDO_UID";
+
+/// What programs like sudo set, but not `SUDO_UID`: their caller would be taken for root.
+const OTHER_STARTERS: [&str; 2] = ["DOAS_USER", "PKEXEC_UID"];
+
+/// The most open files: a directory for each component of the longest path.
+const FILES_MAX: u64 = 4096;
+
+/// What the limits are made, as far as the caller's own allow: whoever starts the helper cannot make it fail half-way. A
+/// core dump would have what it read.
+const LIMITS: [(Resource, Option<u64>); 6] = [
+    (Resource::Core, Some(0)),
+    (Resource::Nofile, Some(FILES_MAX)),
+    (Resource::Fsize, None),
+    (Resource::Cpu, None),
+    (Resource::As, None),
+    (Resource::Data, None),
+];
+
+/// What stays permitted: give files away, set what only an owner may, keep setgid bits, and set file capabilities.
+const KEPT: CapabilitySet =
+    CapabilitySet::CHOWN.union(CapabilitySet::FOWNER).union(CapabilitySet::FSETID).union(CapabilitySet::SETFCAP);
+
+/// The newest Landlock that is used if the kernel has it.
+const LANDLOCK: ABI = ABI::V6;
+
+/// Why the helper does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A program like sudo that does not say who calls.
+    #[error("{0} is set, but only sudo is asked who calls: use sudo, or unset it")]
+    Starter(&'static str),
+    /// It could not be started again without its environment.
+    #[error("starting again without the environment: {0} (/proc must be mounted)")]
+    Again(io::Error),
+    /// Open files could not be listed.
+    #[error("closing what the caller left open: {0} (/proc must be mounted)")]
+    Descriptors(Errno),
+    /// It could not be hidden from other processes of the user.
+    #[error("PR_SET_DUMPABLE: {0}")]
+    Dumpable(Errno),
+    /// It could not give up what programs that it starts would get.
+    #[error("PR_SET_NO_NEW_PRIVS: {0}")]
+    NoNewPrivs(Errno),
+    /// Signals could not be blocked.
+    #[error("blocking signals: {0}")]
+    Signals(Errno),
+    /// The current directory is not to be looked at.
+    #[error("the current directory: {0}")]
+    Here(Errno),
+    /// The caller may not write here.
+    #[error("the current directory is no root that {PATH} allows to the caller (roots may not be symbolic links)")]
+    NotAllowed,
+    /// Users could run what they have put there.
+    #[error(
+        "{0}: users can reach it, and setuid programs or devices in it would be real: mount it nosuid,nodev, or make it \
+         root's with mode 0700, or set suid, filecaps and devices to false in {PATH}"
+    )]
+    Reachable(String),
+    /// The process has not what the work takes.
+    #[error(
+        "not permitted: {0} (start it as root, or: setcap cap_chown,cap_fowner,cap_fsetid,cap_setfcap,cap_sys_chroot=p)"
+    )]
+    Missing(String),
+    /// Capabilities cannot be set.
+    #[error("capabilities: {0}")]
+    Capabilities(io::Error),
+    /// The root cannot be entered.
+    #[error("chroot: {0}")]
+    Chroot(Errno),
+    /// Landlock, which the kernel has, does not take the rules.
+    #[error("Landlock: {0}")]
+    Landlock(#[from] RulesetError),
+    /// The filter of system calls is not taken.
+    #[error("seccomp: {0} (the kernel must have CONFIG_SECCOMP_FILTER)")]
+    Seccomp(#[from] seccompiler::Error),
+    /// The filter of system calls cannot be made for this machine.
+    #[error("seccomp: {0}")]
+    Filter(#[from] seccompiler::BackendError),
+}
+
+/// Takes away what the caller could have left to this process, for any caller. Gives `SUDO_UID`. `mode` is the only argument,
+/// if it has to start again.
+///
+/// Standard input, output and error are there: Rust opens /dev/null for those that are closed at the start.
+///
+/// # Errors
+/// When a step fails: then nothing has been read or written.
+pub fn begin(mode: &str) -> Result<Option<OsString>, Error> {
+    // 1. The environment. Nothing here asks for it, but libraries do. It cannot be cleared in place without `unsafe`; so again,
+    // from the same file, which also takes out of memory what was loaded for it. First, because file capabilities are
+    // only given before no_new_privs.
+    if let Some(name) = OTHER_STARTERS.into_iter().find(|name| std::env::var_os(name).is_some()) {
+        return Err(Error::Starter(name));
+    }
+    let sudo_uid = std::env::var_os(SUDO_UID);
+    if std::env::vars_os().any(|(name, _)| name != SUDO_UID) {
+        let mut again = Command::new("/proc/self/exe");
+        again.arg0("prepull-helper").arg(mode).env_clear().envs(sudo_uid.map(|value| (SUDO_UID, value)));
+        return Err(Error::Again(again.exec()));
+    }
+    // 2. Open files: before any of ours is opened.
+    close_inherited().map_err(Error::Descriptors)?;
+    // 3. What is made has no permissions that were not asked for.
+    umask(Mode::RWXG | Mode::RWXO);
+    // 4. No other process of the caller reads its memory or takes it over by ptrace.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(Error::Dumpable)?;
+    // 5. No program gives it more than it has. Landlock and seccomp ask for this, too.
+    set_no_new_privs(true).map_err(Error::NoNewPrivs)?;
+    // 6. Limits, and their signals: a write that goes over a limit is an error then, and not the end.
+    for (resource, wanted) in LIMITS {
+        lift(resource, wanted);
+    }
+    let blocked: SigSet = [Signal::SIGXFSZ, Signal::SIGXCPU].into_iter().collect();
+    blocked.thread_set_mask().map_err(|error| Error::Signals(Errno::from_raw_os_error(error as i32)))?;
+    Ok(sudo_uid)
+}
+
+/// Closes all above standard error.
+fn close_inherited() -> Result<(), Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let list = openat2(CWD, "/proc/self/fd", flags, Mode::empty(), ResolveFlags::empty())?;
+    let own = list.as_raw_fd();
+    let mut inherited = Vec::new();
+    for entry in Dir::new(list)? {
+        let name = entry?;
+        let number = name.file_name().to_str().ok().and_then(|name| name.parse().ok());
+        inherited.extend(number.filter(|number: &i32| *number > 2 && *number != own));
+    }
+    for number in inherited {
+        // It is closed even if that reports an error of a write long ago.
+        let _ = nix::unistd::close(number);
+    }
+    Ok(())
+}
+
+/// Sets a limit to `wanted`, or as near as the caller's hard limit allows.
+fn lift(resource: Resource, wanted: Option<u64>) {
+    if setrlimit(resource, Rlimit { current: wanted, maximum: wanted }).is_err() {
+        let maximum = getrlimit(resource).maximum;
+        // To set a limit to its maximum is always allowed.
+        let _ = setrlimit(resource, Rlimit { current: maximum, maximum });
+    }
+}
+
+/// Opens the root of the first entry that is the current directory. Comparing what was opened, and not names, there is nothing
+/// to be swapped in between.
+///
+/// # Errors
+/// When there is none, or the entry would give users what they can run as root.
+pub fn open_target(allow: &[&Allow]) -> Result<(usize, OwnedFd), Error> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let here = openat2(CWD, ".", flags, Mode::empty(), resolve).map_err(Error::Here)?;
+    let here = fstat(here).map_err(Error::Here)?;
+    for (index, entry) in allow.iter().enumerate() {
+        // A root that is not there is not where the caller is.
+        let Ok(root) = openat2(CWD, &entry.root, flags, Mode::empty(), resolve) else { continue };
+        let found = fstat(&root).map_err(Error::Here)?;
+        if (found.st_dev, found.st_ino) != (here.st_dev, here.st_ino) {
+            continue;
+        }
+        let mount = fstatvfs(&root).map_err(Error::Here)?.f_flag;
+        if is_reachable(entry, found.st_uid, found.st_mode, mount) {
+            return Err(Error::Reachable(entry.root.clone()));
+        }
+        return Ok((index, root));
+    }
+    Err(Error::NotAllowed)
+}
+
+/// Whether users could run a setuid program of a tree in this root, or open its devices. Not so in a store: its `overlay`
+/// directory is root's alone.
+fn is_reachable(entry: &Allow, uid: u32, mode: u32, mount: StatVfsMountFlags) -> bool {
+    let is_closed = uid == 0 && mode & 0o077 == 0;
+    let runs = (entry.suid || entry.filecaps) && !mount.contains(StatVfsMountFlags::NOSUID);
+    let opens = entry.devices && !mount.contains(StatVfsMountFlags::NODEV);
+    entry.kind == Kind::Rootfs && !is_closed && (runs || opens)
+}
+
+/// Locks this process into `target`, with what it takes to write there and nothing else. After it, the first byte of input.
+///
+/// # Errors
+/// When a step fails: then nothing has been read or written.
+pub fn enter(target: &OwnedFd, devices: bool) -> Result<Powers, Error> {
+    let failed = |error: Errno| Error::Capabilities(error.into());
+    let permitted = capabilities(None).map_err(failed)?.permitted;
+    let kept = if devices { KEPT | CapabilitySet::MKNOD } else { KEPT };
+    let missing = (kept | CapabilitySet::SYS_CHROOT) - permitted;
+    if !missing.is_empty() {
+        return Err(Error::Missing(missing.iter_names().map(|(name, _)| name).collect::<Vec<_>>().join(", ")));
+    }
+    // 1. Only what the next two steps need can be used from here on.
+    let effective = permitted & (CapabilitySet::SYS_CHROOT | CapabilitySet::SETPCAP);
+    let inheritable = CapabilitySet::empty();
+    set_capabilities(None, CapabilitySets { effective, permitted, inheritable }).map_err(failed)?;
+    // 2. The root: no path leads out, for any system call. Landlock alone knows nothing of chown, chmod and setxattr.
+    fchdir(target).and_then(|()| chroot(".")).and_then(|()| chdir("/")).map_err(Error::Chroot)?;
+    // 3. What a program would get that this process started: nothing. It cannot start one (7), so where this is not permitted
+    // (file capabilities, the systemd unit) it is not missed.
+    if effective.contains(CapabilitySet::SETPCAP) {
+        caps::clear(None, CapSet::Bounding).map_err(|error| Error::Capabilities(io::Error::other(error)))?;
+        let bits = capabilities_secure_bits().map_err(failed)? | SECURE_BITS;
+        set_capabilities_secure_bits(bits).map_err(failed)?;
+    }
+    clear_ambient_capability_set().map_err(failed)?;
+    // 4. The capabilities: with CAP_SYS_CHROOT gone there is no second chroot, the way out of the first.
+    let effective = CapabilitySet::empty();
+    set_capabilities(None, CapabilitySets { effective, permitted: kept, inheritable }).map_err(failed)?;
+    // 5. No file outside is opened, even by way of a directory outside that somebody leaves open; nothing in it is executed; no
+    // network, no signals to others. It needs no privilege, so it comes after that is gone.
+    if confine_files(target, devices)? == RulesetStatus::NotEnforced {
+        let line = b"prepull-helper: this kernel has no Landlock: chroot and seccomp have to do\n";
+        let _ = io::stderr().write_all(line);
+    }
+    // 6. Last, since the steps before use what it forbids.
+    apply_filter(&filter(devices)?)?;
+    Ok(Powers::Raised)
+}
+
+/// Being uid 0 means nothing, for good.
+const SECURE_BITS: CapabilitiesSecureBits = CapabilitiesSecureBits::NO_ROOT
+    .union(CapabilitiesSecureBits::NO_ROOT_LOCKED)
+    .union(CapabilitiesSecureBits::NO_SETUID_FIXUP)
+    .union(CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED)
+    .union(CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE)
+    .union(CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED);
+
+/// Landlock, as much of it as the kernel has.
+fn confine_files(target: &OwnedFd, devices: bool) -> Result<RulesetStatus, RulesetError> {
+    let mut access = AccessFs::from_all(LANDLOCK) & !AccessFs::Execute & !AccessFs::MakeSock & !AccessFs::IoctlDev;
+    if !devices {
+        access &= !AccessFs::MakeBlock;
+    }
+    let rules = Ruleset::default()
+        .handle_access(AccessFs::from_all(LANDLOCK))?
+        .handle_access(AccessNet::from_all(LANDLOCK))?
+        .scope(Scope::from_all(LANDLOCK))?
+        .create()?;
+    Ok(rules.add_rule(PathBeneath::new(target, access))?.restrict_self()?.ruleset)
+}
+
+/// Whether argument `index` is `value` under `mask`. All that are looked at are `int` or shorter to the kernel, which does not
+/// look at their upper half; neither must this.
+fn argument(index: u8, mask: u32, value: u32) -> SeccompCondition {
+    let compare = SeccompCmpOp::MaskedEq(mask.into());
+    SeccompCondition::new(index, Dword, compare, value.into()).expect("no call has more than six arguments")
+}
+
+/// The system calls that one thread needs that works with files. Any other kills the process: it never makes one, so whoever
+/// makes it is not it.
+///
+/// There is no `openat`: all files are opened by `openat2`, with what may be resolved said each time, so that whoever reads the
+/// code does not have to look for the one place that follows links.
+fn filter(devices: bool) -> Result<BpfProgram, seccompiler::BackendError> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
+    let is = |index, value: i32| argument(index, u32::MAX, value as u32);
+    let mut allow_if = |call, alternatives: Vec<Vec<SeccompCondition>>| {
+        let alternatives: Result<Vec<_>, _> = alternatives.into_iter().map(SeccompRule::new).collect();
+        alternatives.map(|alternatives| rules.insert(call, alternatives))
+    };
+    // Memory is never code.
+    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+        allow_if(call, vec![vec![argument(2, libc::PROT_EXEC as u32, 0)]])?;
+    }
+    // Pipes and whiteouts, which are the character device 0:0.
+    let node = |kind| argument(2, libc::S_IFMT, kind);
+    let mut nodes = vec![vec![node(libc::S_IFIFO)], vec![node(libc::S_IFCHR), is(3, 0)]];
+    if devices {
+        nodes.extend([vec![node(libc::S_IFCHR)], vec![node(libc::S_IFBLK)]]);
+    }
+    allow_if(libc::SYS_mknodat, nodes)?;
+    // Locks and flags. Not F_SETOWN, F_SETSIG or F_NOTIFY: they send signals.
+    allow_if(libc::SYS_fcntl, FCNTL.iter().map(|command| vec![is(1, *command)]).collect())?;
+    // abort() of glibc and of musl: to itself.
+    let own = getpid().as_raw_nonzero().get();
+    allow_if(libc::SYS_tgkill, vec![vec![is(0, own), is(2, libc::SIGABRT)]])?;
+    allow_if(libc::SYS_tkill, vec![vec![is(0, own), is(1, libc::SIGABRT)]])?;
+    let arch = std::env::consts::ARCH.try_into()?;
+    SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch)?.try_into()
+}
+
+/// What `fcntl` may do.
+const FCNTL: [i32; 10] = [
+    libc::F_DUPFD_CLOEXEC,
+    libc::F_GETFD,
+    libc::F_SETFD,
+    libc::F_GETFL,
+    libc::F_GETLK,
+    libc::F_SETLK,
+    libc::F_SETLKW,
+    libc::F_OFD_GETLK,
+    libc::F_OFD_SETLK,
+    libc::F_OFD_SETLKW,
+];
+
+/// No system call has this number: the kernel answers ENOSYS. A tracer that makes a call fail (`strace -e inject=`) sets it,
+/// and so the filter that is tested is the real one.
+const NO_CALL: i64 = 0xffff_ffff;
+
+/// What is allowed whatever the arguments are.
+#[rustfmt::skip]
+const ALLOWED: &[i64] = &[
+    NO_CALL,
+    // Files that are open.
+    libc::SYS_read, libc::SYS_write, libc::SYS_writev, libc::SYS_pread64, libc::SYS_pwrite64, libc::SYS_lseek,
+    libc::SYS_ftruncate, libc::SYS_fsync, libc::SYS_fdatasync, libc::SYS_syncfs, libc::SYS_flock, libc::SYS_close,
+    libc::SYS_fstat, libc::SYS_fstatfs, libc::SYS_getdents64, libc::SYS_fchown, libc::SYS_fchmod, libc::SYS_fsetxattr,
+    libc::SYS_fgetxattr, libc::SYS_flistxattr, libc::SYS_ppoll,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+    // Names in directories.
+    libc::SYS_openat2, libc::SYS_newfstatat, libc::SYS_statx, libc::SYS_statfs, libc::SYS_readlinkat, libc::SYS_mkdirat,
+    libc::SYS_symlinkat, libc::SYS_linkat, libc::SYS_unlinkat, libc::SYS_renameat, libc::SYS_renameat2, libc::SYS_fchownat,
+    libc::SYS_fchmodat, libc::SYS_utimensat, libc::SYS_lsetxattr,
+    // Capabilities around single calls.
+    libc::SYS_capget, libc::SYS_capset,
+    // What the language and its C library need: memory, time, signals of the process itself, the end.
+    libc::SYS_brk, libc::SYS_munmap, libc::SYS_mremap, libc::SYS_madvise, libc::SYS_futex, libc::SYS_getrandom,
+    libc::SYS_clock_gettime, libc::SYS_clock_nanosleep, libc::SYS_nanosleep, libc::SYS_sched_yield, libc::SYS_getpid,
+    libc::SYS_gettid, libc::SYS_getuid, libc::SYS_geteuid, libc::SYS_sigaltstack, libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask, libc::SYS_rt_sigreturn, libc::SYS_restart_syscall, libc::SYS_exit, libc::SYS_exit_group,
+];
+
+/// How the process comes to its capabilities.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Powers {
+    /// It does as it may: root that works without the helper.
+    Own,
+    /// They are permitted, but of no effect: raised around one call.
+    Raised,
+}
+
+impl Powers {
+    /// Does `call` with `capability`. Where it is not permitted, the call itself fails for that.
+    pub fn with<T>(self, capability: Capability, call: impl FnOnce() -> T) -> T {
+        let (Self::Raised, Ok(before)) = (self, capabilities(None)) else { return call() };
+        let one = CapabilitySet::from_bits_retain(capability.bitmask());
+        let _ = set_capabilities(None, CapabilitySets { effective: before.effective | one, ..before });
+        let _lower = Lower(before);
+        call()
+    }
+}
+
+/// Sets the capabilities back when it is dropped, also by a panic.
+struct Lower(CapabilitySets);
+
+impl Drop for Lower {
+    fn drop(&mut self) {
+        // Less than now is always allowed. If it fails nevertheless, nothing here can be relied upon.
+        if set_capabilities(None, self.0).is_err() {
+            abort();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
