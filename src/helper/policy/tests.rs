@@ -44,11 +44,10 @@ fn the_example_is_a_policy() {
     let example = include_str!("../../../policy/helper.toml");
     assert_eq!(parse(example).unwrap(), [], "nothing is allowed as it comes");
     // What is commented out, with nothing after the `#`, is meant to be used.
-    let used: String =
-        example
-            .lines()
-            .map(|line| line.strip_prefix('#').unwrap_or(line))
-            .fold(String::new(), |text, line| if line.starts_with(' ') { text } else { text + line + "\n" });
+    let used: String = example
+        .lines()
+        .map(|line| line.strip_prefix('#').unwrap_or(line))
+        .fold(String::new(), |text, line| if line.starts_with(' ') { text } else { text + line + "\n" });
     assert!(!parse(&used).unwrap().is_empty());
 }
 
