@@ -17,12 +17,13 @@ use landlock::{
 };
 use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
-use rustix::fs::{CWD, Dir, Mode, OFlags, ResolveFlags, StatVfsMountFlags, fstat, fstatvfs, openat2};
+use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, ResolveFlags, StatVfsMountFlags, fstat, fstatvfs, openat2};
 use rustix::io::Errno;
 use rustix::process::{
     DumpableBehavior, Resource, Rlimit, chdir, chroot, fchdir, getpid, getrlimit, set_dumpable_behavior, setrlimit,
     umask,
 };
+use rustix::stdio::{stderr, stdin, stdout};
 use rustix::thread::{
     CapabilitiesSecureBits, CapabilitySet, CapabilitySets, capabilities, capabilities_secure_bits,
     clear_ambient_capability_set, set_capabilities, set_capabilities_secure_bits, set_no_new_privs,
@@ -73,6 +74,9 @@ pub enum Error {
     /// Open files could not be listed.
     #[error("closing what the caller left open: {0} (/proc must be mounted)")]
     Descriptors(Errno),
+    /// A directory, through which what this process may do would reach out of its root.
+    #[error("standard input, output or error is a directory")]
+    Directory,
     /// It could not be hidden from other processes of the user.
     #[error("PR_SET_DUMPABLE: {0}")]
     Dumpable(Errno),
@@ -140,6 +144,11 @@ pub fn begin(mode: &str) -> Result<Option<OsString>, Error> {
     }
     // 2. Open files: before any of ours is opened.
     close_inherited().map_err(Error::Descriptors)?;
+    // A directory would be a way out of the root, and Landlock does not keep files in it from being given away.
+    let standard = [stdin(), stdout(), stderr()];
+    if standard.iter().any(|fd| fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir())) {
+        return Err(Error::Directory);
+    }
     // 3. What is made has no permissions that were not asked for.
     umask(Mode::RWXG | Mode::RWXO);
     // 4. No other process of the caller reads its memory or takes it over by ptrace.
@@ -227,7 +236,9 @@ pub fn enter(target: &OwnedFd, devices: bool) -> Result<Powers, Error> {
     let kept = if devices { KEPT | CapabilitySet::MKNOD } else { KEPT };
     let missing = (kept | CapabilitySet::SYS_CHROOT) - permitted;
     if !missing.is_empty() {
-        return Err(Error::Missing(missing.iter_names().map(|(name, _)| name).collect::<Vec<_>>().join(", ")));
+        return Err(Error::Missing(
+            missing.iter_names().map(|(name, _)| format!("CAP_{name}")).collect::<Vec<_>>().join(", "),
+        ));
     }
     // 0. Groups of whoever started it open nothing. Where they cannot be left they are that user's own.
     let _ = rustix::thread::set_thread_groups(&[]);

@@ -12,6 +12,8 @@ mod busybox;
 mod cache;
 /// Runs the `prepull` that is tested: no tests of its own.
 mod command;
+/// Whoever starts the helper, with whatever: it knows who that is, and in its root it can do its work and nothing else.
+mod confine;
 /// Images at the edge of what layers may be: no tests of its own.
 mod corpus;
 /// A real dockerd on a private socket; needs root.
