@@ -51,6 +51,8 @@ pub struct Budget {
 #[derive(Debug)]
 pub struct Tree {
     base: Dir,
+    /// Whether a directory may stand in the stream once only: then it gets its metadata at once, if it can be filled with them.
+    is_once: bool,
     /// Where the base is, with a slash at the end unless empty: hard links must point there, too.
     prefix: Vec<u8>,
     /// The directory that the last entry was in.
@@ -77,13 +79,13 @@ impl Budget {
 }
 
 impl Tree {
-    /// Entries below `prefix` go into `base`.
+    /// Entries below `prefix` go into `base`. With `is_once` a directory's header need not come again after its content.
     ///
     /// # Errors
     /// When `base` cannot be opened again.
-    pub fn new(base: Dir, prefix: Vec<u8>) -> Result<Self, Errno> {
+    pub fn new(base: Dir, prefix: Vec<u8>, is_once: bool) -> Result<Self, Errno> {
         let last = (Vec::new(), base.open(b"")?);
-        Ok(Self { base, prefix, last })
+        Ok(Self { base, is_once, prefix, last })
     }
 
     /// Makes `entry`, whose path below the base is `path`. A directory that is there gets its metadata; anything else must be
@@ -113,7 +115,7 @@ impl Tree {
         }
         let parent = &self.last.1;
         match &entry.kind {
-            Kind::Directory => return making.directory(parent, name),
+            Kind::Directory => return making.directory(parent, name, self.is_once),
             Kind::Hardlink(target) => {
                 let target = target.strip_prefix(&self.prefix[..]);
                 let target = target.ok_or_else(|| making.refuse("a hard link to outside its tree"))?;
@@ -155,9 +157,14 @@ impl Making<'_> {
         Ok(())
     }
 
-    fn directory(&mut self, parent: &Dir, name: &[u8]) -> Result<(), Error> {
+    fn directory(&mut self, parent: &Dir, name: &[u8], is_once: bool) -> Result<(), Error> {
         match parent.make(name, 0o700) {
-            Ok(_) => self.budget.take(self.entry, 0),
+            Ok(made) => {
+                self.budget.take(self.entry, 0)?;
+                let Meta { mode, uid, gid, .. } = self.entry.meta;
+                let ours = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+                if is_once && (uid, gid) == ours && mode & 0o6700 == 0o700 { self.finish(&made) } else { Ok(()) }
+            }
             Err(Errno::EXIST) => {
                 let directory = parent.open(name).map_err(|error| self.failed("opening", error))?;
                 self.finish(&directory)

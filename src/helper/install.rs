@@ -120,7 +120,7 @@ impl Received {
                 let layer = self.staging.dir.make(id.as_bytes(), 0o700).map_err(failed)?;
                 let diff = layer.make(b"diff", 0o700).map_err(failed)?;
                 let prefix = [&entry.path[..], b"/"].concat();
-                let tree = Box::new(Tree::new(diff, prefix).map_err(failed)?);
+                let tree = Box::new(Tree::new(diff, prefix, false).map_err(failed)?);
                 self.open = Open::Layer { id, tree, has_split: false };
                 Ok(())
             }

@@ -224,7 +224,10 @@ fn run<R: Read>(reader: &mut Reader<R>, job: &mut Job, answer: &mut Answer) -> R
                 }
                 images.push(ImageRecord::parse(&install::read_text(&entry, reader)?.0)?);
             }
-            staging::sweep(&job.target, powers);
+            // An install begins so, also one that has nothing to do.
+            if !(layers.is_empty() && images.is_empty()) {
+                staging::sweep(&job.target, powers);
+            }
             (answer.missing_layers, answer.missing_images) = if Store::is_in(&job.target) {
                 install::lacking(&open(job)?, &layers, &images)?
             } else {
@@ -322,7 +325,7 @@ fn unpack<R: Read>(reader: &mut Reader<R>, job: &mut Job) -> Result<(), Error> {
 }
 
 fn fill<R: Read>(reader: &mut Reader<R>, budget: &mut Budget, staging: &Staging) -> Result<(), Error> {
-    let tree = staging.dir.make(b"tree", 0o700).and_then(|tree| Tree::new(tree, Vec::new()));
+    let tree = staging.dir.make(b"tree", 0o700).and_then(|tree| Tree::new(tree, Vec::new(), true));
     let mut tree = tree.map_err(|error| Error::system("making the tree", error))?;
     while let Some(entry) = reader.next_entry()? {
         if entry.path.starts_with(b".prepull-") {

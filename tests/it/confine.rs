@@ -1,4 +1,4 @@
-// What the helper can still do once it has confined itself. `tests/helper/confined.rs` is the process that tries.
+//! What the helper can still do once it has confined itself. `tests/helper/confined.rs` is the process that tries.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -456,7 +456,7 @@ fn the_policy_is_roots_alone() {
         ("chown 1 ..", "/etc: it must be root's".into()),
         ("head -c 300000 /dev/zero >helper.toml", format!("{policy}: more than 262144 bytes")),
         ("printf '#\\377' >helper.toml", format!("{policy}: not UTF-8")),
-        ("echo 'deny = 1' >>helper.toml", format!("{policy}, line 10: unknown field `deny`")),
+        ("echo 'deny = 1' >>helper.toml", format!("{policy}: unknown field `deny`")),
         ("chown 1 /etc/passwd", "/etc/passwd: it must be root's".into()),
         ("chmod g+w /etc/group", "/etc/group: it must be root's".into()),
         ("rm /etc/group", "/etc/group: No such file".into()),
