@@ -6,6 +6,8 @@
 //!  (what the    (where its     (manifest +    (one layer as the    (segments in order,
 //!   user typed)  bytes lie)     config, all    store's entries,     image records,
 //!                               verified)      verified, cached)    layers.json, images.json)
+//!                                                                          │
+//!                                                                          └───▶ install ─▶ helper ─▶ a store that is there
 //! ```
 //!
 //! After [`image::Image`] no code knows what a registry is. After [`segment`] no code knows what an image layer is.

@@ -66,12 +66,14 @@ struct Making<'a> {
 }
 
 impl Budget {
-    /// Takes one inode with `bytes` of content.
+    /// Takes one name with `bytes` of content, and its target.
     ///
     /// # Errors
     /// When there is no room for it.
     pub fn take(&mut self, entry: &Entry, bytes: u64) -> Result<(), Error> {
         let inodes = self.inodes.checked_sub(1).ok_or_else(|| Error::refused(entry, "too many files (max_inodes)"))?;
+        let target = if let Kind::Symlink(target) = &entry.kind { target.len() } else { 0 };
+        let bytes = bytes.saturating_add(target as u64);
         let bytes = self.bytes.checked_sub(bytes).ok_or_else(|| Error::refused(entry, "too many bytes (max_bytes)"))?;
         (self.inodes, self.bytes) = (inodes, bytes);
         Ok(())
@@ -117,6 +119,7 @@ impl Tree {
         match &entry.kind {
             Kind::Directory => return making.directory(parent, name, self.is_once),
             Kind::Hardlink(target) => {
+                making.budget.take(entry, 0)?;
                 let target = target.strip_prefix(&self.prefix[..]);
                 let target = target.ok_or_else(|| making.refuse("a hard link to outside its tree"))?;
                 return making.link(&self.base, target, parent, name);
@@ -280,6 +283,9 @@ impl Making<'_> {
         if !is_opaque && (name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")) {
             return Err(self.refuse("an attribute that would steer the overlay that it is mounted by"));
         }
+        // Each time: a directory's header may come again.
+        let left = self.budget.bytes.checked_sub((name.len() + value.len()) as u64);
+        self.budget.bytes = left.ok_or_else(|| self.refuse("too many bytes (max_bytes)"))?;
         let known = name == CAPABILITY || name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_");
         let done = if known || self.budget.powers == Powers::Own { set(name, value) } else { Err(Errno::NOTSUP) };
         match done {

@@ -19,7 +19,7 @@ use base64::Engine as _;
 
 use super::Error;
 use super::apply::{Budget, Tree};
-use super::record::{ImageRecord, LayerRecord, Lines, RECORD_MAX, is_id};
+use super::record::{ImageRecord, LayerRecord, Lines, PER_IMAGE_MAX, RECORD_MAX, RECORDS_MAX, is_id};
 use super::root::Dir;
 use super::staging::Staging;
 use super::store::{Image, LAYERS_MAX, Layer, Locked, Store};
@@ -35,6 +35,15 @@ pub const IMAGE: &[u8] = b"prepull-image";
 /// The most bytes of one file of an image: containers/image reads manifests to 4 MiB, and configs are as large at most.
 const BIG_DATA_MAX: u64 = 16 << 20;
 
+/// The most layers of one stream: two hundred images of twenty-five. While they are published others wait for the locks.
+const LAYERS_RECEIVED_MAX: usize = 5000;
+
+/// What a layer takes beside its content: directories, and files with names of layers.
+const LAYER_INODES: usize = 9;
+
+/// The most images of one stream.
+const IMAGES_RECEIVED_MAX: usize = 5000;
+
 /// What has come so far.
 #[derive(Debug)]
 pub struct Received {
@@ -44,6 +53,8 @@ pub struct Received {
     prefix: Vec<u8>,
     layers: Vec<LayerRecord>,
     images: Vec<ImageRecord>,
+    /// Bytes of records that may still come.
+    records: u64,
     open: Open,
 }
 
@@ -70,7 +81,7 @@ impl Received {
     /// Nothing yet.
     #[must_use]
     pub fn new(staging: Staging, prefix: Vec<u8>) -> Self {
-        Self { staging, prefix, layers: Vec::new(), images: Vec::new(), open: Open::Nothing }
+        Self { staging, prefix, layers: Vec::new(), images: Vec::new(), records: RECORDS_MAX, open: Open::Nothing }
     }
 
     /// The staging directory, when all is over.
@@ -85,11 +96,11 @@ impl Received {
     /// When it does not belong here, may not be, or cannot be made.
     pub fn take<R: Read>(&mut self, budget: &mut Budget, entry: &Entry, input: &mut Reader<R>) -> Result<(), Error> {
         if entry.path == LAYER {
-            let record = LayerRecord::parse(&read_text(entry, input)?.0)?;
+            let record = LayerRecord::parse(&read_text(entry, input, &mut self.records)?)?;
             return self.end_layer(record);
         }
         if entry.path == IMAGE {
-            let record = ImageRecord::parse(&read_text(entry, input)?.0)?;
+            let record = ImageRecord::parse(&read_text(entry, input, &mut self.records)?)?;
             return self.end_image(record);
         }
         let path = entry.path.strip_prefix(&self.prefix[..]).ok_or_else(|| refuse(entry, "it is not in the store"))?;
@@ -117,6 +128,7 @@ impl Received {
             Open::Nothing if below.is_empty() && entry.kind == Kind::Directory => {
                 let id = text_id(id).ok_or_else(|| refuse(entry, "its layer has no valid id"))?;
                 let failed = |error| Error::system(format!("making layer {id}"), error);
+                (0..LAYER_INODES).try_for_each(|_| budget.take(entry, 0))?;
                 let layer = self.staging.dir.make(id.as_bytes(), 0o700).map_err(failed)?;
                 let diff = layer.make(b"diff", 0o700).map_err(failed)?;
                 let prefix = [&entry.path[..], b"/"].concat();
@@ -166,6 +178,9 @@ impl Received {
         if *open != id || *size > BIG_DATA_MAX {
             return Err(refuse(entry, "it does not belong to the image before it, or is too large"));
         }
+        if files.len() == PER_IMAGE_MAX {
+            return Err(refuse(entry, "too many files of one image"));
+        }
         files.insert(key.to_owned(), *size);
         let directory = self.staging.dir.open(image_directory(&id).as_bytes());
         let directory = directory.map_err(|error| Error::system(format!("opening image {id}"), error))?;
@@ -186,6 +201,9 @@ impl Received {
             if record.parent.is_empty() { layer.make(b"empty", 0o700).map(drop) } else { Ok(()) }
         });
         made.map_err(|error| Error::system(format!("making layer {id}"), error))?;
+        if self.layers.len() == LAYERS_RECEIVED_MAX {
+            return Err(Error::Request("too many layers at once"));
+        }
         self.layers.push(record);
         self.open = Open::Nothing;
         Ok(())
@@ -197,6 +215,9 @@ impl Received {
         };
         if *id != record.id || *files != record.big_data_sizes {
             return Err(Error::Request("an image's record that is not of the image before it"));
+        }
+        if self.images.len() == IMAGES_RECEIVED_MAX {
+            return Err(Error::Request("too many images at once"));
         }
         self.images.push(record);
         self.open = Open::Nothing;
@@ -218,39 +239,65 @@ impl Received {
         let mut layers = store.read_layers()?;
         let mut images = store.read_images()?;
         // containers/storage deletes what is incomplete as soon as it looks.
-        layers.retain(|layer| !layer.is_incomplete || self.layers.iter().all(|new| new.id != layer.id));
-        let missing = self.missing(store, &layers);
+        let new: BTreeSet<&str> = self.layers.iter().map(|layer| &layer.id[..]).collect();
+        let (incomplete, kept): (Vec<_>, Vec<_>) =
+            layers.into_iter().partition(|layer| layer.is_incomplete && new.contains(&layer.id[..]));
+        layers = kept;
+        let incomplete: BTreeSet<String> = incomplete.into_iter().map(|layer| layer.id).collect();
+        // What a container writes to is nothing to stand on.
+        let containers: BTreeSet<String> =
+            store.read_containers()?.into_iter().map(|container| container.layer).collect();
+        let is_containers = |layer: &Layer| layer.is_volatile() || containers.contains(&layer.id);
+        let missing = self.missing(store, layers.iter().filter(|layer| !is_containers(layer)));
         if !missing.is_empty() {
             return Err(Error::Missing(missing));
         }
         let mut done = Done::default();
-        self.publish_layers(store, &locked, &layers, &mut done)?;
-        self.publish_images(store, &locked, &mut images, &mut done)?;
+        let over =
+            || if Instant::now() < deadline { Ok(()) } else { Err(Error::Request("it takes too long (max_seconds)")) };
+        self.publish_layers(store, &locked, &layers, &incomplete, &over, &mut done)?;
+        self.publish_images(store, &locked, &mut images, &over, &mut done)?;
         Ok(done)
     }
 
     /// Layers that something received stands on, and that are nowhere.
-    fn missing(&self, store: &Store, layers: &[Layer]) -> Vec<String> {
+    fn missing<'a>(&self, store: &Store, layers: impl Iterator<Item = &'a Layer>) -> Vec<String> {
         let received: BTreeSet<&str> = self.layers.iter().map(|record| &record.id[..]).collect();
-        let there: BTreeSet<&str> =
-            layers.iter().filter(|layer| !layer.is_incomplete).map(|layer| &layer.id[..]).collect();
+        let there: BTreeSet<&str> = layers.filter(|layer| !layer.is_incomplete).map(|layer| &layer.id[..]).collect();
         let needed = self.layers.iter().map(|record| &record.parent);
         let needed = needed.chain(self.images.iter().map(|image| &image.layer)).filter(|id| !id.is_empty());
         let is_missing = |id: &&String| !(received.contains(&id[..]) || there.contains(&id[..]) && store.has_files(id));
         needed.filter(is_missing).cloned().collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    fn publish_layers(&self, store: &Store, locked: &Locked, layers: &[Layer], done: &mut Done) -> Result<(), Error> {
+    fn publish_layers(
+        &self,
+        store: &Store,
+        locked: &Locked,
+        layers: &[Layer],
+        incomplete: &BTreeSet<String>,
+        over: &impl Fn() -> Result<(), Error>,
+        done: &mut Done,
+    ) -> Result<(), Error> {
+        let mut links: BTreeMap<String, Vec<u8>> = BTreeMap::new();
         let mut parents: BTreeMap<String, String> =
             layers.iter().map(|layer| (layer.id.clone(), layer.parent.clone())).collect();
         let mut new = Vec::new();
         for record in &self.layers {
             let id = &record.id;
-            let is_known = layers.iter().any(|layer| layer.id == *id);
-            if is_known && store.has_files(id) {
+            over()?;
+            let known = parents.get(id).cloned();
+            if known.is_some() && store.has_files(id) {
                 // Somebody else has pulled it meanwhile.
                 continue;
             }
+            if known.as_ref().is_some_and(|parent| *parent != record.parent) {
+                return Err(Error::Request("a layer that the store knows on top of another one"));
+            }
+            if store.overlay.has(id.as_bytes()) && known.is_none() && !incomplete.contains(id) && !store.is_left(id) {
+                return Err(Error::Request("a layer that is a container's"));
+            }
+            let is_known = known.is_some();
             let mut chain = vec![];
             let mut below = record.parent.clone();
             while !below.is_empty() {
@@ -261,7 +308,7 @@ impl Received {
                     return Err(Error::Request("a layer on top of too many others"));
                 }
             }
-            self.publish_layer(store, record, &chain, &parents)
+            self.publish_layer(store, record, &chain, &parents, &mut links)
                 .map_err(|error| Error::system(format!("publishing layer {id}"), error))?;
             parents.insert(id.clone(), record.parent.clone());
             if !is_known {
@@ -272,8 +319,8 @@ impl Received {
         if done.layers == 0 {
             return Ok(());
         }
-        let synced = store.overlay.sync().and_then(|()| store.links.sync()).and_then(|()| store.layers.sync());
-        synced.map_err(|error| Error::system("writing to the disk", error))?;
+        // All at once: names, links and what says what is below what.
+        rustix::fs::syncfs(&store.overlay).map_err(|error| Error::system("writing to the disk", error))?;
         if new.is_empty() { Ok(()) } else { store.write_layers(locked, &self.staging.dir, layers, &new) }
     }
 
@@ -284,12 +331,17 @@ impl Received {
         LayerRecord { id, link, .. }: &LayerRecord,
         chain: &[String],
         known: &BTreeMap<String, String>,
+        links: &mut BTreeMap<String, Vec<u8>>,
     ) -> Result<(), Errno> {
         let staged = self.staging.dir.open(id.as_bytes())?;
         staged.write(b"link", 0o644, link.as_bytes())?;
         let mut lower = Vec::new();
         for id in chain {
-            let link = store.overlay.open(id.as_bytes())?.read(b"link", 255)?.ok_or(Errno::NOENT)?;
+            if !links.contains_key(id) {
+                let link = store.overlay.open(id.as_bytes())?.read(b"link", 255)?.ok_or(Errno::NOENT)?;
+                links.insert(id.clone(), link);
+            }
+            let link = &links[id];
             lower.extend_from_slice(if lower.is_empty() { b"l/" } else { b":l/" });
             lower.extend_from_slice(link.trim_ascii());
         }
@@ -297,7 +349,6 @@ impl Received {
             staged.write(b"lower", 0o644, &lower)?;
             staged.write(b"lower-layers", 0o644, chain.join(":").as_bytes())?;
         }
-        staged.sync()?;
         // No record names what is there: somebody died while making it.
         if store.overlay.has(id.as_bytes()) {
             store.overlay.rename(id.as_bytes(), &self.staging.dir, format!("old-{id}").as_bytes())?;
@@ -326,15 +377,21 @@ impl Received {
         store: &Store,
         locked: &Locked,
         images: &mut Vec<Image>,
+        over: &impl Fn() -> Result<(), Error>,
         done: &mut Done,
     ) -> Result<(), Error> {
         let mut is_changed = false;
+        let mut owner: BTreeMap<String, usize> = BTreeMap::new();
+        for (at, image) in images.iter().enumerate() {
+            owner.extend(image.record.names.iter().map(|name| (name.clone(), at)));
+        }
         for new in &self.images {
+            over()?;
             let failed = |error| Error::system(format!("publishing image {}", new.id), error);
             // As podman moves them: who has a name loses it to who is given it (`images.go`, `updateNames`).
-            for other in images.iter_mut().filter(|other| other.record.id != new.id) {
-                if other.record.names.iter().any(|name| new.names.contains(name)) {
-                    other.edit().names.retain(|name| !new.names.contains(name));
+            for name in &new.names {
+                if let Some(at) = owner.get(name).copied().filter(|at| images[*at].record.id != new.id) {
+                    images[at].edit().names.retain(|other| other != name);
                     is_changed = true;
                 }
             }
@@ -347,12 +404,14 @@ impl Received {
                 staged.sync().map_err(failed)?;
                 let from = image_directory(&new.id);
                 self.staging.dir.rename(from.as_bytes(), &store.images, new.id.as_bytes()).map_err(failed)?;
+                owner.extend(new.names.iter().map(|name| (name.clone(), images.len())));
                 images.push(Image::new(new.clone()));
                 (done.images, done.names) = (done.images + 1, done.names + new.names.len() as u64);
                 is_changed = true;
                 continue;
             };
-            is_changed |= add_to(&mut images[at], new, &staged, store, done).map_err(failed)?;
+            owner.extend(new.names.iter().map(|name| (name.clone(), at)));
+            is_changed |= add_names(&mut images[at], new, done);
         }
         if !is_changed {
             return Ok(());
@@ -362,40 +421,19 @@ impl Received {
     }
 }
 
-/// Gives an image that is there the names and files that it lacks; gives whether that was anything.
-fn add_to(image: &mut Image, new: &ImageRecord, staged: &Dir, store: &Store, done: &mut Done) -> Result<bool, Errno> {
-    let directory = store.images.open_or_make(new.id.as_bytes(), 0o700)?;
-    let mut is_changed = false;
-    for key in &new.big_data_names {
-        let name = file_name(key);
-        let is_listed = image.record.big_data_names.contains(key);
-        if is_listed && directory.has(name.as_bytes()) {
-            continue;
-        }
-        staged.rename(name.as_bytes(), &directory, name.as_bytes())?;
-        let record = image.edit();
-        if !is_listed {
-            record.big_data_names.push(key.clone());
-        }
-        let size = new.big_data_sizes.get(key).copied().unwrap_or_default();
-        record.big_data_sizes.insert(key.clone(), size);
-        record
-            .big_data_digests
-            .extend(new.big_data_digests.get_key_value(key).map(|(key, of)| (key.clone(), of.clone())));
-        is_changed = true;
-    }
-    directory.sync()?;
+/// Gives an image that is there the names that it lacks; gives whether that were any. Its files stay those that it has: what is
+/// sent is not looked into.
+fn add_names(image: &mut Image, new: &ImageRecord, done: &mut Done) -> bool {
     let names: Vec<_> = new.names.iter().filter(|name| !image.record.names.contains(name)).cloned().collect();
-    if !names.is_empty() {
-        done.names += names.len() as u64;
-        let record = image.edit();
-        record
-            .names_history
-            .extend(names.iter().filter(|name| !record.names_history.contains(name)).cloned().collect::<Vec<_>>());
-        record.names.splice(0..0, names);
-        is_changed = true;
+    if names.is_empty() {
+        return false;
     }
-    Ok(is_changed)
+    done.names += names.len() as u64;
+    let record = image.edit();
+    let new: Vec<_> = names.iter().filter(|name| !record.names_history.contains(name)).cloned().collect();
+    record.names_history.extend(new);
+    record.names.splice(0..0, names);
+    true
 }
 
 /// What of `images` and `layers` a store lacks: ids of layers, and of images that an install would change.
@@ -409,33 +447,25 @@ pub fn lacking(store: &Store, layers: &[String], images: &[ImageRecord]) -> Resu
     let layers = layers.iter().filter(|id| !has(id)).cloned().collect();
     let is_complete = |new: &&ImageRecord| {
         let Some(image) = stored.iter().find(|image| image.record.id == new.id) else { return false };
-        let Ok(directory) = store.images.open(new.id.as_bytes()) else { return false };
         new.names.iter().all(|name| image.record.names.contains(name))
-            && new
-                .big_data_names
-                .iter()
-                .all(|key| image.record.big_data_names.contains(key) && directory.has(file_name(key).as_bytes()))
     };
     Ok((layers, images.iter().filter(|new| !is_complete(new)).map(|new| new.id.clone()).collect()))
 }
 
-/// The lines of an entry that is a record.
+/// The lines of an entry that is a record; takes their bytes from `left`.
 ///
 /// # Errors
-/// When it is no small file.
-pub fn read_text<R: Read>(entry: &Entry, input: &mut Reader<R>) -> Result<Text, Error> {
-    let Kind::Regular { size: 0..=RECORD_MAX } = entry.kind else {
+/// When it is no small file, or too much has come.
+pub fn read_text<R: Read>(entry: &Entry, input: &mut Reader<R>, left: &mut u64) -> Result<Vec<u8>, Error> {
+    let Kind::Regular { size: size @ 0..=RECORD_MAX } = entry.kind else {
         return Err(refuse(entry, "it is no small file"));
     };
+    *left = left.checked_sub(size).ok_or_else(|| refuse(entry, "too many records at once"))?;
     let mut text = Vec::new();
     input.read_to_end(&mut text)?;
     Lines::new(&text)?;
-    Ok(Text(text))
+    Ok(text)
 }
-
-/// Whole lines of printable ASCII.
-#[derive(Debug)]
-pub struct Text(pub Vec<u8>);
 
 /// Big data files and tar-splits: root's, and for nobody else, whatever the header says.
 fn file<R: Read>(

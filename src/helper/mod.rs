@@ -9,8 +9,8 @@
 //! The stream begins with an entry `prepull-request`, which says what is wanted, as lines. What the helper does is
 //! [`serve`]; [`main`] is what it does before. Root writes with [`serve`], too, in its own process.
 //!
-//! What it does not do: look into what it writes. Who may install into a store may put any content into it under any name and
-//! id, as whoever may run `podman pull` there.
+//! What it does not do: look into what it writes. Who may install into a store is trusted with the content of all its images,
+//! now and later: podman takes a layer that is there by its id, and does not look into it either.
 
 pub mod apply;
 pub mod caller;
@@ -105,6 +105,9 @@ pub enum Error {
         /// The container's id.
         container: String,
     },
+    /// A directory that others may change.
+    #[error("{0} belongs to another user, or others may write to it (chown, chmod go-w)")]
+    NotOurs(&'static str),
     /// A directory that should be empty.
     #[error("the directory is not empty: {0} is in it")]
     NotEmpty(String),
@@ -213,7 +216,8 @@ pub fn serve(input: impl Read, mut job: Job) -> Answer {
 fn run<R: Read>(reader: &mut Reader<R>, job: &mut Job, answer: &mut Answer) -> Result<(), Error> {
     let first = reader.next_entry()?.filter(|entry| entry.path == REQUEST);
     let first = first.ok_or(Error::Request("the stream does not begin with it"))?;
-    let request = parse(&install::read_text(&first, reader)?.0, job)?;
+    let mut left = record::RECORDS_MAX;
+    let request = parse(&install::read_text(&first, reader, &mut left)?, job)?;
     let powers = job.budget.powers;
     match (request, &job.kind) {
         (Request::Query(layers), Kind::Storage) => {
@@ -222,7 +226,7 @@ fn run<R: Read>(reader: &mut Reader<R>, job: &mut Job, answer: &mut Answer) -> R
                 if entry.path != install::IMAGE {
                     return Err(Error::refused(&entry, "it does not belong to a query"));
                 }
-                images.push(ImageRecord::parse(&install::read_text(&entry, reader)?.0)?);
+                images.push(ImageRecord::parse(&install::read_text(&entry, reader, &mut left)?)?);
             }
             // An install begins so, also one that has nothing to do.
             if !(layers.is_empty() && images.is_empty()) {
@@ -245,6 +249,16 @@ fn run<R: Read>(reader: &mut Reader<R>, job: &mut Job, answer: &mut Answer) -> R
         }
         (request @ (Request::Remove(_) | Request::Collect), Kind::Storage) => {
             end(reader)?;
+            // Nothing is made where there is nothing.
+            if !Store::is_in(&job.target) {
+                return match request {
+                    Request::Remove(targets) => targets.into_iter().next().map_or(Ok(()), |target| {
+                        let (Target::Name(name) | Target::Id(name)) = target;
+                        Err(Error::NotFound(name))
+                    }),
+                    _ => Ok(()),
+                };
+            }
             let store = open(job)?;
             let swept = staging::sweep(&store.root, powers);
             let staging = Staging::new(&store.root, powers)?;

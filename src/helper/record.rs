@@ -4,7 +4,7 @@
 //! Lines, so that no JSON of a stranger is parsed with privilege: every value is checked by shape, and the JSON is written here. A
 //! store with one bad name or time in it is one that podman and CRI-O do not load at all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,12 @@ use serde_json::{Map, Value};
 
 /// The most bytes of one record on the wire. A thousand names or ten thousand owners are a tenth of it.
 pub const RECORD_MAX: u64 = 1 << 20;
+
+/// The most bytes of all records of one stream, which are held until it ends.
+pub const RECORDS_MAX: u64 = 64 << 20;
+
+/// The most names, and the most files, of one image. While they are compared with the store's, others wait for its locks.
+pub(super) const PER_IMAGE_MAX: usize = 1000;
 
 /// A layer.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -184,6 +190,10 @@ impl ImageRecord {
         while let Some(name) = lines.may("name", is_name)? {
             record.names.push(name);
         }
+        // A read-only store with a name twice is not loaded.
+        if record.names.iter().collect::<BTreeSet<_>>().len() != record.names.len() {
+            return Err(Invalid("name"));
+        }
         record.names_history.clone_from(&record.names);
         while let Some(data) = lines.may("data", |_| true)? {
             let mut parts = data.split(' ');
@@ -202,6 +212,9 @@ impl ImageRecord {
             }
             record.big_data_digests.insert(key.to_owned(), digest.to_owned());
             record.big_data_names.push(key.to_owned());
+        }
+        if record.names.len() > PER_IMAGE_MAX || record.big_data_names.len() > PER_IMAGE_MAX {
+            return Err(Invalid("name"));
         }
         // CRI-O lists no image at all when one of them lacks these.
         let config = format!("sha256:{}", record.id);
@@ -296,27 +309,25 @@ pub fn is_name(text: &str) -> bool {
         && tag.is_none_or(is_tag)
         && domain.len() + 1 + path.len() <= 255
         && is_domain(domain)
+        // These two are written otherwise.
+        && domain != "index.docker.io"
+        && (domain != "docker.io" || path.contains('/'))
         && path.split('/').all(is_component)
 }
 
+/// A host with a `.` or a port, or localhost: others containers/image does not read back, IPv6 addresses among them.
 fn is_domain(text: &str) -> bool {
-    let (host, port) = text.rsplit_once(':').filter(|(host, _)| !host.ends_with(':')).unwrap_or((text, "0"));
-    if let Some(address) = text.strip_prefix('[') {
-        let (address, rest) = address.split_once(']').unwrap_or(("", "x"));
-        let is_address = !address.is_empty() && address.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b':');
-        let port = rest.strip_prefix(':').unwrap_or(if rest.is_empty() { "0" } else { "" });
-        return is_address && !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
-    }
+    let (host, port) = text.split_once(':').unwrap_or((text, "0"));
     let is_label = |label: &str| {
         let bytes = label.as_bytes();
         let ends = [bytes.first(), bytes.last()];
         ends.iter().all(|end| end.is_some_and(u8::is_ascii_alphanumeric))
             && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-')
     };
-    // Else it would be the first component of a short name.
-    let is_host =
-        text.contains(['.', ':']) || text == "localhost" || text.bytes().any(|byte| byte.is_ascii_uppercase());
-    is_host && host.split('.').all(is_label) && !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit())
+    (text.contains(['.', ':']) || text == "localhost")
+        && host.split('.').all(is_label)
+        && !port.is_empty()
+        && port.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// Lower-case words with `.`, `_`, `__` or dashes between them.
@@ -362,4 +373,71 @@ pub fn is_time(text: &str) -> bool {
         && number(at + 1..at + 3).is_some_and(|hours: u32| hours < 24)
         && number(at + 4..at + 6).is_some_and(|minutes: u32| minutes < 60);
     shape && (1..=days).contains(&day) && hour < 24 && minute < 60 && second < 60 && (zone == "Z" || is_offset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_that_containers_image_reads_back() {
+        for good in ["localhost/a:1", "docker.io/library/alpine:3.20", "h:5/a/b_c__d.e--f:T_-.", "a.b-c/x:1"] {
+            assert!(is_name(good), "{good}");
+            assert!(is_name(&format!("{good}@sha256:{}", "0".repeat(64))), "{good}");
+        }
+        let long = format!("localhost/{}:1", "a".repeat(250));
+        for bad in [
+            "",
+            "a:1",
+            "localhost/a",
+            "alpine:3.20",
+            "library/a:1",
+            "localhost/A:1",
+            "localhost/a:",
+            "localhost/a:.1",
+            "localhost//a:1",
+            "localhost/a/:1",
+            "localhost/-a:1",
+            "localhost/a___b:1",
+            "localhost/a..b:1",
+            "[::1]:5/a:1",
+            "HOST/a:1",
+            "docker.io/a:1",
+            "index.docker.io/a/b:1",
+            "h:/a:1",
+            "h:x/a:1",
+            "-h.x/a:1",
+            "localhost/a:1@sha256:0",
+            "localhost/a:1 ",
+            "localhost/a@md5:1",
+            &long,
+        ] {
+            assert!(!is_name(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_are_those_that_go_reads() {
+        for good in ["2024-02-29T00:00:00Z", "0001-01-01T23:59:59.1Z", "2024-01-02T03:04:05.123456789+02:00"] {
+            assert!(is_time(good), "{good}");
+        }
+        for bad in [
+            "",
+            "2023-02-29T00:00:00Z",
+            "2024-01-02T24:00:00Z",
+            "2024-01-02T03:04:05",
+            "2024-01-02T03:04:05.Z",
+            "2024-01-02 03:04:05Z",
+            "2024-01-02T03:04:05.1234567890Z",
+            "2024-01-02T03:04:05+2:00",
+            "2024-13-02T03:04:05Z",
+            "2024-01-00T03:04:05Z",
+            "+024-01-02T03:04:05Z",
+            "2024-01-02T03:04:60Z",
+            "2024-01-02T03:04:05+24:00",
+            "2024-01-02T03:04:05z",
+        ] {
+            assert!(!is_time(bad), "{bad}");
+        }
+    }
 }

@@ -103,7 +103,8 @@ pub fn collect(store: &Store, staging: &Staging, deadline: Instant) -> Result<Go
     let is_hex = |name: &Vec<u8>| std::str::from_utf8(name).is_ok_and(is_id);
     for name in store.overlay.names().map_err(listed)? {
         // Other directories (`l`, `staging`, `tempdirs`) are containers/storage's own.
-        if is_hex(&name) && !known.contains(&name) {
+        let is_left = || std::str::from_utf8(&name).is_ok_and(|id| store.is_left(id));
+        if is_hex(&name) && !known.contains(&name) && is_left() {
             gone.orphans += take(&store.overlay, &name, staging, "old")?;
         }
     }

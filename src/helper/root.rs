@@ -44,7 +44,13 @@ impl From<Dir> for OwnedFd {
 #[must_use]
 pub fn without_mounts(directory: OwnedFd) -> OwnedFd {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    rustix::mount::open_tree(&directory, c"", flags).unwrap_or(directory)
+    let Ok(view) = rustix::mount::open_tree(&directory, c"", flags) else { return directory };
+    // A file system of its own in there must be seen: then renaming fails, and says why.
+    let what = |root: &OwnedFd, path| {
+        rustix::fs::statat(root, path, AtFlags::SYMLINK_NOFOLLOW).ok().map(|found| (found.st_dev, found.st_ino))
+    };
+    let parts = [c"overlay", c"overlay/l", c"overlay-layers", c"overlay-images", c"overlay-containers"];
+    if parts.iter().all(|part| what(&view, *part) == what(&directory, *part)) { view } else { directory }
 }
 
 impl Dir {
@@ -190,6 +196,12 @@ impl Dir {
 }
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Whether it is ours, and nobody else may put anything into it.
+#[must_use]
+pub fn is_ours(stat: &Stat) -> bool {
+    stat.st_uid == rustix::process::geteuid().as_raw() && stat.st_mode & 0o022 == 0
+}
 
 /// Whether it is a regular file.
 #[must_use]

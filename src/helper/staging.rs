@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use super::Error;
 use super::apply::remove;
 use super::confine::Powers;
-use super::root::{Dir, is_directory};
+use super::root::{Dir, is_directory, is_ours};
 
 /// What they are called. containers/storage looks at no name in a graphroot that it does not know.
 pub const PREFIX: &[u8] = b".prepull-staging-";
@@ -30,6 +30,10 @@ impl Staging {
     /// # Errors
     /// When it cannot be made.
     pub fn new(root: &Dir, powers: Powers) -> Result<Self, Error> {
+        // Else somebody could put another directory in its place.
+        if !rustix::fs::fstat(root).is_ok_and(|found| is_ours(&found)) {
+            return Err(Error::NotOurs("the directory of the store"));
+        }
         sweep(root, powers);
         let failed = |error| Error::system("making a directory for what is not complete yet", error);
         for number in 0..RUNS_MAX {
@@ -58,6 +62,11 @@ pub fn sweep(root: &Dir, powers: Powers) -> u64 {
     let mut swept = 0;
     for name in root.names().unwrap_or_default().iter().filter(|name| name.starts_with(PREFIX)) {
         let Ok(dir) = root.open(name) else { continue };
+        // What somebody else has made, or could have, is not touched.
+        let is_ours = rustix::fs::fstat(&dir).is_ok_and(|found| is_ours(&found) && found.st_mode & 0o7777 == 0o700);
+        if !is_ours || !is_there(root, name, &dir) {
+            continue;
+        }
         if flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok() && empty(root, name, &dir, powers).is_ok() {
             swept += 1;
         }

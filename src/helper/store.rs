@@ -20,7 +20,7 @@ use serde_json::value::RawValue;
 
 use super::Error;
 use super::record::{ImageRecord, is_id};
-use super::root::Dir;
+use super::root::{Dir, is_ours};
 use crate::json;
 
 /// The most bytes of a records file: a store with ten thousand images has 20 MiB.
@@ -28,6 +28,9 @@ const RECORDS_MAX: u64 = 256 << 20;
 
 /// The most layers of one image (containers/storage `drivers/overlay/overlay.go`, `maxDepth`).
 pub const LAYERS_MAX: usize = 500;
+
+/// How long a lock is waited for at most: a pull of a large layer keeps it for minutes.
+const LOCK_PATIENCE: Duration = Duration::from_secs(600);
 
 /// How often a lock that is held is asked for.
 const LOCK_POLL: Duration = Duration::from_millis(5);
@@ -138,9 +141,11 @@ impl Store {
         let make = |name: &'static str, parent: &Dir, mode| {
             parent.open_or_make(name.as_bytes(), mode).map_err(|error| Error::system(format!("opening {name}"), error))
         };
-        let had_overlay = root.has(b"overlay");
         let overlay = make("overlay", &root, 0o700)?;
-        if !had_overlay {
+        if !rustix::fs::fstat(&overlay).is_ok_and(|found| is_ours(&found)) {
+            return Err(Error::NotOurs("overlay"));
+        }
+        if !overlay.has(b".has-mount-program") && !root.has(b"overlay-layers/layers.json") {
             // Without it the first start looks at every file of every layer (`overlay.go`, `SupportsNativeOverlay`).
             let written = overlay.write(b".has-mount-program", 0o600, b"false");
             written.map_err(|error| Error::system("writing overlay/.has-mount-program", error))?;
@@ -187,6 +192,7 @@ impl Store {
     }
 
     fn take(&self, directory: &Dir, name: &str, deadline: Instant) -> Result<Lock, Error> {
+        let deadline = deadline.min(Instant::now() + LOCK_PATIENCE);
         let file = self.lock_file(directory, name)?;
         let whole = libc::flock {
             l_type: libc::F_WRLCK as libc::c_short,
@@ -280,6 +286,14 @@ impl Store {
             });
         }
         replace(&locked.images, &self.images, scratch, "images.json", &all)
+    }
+
+    /// Whether a directory of a layer that no record names is what somebody has left who was killed. The layers of containers
+    /// have their records elsewhere in some configurations; they have a short name and no tar-split.
+    #[must_use]
+    pub fn is_left(&self, id: &str) -> bool {
+        let has_link = self.overlay.open(id.as_bytes()).is_ok_and(|layer| layer.has(b"link"));
+        self.layers.has(format!("{id}.tar-split.gz").as_bytes()) || !has_link
     }
 
     /// Whether the layer has what a store cannot do without.

@@ -255,7 +255,9 @@ fn whatever_fails_is_one_line_and_the_old_images_are_there() {
                 // Some failures are of no consequence: the last words, what is left for the next run.
                 if !output.status.success() {
                     assert_eq!(output.status.code(), Some(1), "{what}");
-                    assert_eq!(stderr(&output).trim_end().lines().count(), 1, "{what}");
+                    // The line itself is written, too.
+                    let lines = stderr(&output).trim_end().lines().count();
+                    assert!(lines == 1 || lines == 0 && call == "write", "{what}");
                 }
                 injected += 1;
                 scene.judge("root", &what, injected % 7 == 0, &mut install());

@@ -1,0 +1,76 @@
+//! What the helper is told by text: the policy file, and records of layers and images. A record that it takes is one that podman
+//! and CRI-O load.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use prepull::helper::policy::Policy;
+use prepull::helper::record::{ImageRecord, LayerRecord, is_name, is_time};
+use prepull::reference::Reference;
+use prepull::storage::record::seconds_since_epoch;
+use prepull_fuzz::choice;
+
+fuzz_target!(|data: &[u8]| {
+    let Some((choice, rest)) = choice(data) else { return };
+    match choice % 4 {
+        0 => {
+            let Ok(text) = std::str::from_utf8(rest) else { return };
+            match Policy::parse(text) {
+                Ok(policy) => {
+                    for allow in policy.allow {
+                        assert!(allow.root.starts_with('/') && !allow.root.split('/').any(|name| name == ".."));
+                        assert!(allow.graphroot.len() > 1 && !allow.graphroot.split('/').any(|name| name == ".."));
+                    }
+                }
+                Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),
+            }
+        }
+        1 => {
+            if let Ok(record) = LayerRecord::parse(rest) {
+                assert_eq!(record.to_lines().as_bytes(), canonical(rest));
+                assert!(seconds_since_epoch(&record.created).is_some(), "{}", record.created);
+                serde_json::to_vec(&record).expect("JSON");
+            }
+        }
+        2 => {
+            if let Ok(record) = ImageRecord::parse(rest) {
+                assert_eq!(record.to_lines().as_bytes(), canonical(rest));
+                record.names.iter().for_each(|name| name_is_good(name));
+                assert!(seconds_since_epoch(&record.created).is_some(), "{}", record.created);
+            }
+        }
+        _ => {
+            let Ok(text) = std::str::from_utf8(rest) else { return };
+            if is_name(text) {
+                name_is_good(text);
+            }
+            if is_time(text) {
+                assert!(seconds_since_epoch(text).is_some(), "{text}");
+            }
+        }
+    }
+});
+
+/// containers/image reads it, and writes the same again.
+fn name_is_good(name: &str) {
+    let reference = Reference::parse_full(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+    assert_eq!(reference.to_string(), name);
+    assert!(reference.is_storable(), "{name}");
+}
+
+/// Numbers may have zeros and a sign before them: everything else has one form.
+fn canonical(lines: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(lines);
+    let number = |word: &str| match word.strip_prefix('+').unwrap_or(word).parse::<u64>() {
+        Ok(number) => number.to_string(),
+        Err(_) => word.to_owned(),
+    };
+    let line = |line: &str| {
+        let mut words = line.split(' ');
+        let field = words.next().unwrap_or_default().to_owned();
+        let is_number = field.ends_with("size") || field.ends_with("set") || field == "compression" || field == "data";
+        let rest: Vec<String> =
+            words.map(|word| if is_number && word.len() < 20 { number(word) } else { word.to_owned() }).collect();
+        std::iter::once(field).chain(rest).collect::<Vec<_>>().join(" ") + "\n"
+    };
+    text.lines().map(line).collect::<String>().into_bytes()
+}
