@@ -26,14 +26,16 @@ fuzz_target!(|data: &[u8]| {
         }
         1 => {
             if let Ok(record) = LayerRecord::parse(rest) {
-                assert_eq!(record.to_lines().as_bytes(), canonical(rest));
+                let lines = record.to_lines();
+                assert_eq!(LayerRecord::parse(lines.as_bytes()).expect("the same").to_lines(), lines);
                 assert!(seconds_since_epoch(&record.created).is_some(), "{}", record.created);
                 serde_json::to_vec(&record).expect("JSON");
             }
         }
         2 => {
             if let Ok(record) = ImageRecord::parse(rest) {
-                assert_eq!(record.to_lines().as_bytes(), canonical(rest));
+                let lines = record.to_lines();
+                assert_eq!(ImageRecord::parse(lines.as_bytes()).expect("the same").to_lines(), lines);
                 record.names.iter().for_each(|name| name_is_good(name));
                 assert!(seconds_since_epoch(&record.created).is_some(), "{}", record.created);
             }
@@ -55,22 +57,4 @@ fn name_is_good(name: &str) {
     let reference = Reference::parse_full(name).unwrap_or_else(|error| panic!("{name}: {error}"));
     assert_eq!(reference.to_string(), name);
     assert!(reference.is_storable(), "{name}");
-}
-
-/// Numbers may have zeros and a sign before them: everything else has one form.
-fn canonical(lines: &[u8]) -> Vec<u8> {
-    let text = String::from_utf8_lossy(lines);
-    let number = |word: &str| match word.strip_prefix('+').unwrap_or(word).parse::<u64>() {
-        Ok(number) => number.to_string(),
-        Err(_) => word.to_owned(),
-    };
-    let line = |line: &str| {
-        let mut words = line.split(' ');
-        let field = words.next().unwrap_or_default().to_owned();
-        let is_number = field.ends_with("size") || field.ends_with("set") || field == "compression" || field == "data";
-        let rest: Vec<String> =
-            words.map(|word| if is_number && word.len() < 20 { number(word) } else { word.to_owned() }).collect();
-        std::iter::once(field).chain(rest).collect::<Vec<_>>().join(" ") + "\n"
-    };
-    text.lines().map(line).collect::<String>().into_bytes()
 }

@@ -406,7 +406,7 @@ fn it_fits_into_a_store_of_podmans() {
         test "$(ls "$store/overlay" | grep -c '^[0-9a-f]*$')" = 2
         # gc: what nobody knows goes, what is containers/storage's own stays, and so does what is young.
         mkdir -p "$store/overlay/$(printf 'a%.0s' $(seq 64))/diff/d" "$store/overlay/staging/x" "$store/overlay/tempdirs/y" "$store/overlay-images/$(printf 'b%.0s' $(seq 64))" "$store/.prepull-staging-7/z"
-        touch "$store/overlay-layers/$(printf 'c%.0s' $(seq 64)).tar-split.gz"; ln -s ../nowhere/diff "$store/overlay/l/ODD"; ln -s "../$(printf 'd%.0s' $(seq 64))/diff" "$store/overlay/l/GONE"
+        chmod 700 "$store/.prepull-staging-7"; touch "$store/overlay-layers/$(printf 'c%.0s' $(seq 64)).tar-split.gz"; ln -s ../nowhere/diff "$store/overlay/l/ODD"; ln -s "../$(printf 'd%.0s' $(seq 64))/diff" "$store/overlay/l/GONE"
         "$prepull" gc --json --root root >json; grep -q '"orphans":5' json || {{ cat json >&2; exit 1; }}
         test -d "$store/overlay/staging/x"; test -d "$store/overlay/tempdirs/y"; test -L "$store/overlay/l/ODD"; test ! -e "$store/.prepull-staging-7"
         rm -r "$store/overlay/staging" "$store/overlay/tempdirs" "$store/overlay/l/ODD"

@@ -84,7 +84,7 @@ fn small_file_systems() {
         ("make to a stream, no cache", "tmp", 900, May::Fail),
         ("make from a compressed archive", "tmp", 900, May::Fail),
         ("make, shared tar", "out", 40_000, May::Fail),
-        ("man", "out", 60, May::Fail),
+        ("man", "out", 120, May::Fail),
         ("ovl", "out", 16, May::Fail),
     ];
     for (name, place, enough, may) in plan {
