@@ -4,8 +4,21 @@ use serde_json::Value;
 
 use crate::command::{fails, hello, prepull, stderr, succeeds};
 
-const COMMANDS: [&[&str]; 9] =
-    [&[], &["make"], &["ls"], &["why"], &["ovl"], &["cache"], &["cache", "prune"], &["completions"], &["man"]];
+const COMMANDS: [&[&str]; 13] = [
+    &[],
+    &["install"],
+    &["rm"],
+    &["gc"],
+    &["doctor"],
+    &["make"],
+    &["ls"],
+    &["why"],
+    &["ovl"],
+    &["cache"],
+    &["cache", "prune"],
+    &["completions"],
+    &["man"],
+];
 
 #[test]
 fn help_reads_well() {
