@@ -372,7 +372,14 @@ pub fn is_time(text: &str) -> bool {
         && is_at(at + 3, b':')
         && number(at + 1..at + 3).is_some_and(|hours: u32| hours < 24)
         && number(at + 4..at + 6).is_some_and(|minutes: u32| minutes < 60);
-    shape && (1..=days).contains(&day) && hour < 24 && minute < 60 && second < 60 && (zone == "Z" || is_offset)
+    // Later years are not in every library.
+    shape
+        && (1..=9998).contains(&year)
+        && (1..=days).contains(&day)
+        && hour < 24
+        && minute < 60
+        && second < 60
+        && (zone == "Z" || is_offset)
 }
 
 #[cfg(test)]
@@ -413,6 +420,33 @@ mod tests {
             &long,
         ] {
             assert!(!is_name(bad), "{bad}");
+        }
+    }
+
+    #[cfg(feature = "front")]
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(20_000))]
+        #[test]
+        fn what_is_a_name_here_is_one_for_the_front_end(
+            name in "[a-cA-C0-9.:-]{1,8}/([a-b0-9._-]{1,4}/)?[a-b0-9._-]{1,6}(:[aA0_.-]{1,3})?",
+            docker in "(docker.io|index.docker.io|localhost|a.b:5)/(library/|a/)?[ab_.-]{1,5}:[aA0_.-]{1,3}",
+        ) {
+            for name in [name, docker] {
+                if is_name(&name) {
+                    let reference = crate::reference::Reference::parse_full(&name).unwrap();
+                    proptest::prop_assert_eq!(reference.to_string(), name);
+                    proptest::prop_assert!(reference.is_storable());
+                }
+            }
+        }
+
+        #[test]
+        fn what_is_a_time_here_is_one_for_the_front_end(
+            time in "[0-9]{4}-(0[0-9]|1[0-3])-[0-3][0-9]T[0-2][0-9]:[0-6][0-9]:[0-6][0-9](\\.[0-9]{1,10})?(Z|[+-][0-2][0-9]:[0-6][0-9])",
+        ) {
+            if is_time(&time) {
+                proptest::prop_assert!(crate::storage::record::seconds_since_epoch(&time).is_some(), "{}", time);
+            }
         }
     }
 
