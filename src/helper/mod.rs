@@ -48,6 +48,9 @@ pub const REQUEST: &[u8] = b"prepull-request";
 /// The version of the protocol: both sides come from one package.
 pub const VERSION: &str = "1";
 
+/// The longest `max_seconds` that counts, a year: the clock cannot add any number.
+const SECONDS_MAX: u64 = 365 * 24 * 3600;
+
 /// Bytes that are read at once.
 const READ: usize = 256 << 10;
 
@@ -456,7 +459,7 @@ fn confined() -> Result<Job, Error> {
         target: Dir::from(target).open(b"").map_err(|error| Error::system("opening the target", error))?,
         graphroot: allow.graphroot.clone(),
         budget,
-        deadline: Instant::now() + Duration::from_secs(allow.max_seconds),
+        deadline: Instant::now() + Duration::from_secs(allow.max_seconds.min(SECONDS_MAX)),
     })
 }
 
@@ -488,6 +491,10 @@ impl Read for Input {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let stdin = rustix::stdio::stdin();
         let left = self.deadline.saturating_duration_since(Instant::now());
+        // With no time left `poll` would still say that there is something to read.
+        if left.is_zero() {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "it takes too long (max_seconds)"));
+        }
         let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
         let mut polled = [PollFd::new(&stdin, PollFlags::IN)];
         if poll(&mut polled, Some(&timeout))? == 0 {
