@@ -284,7 +284,9 @@ fn unpack<R: Read>(reader: &mut Reader<R>, job: &mut Job) -> Result<(), Error> {
     const TREE: &[u8] = b".prepull-tree";
     const COMPLETE: &[u8] = b".prepull-complete";
     let failed = |error| Error::system("publishing the tree", error);
-    let (root, powers) = (&job.target, job.budget.powers);
+    // The target may be open only as a place (`without_mounts`), which cannot be had on the disk.
+    let opened = job.target.open(b"").map_err(|error| Error::system("opening the directory", error))?;
+    let (root, powers) = (&opened, job.budget.powers);
     let publish = || {
         let tree = root.open(TREE)?;
         for name in tree.names()? {
