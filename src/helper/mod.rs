@@ -296,6 +296,7 @@ fn unpack<R: Read>(reader: &mut Reader<R>, job: &mut Job) -> Result<(), Error> {
         rustix::fs::unlinkat(root, TREE, rustix::fs::AtFlags::REMOVEDIR)?;
         rustix::fs::unlinkat(root, COMPLETE, rustix::fs::AtFlags::empty())
     };
+    staging::sweep(root, powers);
     if root.has(COMPLETE) {
         return if root.has(TREE) {
             publish().map_err(failed)
@@ -303,7 +304,6 @@ fn unpack<R: Read>(reader: &mut Reader<R>, job: &mut Job) -> Result<(), Error> {
             rustix::fs::unlinkat(root, COMPLETE, rustix::fs::AtFlags::empty()).map_err(failed)
         };
     }
-    staging::sweep(root, powers);
     if root.has(TREE) {
         apply::remove(powers, root, TREE).map_err(failed)?;
     }

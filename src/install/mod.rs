@@ -236,6 +236,10 @@ fn own_job(target: &Target) -> io::Result<Job> {
 /// Reads a line of JSON.
 fn read_answer(from: impl io::Read) -> io::Result<Option<Answer>> {
     let mut text = Vec::new();
-    from.take(ANSWER_MAX).read_to_end(&mut text)?;
+    match from.take(ANSWER_MAX).read_to_end(&mut text) {
+        // A socket whose other end has not read all that we sent says so after the answer.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset && !text.is_empty() => {}
+        read => drop(read?),
+    }
     Ok(serde_json::from_slice(&text).ok())
 }
