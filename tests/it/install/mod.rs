@@ -1,10 +1,13 @@
 //! `prepull install`, `rm` and `gc` on stores that podman and skopeo make, read and change, too.
 
 mod behaviour;
+mod by_sudo;
+mod faults;
 mod removal;
+mod together;
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -24,6 +27,9 @@ struct World {
     at: PathBuf,
     layout: Layout,
 }
+
+/// An ordinary user, of whom no machine knows but in these tests.
+const USER: u32 = 4321;
 
 /// What a path is: its inode, times in nanoseconds, and size.
 type State = BTreeMap<PathBuf, (u64, i128, i128, u64)>;
@@ -113,6 +119,55 @@ impl World {
     #[track_caller]
     fn skopeo(&self, item: &str, name: &str) {
         skopeo(&self.graph(), &self.at.join("run"), item, name);
+    }
+
+    /// The helper, a copy that is root's, on a path that everybody may go.
+    fn helper(&self) -> PathBuf {
+        self.at.join("libexec/prepull-helper")
+    }
+
+    /// Has the helper there, and this policy for [`Self::as_root`] and [`Self::as_user`].
+    fn lets_users_write(&self, policy: &str) {
+        fs_err::set_permissions(&self.at, std::fs::Permissions::from_mode(0o711)).unwrap();
+        fs_err::set_permissions(self.at.join("home"), std::fs::Permissions::from_mode(0o777)).unwrap();
+        if !self.helper().exists() {
+            fs_err::create_dir_all(self.at.join("libexec")).unwrap();
+            fs_err::copy(env!("CARGO_BIN_EXE_prepull-helper"), self.helper()).unwrap();
+        }
+        fs_err::write(self.at.join("helper.toml"), policy).unwrap();
+        let line = format!("#{USER} ALL=(root) NOPASSWD: {} stdio\n", self.helper().display());
+        fs_err::write(self.at.join("sudoers"), line).unwrap();
+    }
+
+    /// The same for root: it may write to the machine by the helper.
+    fn lets_root_write(&self, more: &str) {
+        let root = self.root();
+        let policy = format!("[[allow]]\nuser = \"root\"\nroot = \"{}\"\nkind = \"storage\"\n{more}\n", root.display());
+        self.lets_users_write(&policy);
+    }
+
+    /// Runs what is added to it as root, with an /etc of its own.
+    fn as_root(&self) -> Command {
+        let script = r#"at=$1; shift
+            o=$(mktemp -d "$at/etc-XXXXXX") && mount -t tmpfs tmpfs "$o" && mkdir "$o/up" "$o/work" || exit 99
+            mount -t overlay overlay -o "lowerdir=/etc,upperdir=$o/up,workdir=$o/work" /etc || exit 99
+            mkdir -p -m 755 /etc/prepull && cp "$at/helper.toml" /etc/prepull/ && chmod 644 /etc/prepull/helper.toml || exit 99
+            mkdir -p -m 755 /etc/sudoers.d && cp "$at/sudoers" /etc/sudoers.d/prepull && chmod 440 /etc/sudoers.d/prepull || exit 99
+            echo 'prepulltester:x:4321:4321::/:/bin/sh' >>/etc/passwd
+            echo 'prepulltester:*:19000:0:99999:7:::' >>/etc/shadow
+            exec "$@""#;
+        let mut command = in_own_mounts("sh");
+        command.args(["-c", script, "sh"]).arg(&self.at);
+        command.env("HOME", self.at.join("home")).env("SOURCE_DATE_EPOCH", "1234567890");
+        command
+    }
+
+    /// The same as [`USER`].
+    fn as_user(&self) -> Command {
+        let user = USER.to_string();
+        let mut command = self.as_root();
+        command.args(["setpriv", "--reuid", &user, "--regid", &user, "--clear-groups"]);
+        command
     }
 
     /// What podman lists, sorted.
