@@ -35,7 +35,8 @@ impl Staging {
         for number in 0..RUNS_MAX {
             let name = [PREFIX, number.to_string().as_bytes()].concat();
             let dir = match root.make(&name, 0o700) {
-                Err(Errno::EXIST) => continue,
+                // Taken; or somebody who sweeps has removed it before it was open.
+                Err(Errno::EXIST | Errno::NOENT) => continue,
                 made => made.map_err(failed)?,
             };
             // Somebody who sweeps may have it between the two.
