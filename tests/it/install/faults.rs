@@ -297,7 +297,7 @@ fn chosen<T>(mut all: Vec<T>, most: usize, seed: u64) -> Vec<T> {
 }
 
 /// How much of all is looked at with podman.
-const THOROUGH: usize = 12;
+const THOROUGH: usize = 10;
 
 #[test]
 fn killed_at_every_call() {
@@ -312,13 +312,15 @@ fn killed_at_every_call() {
         let all: Vec<_> = all.collect();
         let planned = all.len();
         let (mut tried, mut killed, mut new) = (0, 0, 0);
-        for (call, number) in chosen(all, 40, 5) {
+        for (call, number) in chosen(all, 20, 5) {
             let output = bench.injected(&call, "signal=SIGKILL", number);
             tried += 1;
             killed += usize::from(!output.status.success());
             new += usize::from(bench.records() == bench.after);
             if let Err(error) = bench.judge(tried % THOROUGH == 0) {
-                wrong.push(format!("{what:?} by {who:?}, {call} {number}: {error}"));
+                let text = format!("{what:?} by {who:?}, {call} {number}: {error}");
+                eprintln!("{text}");
+                wrong.push(text);
             }
         }
         figures(&format!(
@@ -344,7 +346,7 @@ fn killed_at_any_time() {
         let begun = Instant::now();
         assert!(bench.run(&[]).status.success());
         let usual = begun.elapsed();
-        for _ in 0..if is_all() { 150 } else { 12 } {
+        for _ in 0..if is_all() { 150 } else { 8 } {
             bench.begin();
             let mut command = bench.command(&["setpriv", "--pdeathsig", "KILL"]);
             let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -404,7 +406,7 @@ fn every_call_fails() {
         }
         let planned = all.len();
         let (mut tried, mut refused) = (0, 0);
-        for (call, number, error) in chosen(all, 40, 9) {
+        for (call, number, error) in chosen(all, 20, 9) {
             let output = bench.injected(call, &format!("error={error}"), number);
             tried += 1;
             let mut say = |text: String| wrong.push(format!("{what:?} by {who:?}, {call} {number} {error}: {text}"));
