@@ -423,7 +423,7 @@ fn in_a_user_namespace_a_directory_of_ones_own() {
     let mut world = World::new();
     let item = world.image("app", &on_base("app"));
     fs_err::set_permissions(&world.at, std::fs::Permissions::from_mode(0o755)).unwrap();
-    fs_err::set_permissions(&world.at.join("home"), std::fs::Permissions::from_mode(0o777)).unwrap();
+    fs_err::set_permissions(world.at.join("home"), std::fs::Permissions::from_mode(0o777)).unwrap();
     std::os::unix::fs::chown(world.root(), Some(4321), Some(4321)).unwrap();
     // As `podman unshare` has it: one's own id as root's, and 65536 more.
     let inner = world.prepull("install");
