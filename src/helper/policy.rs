@@ -198,7 +198,7 @@ fn check(file: &impl std::os::fd::AsFd, shown: &str) -> Result<(), Error> {
 /// # Errors
 /// The kernel's.
 pub fn open_root(path: &str) -> Result<Dir, Errno> {
-    Dir::at(c"/")?.enter(if path == "/" { b"." } else { path[1..].as_bytes() })
+    Dir::at(c"/")?.enter(if path == "/" { b"." } else { &path.as_bytes()[1..] })
 }
 
 #[cfg(test)]
