@@ -299,37 +299,116 @@ fn chosen<T>(mut all: Vec<T>, most: usize, seed: u64) -> Vec<T> {
 /// How much of all is looked at with podman.
 const THOROUGH: usize = 10;
 
-#[test]
-fn killed_at_every_call() {
-    if !needs_root("install::faults::killed_at_every_call") {
-        return;
-    }
+/// Kills `what` by `who` at every call.
+fn kills(what: What, who: Who) {
     let mut wrong = Vec::new();
-    for (what, who) in ALL {
-        let bench = Bench::new(what, who);
-        let all = bench.calls();
-        let all = all.into_iter().flat_map(|(name, count)| (1..=count).map(move |number| (name.clone(), number)));
-        let all: Vec<_> = all.collect();
-        let planned = all.len();
-        let (mut tried, mut killed, mut new) = (0, 0, 0);
-        for (call, number) in chosen(all, 20, 5) {
-            let output = bench.injected(&call, "signal=SIGKILL", number);
-            tried += 1;
-            killed += usize::from(!output.status.success());
-            new += usize::from(bench.records() == bench.after);
-            if let Err(error) = bench.judge(tried % THOROUGH == 0) {
-                let text = format!("{what:?} by {who:?}, {call} {number}: {error}");
-                eprintln!("{text}");
-                wrong.push(text);
-            }
+    let bench = Bench::new(what, who);
+    let all = bench.calls();
+    let all = all.into_iter().flat_map(|(name, count)| (1..=count).map(move |number| (name.clone(), number)));
+    let all: Vec<_> = all.collect();
+    let planned = all.len();
+    let (mut tried, mut killed, mut new) = (0, 0, 0);
+    for (call, number) in chosen(all, 20, 5) {
+        let output = bench.injected(&call, "signal=SIGKILL", number);
+        tried += 1;
+        killed += usize::from(!output.status.success());
+        new += usize::from(bench.records() == bench.after);
+        if let Err(error) = bench.judge(tried % THOROUGH == 0) {
+            let text = format!("{what:?} by {who:?}, {call} {number}: {error}");
+            eprintln!("{text}");
+            wrong.push(text);
         }
-        figures(&format!(
-            "install: kill -9 at every call, {} by {who:?}: {tried} of {planned} tried, {killed} killed, {new} had the new store",
-            bench.verb()
-        ));
-        assert!(killed * 2 > tried, "{killed} of {tried}");
     }
+    figures(&format!(
+        "install: kill -9 at every call, {} by {who:?}: {tried} of {planned} tried, {killed} killed, {new} had the new store",
+        bench.verb()
+    ));
     all_right(&wrong);
+    assert!(killed * 2 > tried, "{killed} of {tried}");
+}
+
+#[test]
+fn killed_at_every_call_of_install_by_root() {
+    if needs_root("install::faults::killed_at_every_call_of_install_by_root") {
+        kills(What::Install, Who::Own);
+    }
+}
+
+#[test]
+fn killed_at_every_call_of_install_by_the_helper() {
+    if needs_root("install::faults::killed_at_every_call_of_install_by_the_helper") {
+        kills(What::Install, Who::Helper);
+    }
+}
+
+#[test]
+fn killed_at_every_call_of_rm_by_root() {
+    if needs_root("install::faults::killed_at_every_call_of_rm_by_root") {
+        kills(What::Remove, Who::Own);
+    }
+}
+
+#[test]
+fn killed_at_every_call_of_rm_by_the_helper() {
+    if needs_root("install::faults::killed_at_every_call_of_rm_by_the_helper") {
+        kills(What::Remove, Who::Helper);
+    }
+}
+
+#[test]
+fn killed_at_every_call_of_gc_by_root() {
+    if needs_root("install::faults::killed_at_every_call_of_gc_by_root") {
+        kills(What::Collect, Who::Own);
+    }
+}
+
+#[test]
+fn killed_at_every_call_of_gc_by_the_helper() {
+    if needs_root("install::faults::killed_at_every_call_of_gc_by_the_helper") {
+        kills(What::Collect, Who::Helper);
+    }
+}
+
+#[test]
+fn every_call_fails_of_install_by_root() {
+    if needs_root("install::faults::every_call_fails_of_install_by_root") {
+        failures(What::Install, Who::Own);
+    }
+}
+
+#[test]
+fn every_call_fails_of_install_by_the_helper() {
+    if needs_root("install::faults::every_call_fails_of_install_by_the_helper") {
+        failures(What::Install, Who::Helper);
+    }
+}
+
+#[test]
+fn every_call_fails_of_rm_by_root() {
+    if needs_root("install::faults::every_call_fails_of_rm_by_root") {
+        failures(What::Remove, Who::Own);
+    }
+}
+
+#[test]
+fn every_call_fails_of_rm_by_the_helper() {
+    if needs_root("install::faults::every_call_fails_of_rm_by_the_helper") {
+        failures(What::Remove, Who::Helper);
+    }
+}
+
+#[test]
+fn every_call_fails_of_gc_by_root() {
+    if needs_root("install::faults::every_call_fails_of_gc_by_root") {
+        failures(What::Collect, Who::Own);
+    }
+}
+
+#[test]
+fn every_call_fails_of_gc_by_the_helper() {
+    if needs_root("install::faults::every_call_fails_of_gc_by_the_helper") {
+        failures(What::Collect, Who::Helper);
+    }
 }
 
 #[test]
@@ -389,55 +468,50 @@ const CALLS: &[&str] = &[
     "utimensat",
 ];
 
-#[test]
-fn every_call_fails() {
-    if !needs_root("install::faults::every_call_fails") {
-        return;
-    }
+/// Has every call of `what` by `who` fail.
+fn failures(what: What, who: Who) {
     let mut wrong = Vec::new();
-    for (what, who) in ALL {
-        let bench = Bench::new(what, who);
-        let counts = bench.calls();
-        let mut all = Vec::new();
-        for &call in CALLS {
-            for number in 1..=counts.get(call).copied().unwrap_or(0) {
-                all.extend(["ENOSPC", "EIO", "EDQUOT"].map(|error| (call, number, error)));
-            }
+    let bench = Bench::new(what, who);
+    let counts = bench.calls();
+    let mut all = Vec::new();
+    for &call in CALLS {
+        for number in 1..=counts.get(call).copied().unwrap_or(0) {
+            all.extend(["ENOSPC", "EIO", "EDQUOT"].map(|error| (call, number, error)));
         }
-        let planned = all.len();
-        let (mut tried, mut refused) = (0, 0);
-        for (call, number, error) in chosen(all, 20, 9) {
-            let output = bench.injected(call, &format!("error={error}"), number);
-            tried += 1;
-            let mut say = |text: String| wrong.push(format!("{what:?} by {who:?}, {call} {number} {error}: {text}"));
-            let (said, out) = (stderr(&output), String::from_utf8_lossy(&output.stdout).into_owned());
-            let is_mute = call == "write";
-            if output.status.success() {
-                if bench.records() != bench.after {
-                    say(format!("said it had done it: {said}{out}"));
-                }
-            } else {
-                refused += 1;
-                let is_one_line = match who {
-                    Who::Own => said.lines().count() == 1 && said.starts_with("prepull: "),
-                    Who::Helper => {
-                        let answer: Option<Value> = serde_json::from_str(&out).ok();
-                        answer.is_some_and(|answer| answer["error"].as_str().is_some_and(|error| !error.is_empty()))
-                    }
-                };
-                if output.status.code() != Some(1) || !(is_one_line || is_mute && said.is_empty() && out.is_empty()) {
-                    say(format!("{}: {said}{out}", output.status));
-                }
-            }
-            if let Err(error) = bench.judge(tried % THOROUGH == 0) {
-                say(error);
-            }
-        }
-        figures(&format!(
-            "install: calls that fail, {} by {who:?}: {tried} of {planned} tried, {refused} ended it",
-            bench.verb()
-        ));
     }
+    let planned = all.len();
+    let (mut tried, mut refused) = (0, 0);
+    for (call, number, error) in chosen(all, 20, 9) {
+        let output = bench.injected(call, &format!("error={error}"), number);
+        tried += 1;
+        let mut say = |text: String| wrong.push(format!("{what:?} by {who:?}, {call} {number} {error}: {text}"));
+        let (said, out) = (stderr(&output), String::from_utf8_lossy(&output.stdout).into_owned());
+        let is_mute = call == "write";
+        if output.status.success() {
+            if bench.records() != bench.after {
+                say(format!("said it had done it: {said}{out}"));
+            }
+        } else {
+            refused += 1;
+            let is_one_line = match who {
+                Who::Own => said.lines().count() == 1 && said.starts_with("prepull: "),
+                Who::Helper => {
+                    let answer: Option<Value> = serde_json::from_str(&out).ok();
+                    answer.is_some_and(|answer| answer["error"].as_str().is_some_and(|error| !error.is_empty()))
+                }
+            };
+            if output.status.code() != Some(1) || !(is_one_line || is_mute && said.is_empty() && out.is_empty()) {
+                say(format!("{}: {said}{out}", output.status));
+            }
+        }
+        if let Err(error) = bench.judge(tried % THOROUGH == 0) {
+            say(error);
+        }
+    }
+    figures(&format!(
+        "install: calls that fail, {} by {who:?}: {tried} of {planned} tried, {refused} ended it",
+        bench.verb()
+    ));
     all_right(&wrong);
 }
 
