@@ -175,7 +175,8 @@ impl Install<'_> {
         match made {
             Ok(report) => Ok((answer.map_err(failure)?, report.warnings)),
             // Who stops reading says why.
-            Err(MakeError::Sink(sink::Error::Write { .. })) if matches!(answer, Err(Error::Refused { .. })) => {
+            // Or it has all it needs: a tree that was interrupted when it was complete.
+            Err(MakeError::Sink(sink::Error::Write { .. })) if matches!(answer, Ok(_) | Err(Error::Refused { .. })) => {
                 answer.map(|answer| (answer, Vec::new())).map_err(failure)
             }
             Err(error) => Err(make_failure(error, elsewhere)),

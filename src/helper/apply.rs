@@ -288,9 +288,11 @@ impl Making<'_> {
         self.budget.bytes = left.ok_or_else(|| self.refuse("too many bytes (max_bytes)"))?;
         let known = name == CAPABILITY || name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_");
         let done = if known || self.budget.powers == Powers::Own { set(name, value) } else { Err(Errno::NOTSUP) };
+        // A program without its capabilities would not work; on anything else they mean nothing.
+        let is_needed = name == CAPABILITY && matches!(self.entry.kind, Kind::Regular { .. });
         match done {
             Ok(()) => Ok(()),
-            Err(error) if error == Errno::NOTSUP || error == Errno::PERM && name != CAPABILITY => {
+            Err(Errno::NOTSUP | Errno::PERM) if !is_needed => {
                 self.budget.dropped.0 += 1;
                 if self.budget.dropped.1.len() < DROPPED_SHOWN {
                     let text = format!("{} ({})", shown(&self.entry.path), shown(name));

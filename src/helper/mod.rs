@@ -28,7 +28,7 @@ use std::io::{self, BufReader, Read, Write as _};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use serde::{Deserialize, Serialize};
 
 use crate::entry::Entry;
@@ -304,7 +304,9 @@ fn unpack<R: Read>(reader: &mut Reader<R>, job: &mut Job) -> Result<(), Error> {
     const TREE: &[u8] = b".prepull-tree";
     const COMPLETE: &[u8] = b".prepull-complete";
     let failed = |error| Error::system("publishing the tree", error);
-    let (root, powers) = (&job.target, job.budget.powers);
+    // The target may be open only as a place (`without_mounts`), which cannot be had on the disk.
+    let opened = job.target.open(b"").map_err(|error| Error::system("opening the directory", error))?;
+    let (root, powers) = (&opened, job.budget.powers);
     let publish = || {
         let tree = root.open(TREE)?;
         for name in tree.names()? {
@@ -314,6 +316,7 @@ fn unpack<R: Read>(reader: &mut Reader<R>, job: &mut Job) -> Result<(), Error> {
         rustix::fs::unlinkat(root, TREE, rustix::fs::AtFlags::REMOVEDIR)?;
         rustix::fs::unlinkat(root, COMPLETE, rustix::fs::AtFlags::empty())
     };
+    staging::sweep(root, powers);
     if root.has(COMPLETE) {
         return if root.has(TREE) {
             publish().map_err(failed)
@@ -321,7 +324,6 @@ fn unpack<R: Read>(reader: &mut Reader<R>, job: &mut Job) -> Result<(), Error> {
             rustix::fs::unlinkat(root, COMPLETE, rustix::fs::AtFlags::empty()).map_err(failed)
         };
     }
-    staging::sweep(root, powers);
     if root.has(TREE) {
         apply::remove(powers, root, TREE).map_err(failed)?;
     }
@@ -497,9 +499,9 @@ impl Read for Input {
         }
         let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
         let mut polled = [PollFd::new(&stdin, PollFlags::IN)];
-        if poll(&mut polled, Some(&timeout))? == 0 {
+        if retry_on_intr(|| poll(&mut polled, Some(&timeout)))? == 0 {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "it takes too long (max_seconds)"));
         }
-        Ok(rustix::io::read(stdin, buffer)?)
+        Ok(retry_on_intr(|| rustix::io::read(stdin, &mut *buffer))?)
     }
 }

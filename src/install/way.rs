@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread::JoinHandle;
 
+use nix::sys::signal::{SigSet, Signal};
+
 use super::{Error, Target, own_job, read_answer};
 use crate::helper::{Answer, serve};
 use crate::threads;
@@ -102,7 +104,14 @@ impl Way {
                 let job = own_job(target).map_err(root)?;
                 let (reader, writer) = io::pipe().map_err(failed)?;
                 let _ = rustix::pipe::fcntl_setpipe_size(&writer, 1 << 20);
-                let thread = threads::spawn(move || serve(reader, job)).map_err(failed)?;
+                let serve = move || {
+                    // As in the helper: a file size limit is an error (EFBIG), not a death.
+                    let mut blocked = SigSet::empty();
+                    blocked.add(Signal::SIGXFSZ);
+                    let _ = blocked.thread_block();
+                    serve(reader, job)
+                };
+                let thread = threads::spawn(serve).map_err(failed)?;
                 Ok(Started::Own(writer, thread))
             }
             Self::Socket(path) => Ok(Started::Socket(UnixStream::connect(path).map_err(failed)?, program)),

@@ -65,11 +65,16 @@ pub fn needs_root(test: &str) -> bool {
     if rustix::process::geteuid().is_root() {
         return true;
     }
-    let line = format!("NOT RUN (needs root): {test}\n");
+    not_run(test, "root");
+    false
+}
+
+/// Says that a test is not run for want of something.
+pub fn not_run(test: &str, want: &str) {
+    let line = format!("NOT RUN (needs {want}): {test}\n");
     std::io::stderr().write_all(line.as_bytes()).unwrap();
     if let Some(path) = std::env::var_os("PREPULL_NOT_RUN") {
         let mut file = fs_err::OpenOptions::new().append(true).create(true).open(PathBuf::from(path)).unwrap();
         file.write_all(line.as_bytes()).unwrap();
     }
-    false
 }

@@ -394,7 +394,7 @@ fn without_times(text: &str) -> String {
 }
 
 /// skopeo before 1.14 keeps an empty signature item with every image.
-fn without_signatures(mut images: Value) -> Value {
+pub fn without_signatures(mut images: Value) -> Value {
     for image in images.as_array_mut().unwrap() {
         image["metadata"] = json!("{}");
         image["big-data-names"]

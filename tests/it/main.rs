@@ -28,8 +28,8 @@ mod failures;
 mod faults;
 /// The files of tests/hostile: each gets its verdict, and none does harm.
 mod hostile;
-/// `prepull install`, `rm` and `gc` on stores that others use, killed, and when the system fails them. Needs root.
-mod live;
+/// `prepull install`, `rm` and `gc` on stores that podman and skopeo use as well: what they do, by whom, when, and if all fails.
+mod install;
 /// `prepull ls` agrees with podman, whoever made the store.
 mod ls;
 /// Hand-made OCI layouts and docker archives, and the tools that judge: no tests of its own.

@@ -95,29 +95,29 @@ const TABLE: &[Case] = &[
 ];
 
 /// Whether everything is tried, which takes half an hour; else a sample, always the same.
-fn is_all() -> bool {
+pub fn is_all() -> bool {
     std::env::var_os("PREPULL_FAULTS").is_some_and(|value| value == "all")
 }
 
 /// Pseudo-random numbers that a failure can be repeated with.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         (self.0 >> 8) % limit.max(1)
     }
 
-    fn shuffle<T>(&mut self, list: &mut [T]) {
+    pub fn shuffle<T>(&mut self, list: &mut [T]) {
         for at in (1..list.len()).rev() {
             list.swap(at, self.below(at as u64 + 1) as usize);
         }
     }
 }
 
-fn noise(seed: u64, count: usize) -> Vec<u8> {
+pub fn noise(seed: u64, count: usize) -> Vec<u8> {
     let mut random = Random(seed | 1);
     (0..count).map(|_| random.below(256) as u8).collect()
 }
@@ -549,7 +549,7 @@ fn registry(layout: &Path) -> FaultServer {
 }
 
 /// Says what was tried: the figures in the README are these.
-fn figures(text: &str) {
+pub fn figures(text: &str) {
     let line = format!("faults: {text}\n");
     std::io::stderr().write_all(line.as_bytes()).unwrap();
     if let Some(path) = std::env::var_os("PREPULL_FIGURES") {
@@ -560,6 +560,6 @@ fn figures(text: &str) {
 
 /// Fails with the first of what is wrong.
 #[track_caller]
-fn all_right(wrong: &[String]) {
+pub fn all_right(wrong: &[String]) {
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong[..wrong.len().min(40)].join("\n"));
 }

@@ -74,10 +74,6 @@ impl Jail {
         self.at("vm")
     }
 
-    pub fn store(&self) -> PathBuf {
-        self.root().join(GRAPHROOT)
-    }
-
     /// `script`, by bash as root in the namespace; `"$as"` in it runs a command as the user.
     pub fn command(&self, script: &str) -> Command {
         let prelude = format!(
