@@ -88,7 +88,10 @@ fn get(shown: &str, host: &str, mut connection: Box<dyn Connection>, name: &str)
     let mut read = Vec::new();
     let mut buffer = [0; 8192];
     let head = loop {
-        let count = connection.read(&mut buffer).map_err(io)?;
+        let count = match connection.read(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            count => count.map_err(io)?,
+        };
         read.extend_from_slice(&buffer[..count]);
         match parse_head(&read) {
             Ok(Some(head)) => break head,

@@ -300,7 +300,6 @@ impl<'a> Replay<'a> {
                     crc.update(&self.buffer[..count]);
                     left -= count as u64;
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return unreadable(error),
             }
         }

@@ -142,10 +142,13 @@ impl<R: Read> Read for Reader<R> {
         if most == 0 {
             return Ok(0);
         }
-        let count = self.input.read(&mut buffer[..most])?;
-        if count == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the tar ends before its end"));
-        }
+        let count = loop {
+            match self.input.read(&mut buffer[..most]) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the tar ends before its end")),
+                read => break read?,
+            }
+        };
         self.content -= count as u64;
         Ok(count)
     }

@@ -421,9 +421,11 @@ impl Place<'_> {
 
 impl Read for Content<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.place.read(buffer).map_err(|error| match error.kind() {
-            io::ErrorKind::Interrupted => error,
-            _ => self.contents.fail(&self.path, error),
-        })
+        loop {
+            match self.place.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => return read.map_err(|error| self.contents.fail(&self.path, error)),
+            }
+        }
     }
 }

@@ -278,6 +278,34 @@ fn all_but_make() {
     tally.end("all but make");
 }
 
+/// Every second read is interrupted, and then every other second one: which of them a sample takes is chance.
+#[test]
+fn reads_that_are_made_again() {
+    let work = Work::new();
+    let log_path = work.at.join("log").display().to_string();
+    let mut tally = Tally::default();
+    let reads = |case: &&Case| ["ls", "verify", "diff", "why"].iter().any(|word| case.line.starts_with(word));
+    for case in TABLE.iter().filter(reads) {
+        let reference = work.reference(case);
+        work.begin(case.from);
+        let ran = work.run(&mut work.command(&strace(&log_path, &["-y"]), case.line));
+        assert!(ran.status.success(), "{}: {}", case.name, ran.stderr);
+        let calls = Calls::read(&String::from_utf8_lossy(&fs_err::read(&log_path).unwrap()), &work.world());
+        tally.commands += 1;
+        for call in ["read", "pread64"] {
+            let (before, most) = calls.counts.get(call).copied().unwrap_or_default();
+            for first in (before + 1..=most).take(2) {
+                let (inject, trace) = (format!("inject={call}:error=EINTR:when={first}+2"), format!("trace={call}"));
+                let words = ["--seccomp-bpf", "-e", &trace, "-e", &inject];
+                trial(&work, case, &reference, &log_path, &[], &words, &mut tally, |log| {
+                    log.contains("(INJECTED").then_some(May::Succeed)
+                });
+            }
+        }
+    }
+    tally.end("reads that are made again");
+}
+
 #[test]
 fn files_that_have_hidden_names() {
     if !needs_root("faults::inject::files_that_have_hidden_names") {
