@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use prepull::entry::{Device, Entry, Kind, Meta};
 use prepull::helper::apply::Budget;
 use prepull::helper::confine::Powers;
-use prepull::helper::policy::Kind as Root;
+use prepull::helper::policy::{Allow, Kind as Root};
 use prepull::helper::root::Dir;
 use prepull::helper::{Job, serve};
 use prepull::wire;
@@ -35,19 +35,23 @@ fuzz_target!(|data: &[u8]| {
         stream.extend_from_slice(&wire::END);
     }
     let job = |stream: &[u8]| {
-        let budget = Budget {
-            powers: Powers::Own,
-            bytes: 1 << 20,
-            inodes: 200,
+        let allow = Allow {
+            user: None,
+            group: None,
+            root: String::new(),
+            kind: if is_tree { Root::Rootfs } else { Root::Storage },
+            graphroot: Some("/g".into()),
+            max_bytes: 1 << 20,
+            max_inodes: 200,
+            max_seconds: 5,
             devices: false,
             suid: true,
             filecaps: true,
-            dropped: (0, Vec::new()),
         };
+        let budget = Budget { powers: Powers::Own, allow, dropped: (0, Vec::new()) };
         let target = Dir::at(at.join("store").as_path()).expect("a directory");
-        let kind = if is_tree { Root::Rootfs } else { Root::Storage };
         let deadline = Instant::now() + Duration::from_secs(5);
-        serve(stream, Job { kind, root: (0, 0), target, graphroot: "/g".into(), budget, deadline })
+        serve(stream, Job { root: (0, 0), target, budget, deadline })
     };
     let answer = job(&stream);
     assert!(!answer.error.contains('\n'), "{}", answer.error);

@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use prepull::helper::policy::Policy;
-use prepull::helper::record::{ImageRecord, LayerRecord, is_name, is_time};
+use prepull::helper::publish::record::{ImageRecord, LayerRecord, is_name, is_time};
 use prepull::reference::Reference;
 use prepull::storage::record::seconds_since_epoch;
 use prepull_fuzz::choice;
@@ -18,7 +18,7 @@ fuzz_target!(|data: &[u8]| {
                 Ok(policy) => {
                     for allow in policy.allow {
                         assert!(allow.root.starts_with('/') && !allow.root.split('/').any(|name| name == ".."));
-                        assert!(allow.graphroot.len() > 1 && !allow.graphroot.split('/').any(|name| name == ".."));
+                        assert!(allow.graphroot().len() > 1 && !allow.graphroot().split('/').any(|name| name == ".."));
                     }
                 }
                 Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),

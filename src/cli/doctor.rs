@@ -84,7 +84,7 @@ fn read_policy() -> (String, Vec<Target>) {
     );
     let target = |allow: &&policy::Allow| Target {
         root: PathBuf::from(&allow.root),
-        graphroot: allow.graphroot.clone(),
+        graphroot: allow.graphroot().to_owned(),
         is_rootfs: allow.kind == Kind::Rootfs,
     };
     (said, allowed.iter().map(target).collect())

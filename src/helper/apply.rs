@@ -9,16 +9,18 @@
 //! capabilities away; a directory whose owner is somebody else could not be filled without more capabilities. So every
 //! directory stands twice in the stream: before what is in it, and after it.
 
-use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::fs::File;
+use std::io::{self, Read, Write as _};
+use std::os::fd::{AsFd, AsRawFd};
 
 use caps::Capability;
-use rustix::fs::{AtFlags, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{self, AtFlags, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::Error;
 use super::confine::Powers;
-use super::root::{Dir, is_directory, write_all};
+use super::policy::Allow;
+use super::root::{Dir, is_directory};
 use crate::entry::{Device, Entry, Kind, Meta, Timestamp, Xattr};
 use crate::wire::read::Reader;
 
@@ -33,16 +35,8 @@ const DROPPED_SHOWN: usize = 5;
 pub struct Budget {
     /// How privileged calls are made.
     pub powers: Powers,
-    /// Bytes of content that may still come.
-    pub bytes: u64,
-    /// Inodes that may still be made.
-    pub inodes: u64,
-    /// Whether devices other than whiteouts may be.
-    pub devices: bool,
-    /// Whether setuid and setgid files may be.
-    pub suid: bool,
-    /// Whether file capabilities may be.
-    pub filecaps: bool,
+    /// What is allowed: `max_bytes` and `max_inodes` are those that may still come.
+    pub allow: Allow,
     /// Attributes that were left out: how many, and the first few.
     pub dropped: (u64, Vec<String>),
 }
@@ -59,6 +53,9 @@ pub struct Tree {
     last: (Vec<u8>, Dir),
 }
 
+/// Sets an attribute by name and value.
+type Set<'a> = &'a dyn Fn(&[u8], &[u8]) -> Result<(), Errno>;
+
 /// An entry as it is being made.
 struct Making<'a> {
     budget: &'a mut Budget,
@@ -71,11 +68,11 @@ impl Budget {
     /// # Errors
     /// When there is no room for it.
     pub fn take(&mut self, entry: &Entry, bytes: u64) -> Result<(), Error> {
-        let inodes = self.inodes.checked_sub(1).ok_or_else(|| Error::refused(entry, "too many files (max_inodes)"))?;
         let target = if let Kind::Symlink(target) = &entry.kind { target.len() } else { 0 };
-        let bytes = bytes.saturating_add(target as u64);
-        let bytes = self.bytes.checked_sub(bytes).ok_or_else(|| Error::refused(entry, "too many bytes (max_bytes)"))?;
-        (self.inodes, self.bytes) = (inodes, bytes);
+        let inodes = self.allow.max_inodes.checked_sub(1);
+        self.allow.max_inodes = inodes.ok_or_else(|| Error::refused(entry, "too many files (max_inodes)"))?;
+        let bytes = self.allow.max_bytes.checked_sub(bytes.saturating_add(target as u64));
+        self.allow.max_bytes = bytes.ok_or_else(|| Error::refused(entry, "too many bytes (max_bytes)"))?;
         Ok(())
     }
 }
@@ -90,20 +87,15 @@ impl Tree {
         Ok(Self { base, is_once, prefix, last })
     }
 
-    /// Makes `entry`, whose path below the base is `path`. A directory that is there gets its metadata; anything else must be
-    /// new. An empty path is the base.
+    /// Makes `entry`, which is below the base or is the base. A directory that is there gets its metadata; anything else must be
+    /// new.
     ///
     /// # Errors
     /// When it may not be, or cannot be made.
-    pub fn place<R: Read>(
-        &mut self,
-        budget: &mut Budget,
-        path: &[u8],
-        entry: &Entry,
-        content: &mut Reader<R>,
-    ) -> Result<(), Error> {
+    pub fn place<R: Read>(&mut self, budget: &mut Budget, entry: &Entry, from: &mut Reader<R>) -> Result<(), Error> {
         let mut making = Making { budget, entry };
         making.check()?;
+        let path = entry.path.strip_prefix(&self.prefix[..]).unwrap_or_default();
         if path.is_empty() {
             return match entry.kind {
                 Kind::Directory => making.finish(&self.base),
@@ -112,30 +104,30 @@ impl Tree {
         }
         let (parent, name) = split(path);
         if parent != self.last.0 {
-            let opened = self.base.open(parent).map_err(|error| making.failed("opening the directory of", error))?;
-            self.last = (parent.to_vec(), opened);
+            self.last = (parent.to_vec(), making.done("opening the directory of", self.base.open(parent))?);
         }
         let parent = &self.last.1;
-        match &entry.kind {
-            Kind::Directory => return making.directory(parent, name, self.is_once),
-            Kind::Hardlink(target) => {
-                making.budget.take(entry, 0)?;
-                let target = target.strip_prefix(&self.prefix[..]);
-                let target = target.ok_or_else(|| making.refuse("a hard link to outside its tree"))?;
-                return making.link(&self.base, target, parent, name);
-            }
-            Kind::Regular { size } => making.budget.take(entry, *size)?,
-            _ => making.budget.take(entry, 0)?,
+        if entry.kind != Kind::Directory {
+            making.budget.take(entry, if let Kind::Regular { size } = entry.kind { size } else { 0 })?;
         }
         match &entry.kind {
-            Kind::Regular { size } => making.file(parent, name, *size, content),
+            Kind::Directory => making.directory(parent, name, self.is_once),
+            Kind::Hardlink(target) => match target.strip_prefix(&self.prefix[..]) {
+                Some(target) => making.link(&self.base, target, parent, name),
+                None => Err(making.refuse("a hard link to outside its tree")),
+            },
+            Kind::Regular { size } => {
+                let file = making.done("making", parent.create(name, 0o600))?;
+                copy(from, &file, *size, entry)?;
+                making.finish(&file)
+            }
             Kind::Symlink(target) => {
-                rustix::fs::symlinkat(&target[..], parent, name).map_err(|error| making.failed("making", error))?;
+                making.done("making", fs::symlinkat(&target[..], parent, name))?;
                 making.finish_name(parent, name)
             }
             Kind::CharDevice(device) => making.node(parent, name, FileType::CharacterDevice, *device),
             Kind::BlockDevice(device) => making.node(parent, name, FileType::BlockDevice, *device),
-            _ => making.node(parent, name, FileType::Fifo, Device::default()),
+            Kind::Fifo => making.node(parent, name, FileType::Fifo, Device::default()),
         }
     }
 }
@@ -150,11 +142,11 @@ impl Making<'_> {
         }
         if let Kind::CharDevice(device) | Kind::BlockDevice(device) = kind {
             let is_whiteout = matches!(kind, Kind::CharDevice(_)) && *device == Device::WHITEOUT;
-            if !is_whiteout && !self.budget.devices {
+            if !is_whiteout && !self.budget.allow.devices {
                 return Err(self.refuse("the policy allows no devices (devices = true)"));
             }
         }
-        if meta.mode & 0o6000 != 0 && matches!(kind, Kind::Regular { .. }) && !self.budget.suid {
+        if meta.mode & 0o6000 != 0 && matches!(kind, Kind::Regular { .. }) && !self.budget.allow.suid {
             return Err(self.refuse("the policy allows no setuid or setgid files (suid = true)"));
         }
         Ok(())
@@ -168,42 +160,29 @@ impl Making<'_> {
                 let ours = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
                 if is_once && (uid, gid) == ours && mode & 0o6700 == 0o700 { self.finish(&made) } else { Ok(()) }
             }
-            Err(Errno::EXIST) => {
-                let directory = parent.open(name).map_err(|error| self.failed("opening", error))?;
-                self.finish(&directory)
-            }
+            Err(Errno::EXIST) => self.finish(&self.done("opening", parent.open(name))?),
             Err(error) => Err(self.failed("making", error)),
         }
     }
 
     /// What has several names is anything but a directory, and of this tree: nothing else is below its base.
-    fn link(&mut self, base: &Dir, target: &[u8], parent: &Dir, name: &[u8]) -> Result<(), Error> {
+    fn link(&self, base: &Dir, target: &[u8], parent: &Dir, name: &[u8]) -> Result<(), Error> {
         let (directory, target) = split(target);
-        let opened = base.open(directory).map_err(|error| self.failed("opening the target's directory of", error))?;
-        let found = opened.stat(target).map_err(|error| self.failed("looking for the target of", error))?;
-        if is_directory(&found) {
+        let opened = self.done("opening the target's directory of", base.open(directory))?;
+        if is_directory(&self.done("looking for the target of", opened.stat(target))?) {
             return Err(self.refuse("a hard link to a directory"));
         }
         // Somebody else's file may be linked with CAP_FOWNER only (sysctl fs.protected_hardlinks).
-        let link = || rustix::fs::linkat(&opened, target, parent, name, AtFlags::empty());
-        self.budget.powers.with(Capability::CAP_FOWNER, link).map_err(|error| self.failed("making", error))
-    }
-
-    fn file<R: Read>(&mut self, parent: &Dir, name: &[u8], size: u64, content: &mut Reader<R>) -> Result<(), Error> {
-        let file = parent.create(name, 0o600).map_err(|error| self.failed("making", error))?;
-        copy(content, &file, size, |error| self.failed("writing", error))?;
-        self.finish(&file)
+        let link = || fs::linkat(&opened, target, parent, name, AtFlags::empty());
+        self.done("making", self.budget.powers.with(Capability::CAP_FOWNER, link))
     }
 
     fn node(&mut self, parent: &Dir, name: &[u8], kind: FileType, device: Device) -> Result<(), Error> {
-        let number = rustix::fs::makedev(device.major, device.minor);
-        let make = || rustix::fs::mknodat(parent, name, kind, Mode::empty(), number);
-        let made = if kind == FileType::Fifo || kind == FileType::CharacterDevice && number == 0 {
-            make()
-        } else {
-            self.budget.powers.with(Capability::CAP_MKNOD, make)
-        };
-        made.map_err(|error| self.failed("making", error))?;
+        let number = fs::makedev(device.major, device.minor);
+        let make = || fs::mknodat(parent, name, kind, Mode::empty(), number);
+        let is_free = kind == FileType::Fifo || kind == FileType::CharacterDevice && number == 0;
+        let made = if is_free { make() } else { self.budget.powers.with(Capability::CAP_MKNOD, make) };
+        self.done("making", made)?;
         self.finish_name(parent, name)
     }
 
@@ -211,34 +190,25 @@ impl Making<'_> {
     fn finish(&mut self, file: &impl AsFd) -> Result<(), Error> {
         let Meta { mode, uid, gid, mtime, xattrs } = &self.entry.meta;
         let powers = self.budget.powers;
+        let set = |name: &[u8], value: &[u8]| fs::fsetxattr(file, name, value, XattrFlags::empty());
         let of_user = |(name, _): &&Xattr| name.starts_with(b"user.");
         for xattr in xattrs.iter().filter(of_user) {
-            self.attribute(xattr, |name, value| rustix::fs::fsetxattr(file, name, value, XattrFlags::empty()))?;
+            self.attribute(xattr, &set)?;
         }
-        powers
-            .with(Capability::CAP_CHOWN, || {
-                rustix::fs::fchown(file, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)))
-            })
-            .map_err(|error| self.failed("changing the owner of", error))?;
+        let owner = (Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)));
+        let chown = || fs::fchown(file, owner.0, owner.1);
+        self.done(OWNER, powers.with(Capability::CAP_CHOWN, chown))?;
         for xattr in xattrs.iter().filter(|xattr| !of_user(xattr) && xattr.0 != CAPABILITY) {
-            self.attribute(xattr, |name, value| {
-                privileged(powers, || rustix::fs::fsetxattr(file, name, value, XattrFlags::empty()))
-            })?;
+            self.attribute(xattr, &|name, value| privileged(powers, || set(name, value)))?;
         }
-        privileged(powers, || rustix::fs::fchmod(file, Mode::from_raw_mode(u32::from(*mode))))
-            .map_err(|error| self.failed("changing the mode of", error))?;
+        self.done(MODE, privileged(powers, || fs::fchmod(file, Mode::from_raw_mode(u32::from(*mode)))))?;
         for xattr in xattrs.iter().filter(|xattr| xattr.0 == CAPABILITY) {
-            if !self.budget.filecaps {
+            if !self.budget.allow.filecaps {
                 return Err(self.refuse("the policy allows no file capabilities (filecaps = true)"));
             }
-            self.attribute(xattr, |name, value| {
-                let set = || rustix::fs::fsetxattr(file, name, value, XattrFlags::empty());
-                powers.with(Capability::CAP_SETFCAP, set)
-            })?;
+            self.attribute(xattr, &|name, value| powers.with(Capability::CAP_SETFCAP, || set(name, value)))?;
         }
-        powers
-            .with(Capability::CAP_FOWNER, || rustix::fs::futimens(file, &times(*mtime)))
-            .map_err(|error| self.failed("setting the time of", error))
+        self.done(TIME, powers.with(Capability::CAP_FOWNER, || fs::futimens(file, &times(*mtime))))
     }
 
     /// Metadata of what cannot be opened without side effects. The name is new, and nobody else can be in `parent`.
@@ -246,46 +216,34 @@ impl Making<'_> {
         let Meta { mode, uid, gid, mtime, xattrs } = &self.entry.meta;
         let powers = self.budget.powers;
         let owner = (Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)));
-        powers
-            .with(Capability::CAP_CHOWN, || {
-                rustix::fs::chownat(parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)
-            })
-            .map_err(|error| self.failed("changing the owner of", error))?;
+        let chown = || fs::chownat(parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW);
+        self.done(OWNER, powers.with(Capability::CAP_CHOWN, chown))?;
         for xattr in xattrs {
             // The system call takes no directory.
             let path = [format!("/proc/self/fd/{}/", parent.as_fd().as_raw_fd()).as_bytes(), name].concat();
-            self.attribute(xattr, |name, value| match powers {
-                Powers::Own => rustix::fs::lsetxattr(&path[..], name, value, XattrFlags::empty()),
+            self.attribute(xattr, &|name, value| match powers {
+                Powers::Own => fs::lsetxattr(&path[..], name, value, XattrFlags::empty()),
                 Powers::Raised => Err(Errno::NOTSUP),
             })?;
         }
         if !matches!(self.entry.kind, Kind::Symlink(_)) {
-            privileged(powers, || {
-                rustix::fs::chmodat(parent, name, Mode::from_raw_mode(u32::from(*mode)), AtFlags::empty())
-            })
-            .map_err(|error| self.failed("changing the mode of", error))?;
+            let mode = Mode::from_raw_mode(u32::from(*mode));
+            self.done(MODE, privileged(powers, || fs::chmodat(parent, name, mode, AtFlags::empty())))?;
         }
-        powers
-            .with(Capability::CAP_FOWNER, || {
-                rustix::fs::utimensat(parent, name, &times(*mtime), AtFlags::SYMLINK_NOFOLLOW)
-            })
-            .map_err(|error| self.failed("setting the time of", error))
+        let set_time = || fs::utimensat(parent, name, &times(*mtime), AtFlags::SYMLINK_NOFOLLOW);
+        self.done(TIME, powers.with(Capability::CAP_FOWNER, set_time))
     }
 
     /// Sets an attribute, or leaves it out where the file system or the kernel does not take it from us, as
     /// containers/storage does (`pkg/archive/archive.go`, `extractTarFileEntry`).
-    fn attribute(
-        &mut self,
-        (name, value): &Xattr,
-        set: impl FnOnce(&[u8], &[u8]) -> Result<(), Errno>,
-    ) -> Result<(), Error> {
+    fn attribute(&mut self, (name, value): &Xattr, set: Set<'_>) -> Result<(), Error> {
         let is_opaque = name == b"trusted.overlay.opaque" && value == b"y" && self.entry.kind == Kind::Directory;
         if !is_opaque && (name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")) {
             return Err(self.refuse("an attribute that would steer the overlay that it is mounted by"));
         }
         // Each time: a directory's header may come again.
-        let left = self.budget.bytes.checked_sub((name.len() + value.len()) as u64);
-        self.budget.bytes = left.ok_or_else(|| self.refuse("too many bytes (max_bytes)"))?;
+        let left = self.budget.allow.max_bytes.checked_sub((name.len() + value.len()) as u64);
+        self.budget.allow.max_bytes = left.ok_or_else(|| self.refuse("too many bytes (max_bytes)"))?;
         let known = name == CAPABILITY || name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_");
         let done = if known || self.budget.powers == Powers::Own { set(name, value) } else { Err(Errno::NOTSUP) };
         // A program without its capabilities would not work; on anything else they mean nothing.
@@ -311,28 +269,33 @@ impl Making<'_> {
     fn failed(&self, doing: &str, error: Errno) -> Error {
         Error::system(format!("{doing} {}", shown(&self.entry.path)), error)
     }
+
+    fn done<T>(&self, doing: &str, result: Result<T, Errno>) -> Result<T, Error> {
+        result.map_err(|error| self.failed(doing, error))
+    }
 }
 
-/// Copies the content of an entry, `size` bytes, into `file`.
+/// Copies the content of `entry`, `size` bytes, into `file`.
 ///
 /// # Errors
-/// When it cannot be read, or, made by `failed`, not written.
-pub fn copy<R: Read>(
-    content: &mut Reader<R>,
-    file: &OwnedFd,
-    size: u64,
-    failed: impl Fn(Errno) -> Error,
-) -> Result<(), Error> {
+/// When it cannot be read or written.
+pub fn copy<R: Read>(from: &mut Reader<R>, mut file: &File, size: u64, entry: &Entry) -> Result<(), Error> {
+    let failed = |error: io::Error| Error::system(format!("writing {}", shown(&entry.path)), error);
     let mut buffer = vec![0; BUFFER.min(usize::try_from(size).unwrap_or(BUFFER))];
     loop {
-        match content.read(&mut buffer)? {
+        match from.read(&mut buffer)? {
             0 => return Ok(()),
-            count => write_all(file, &buffer[..count]).map_err(&failed)?,
+            count => file.write_all(&buffer[..count]).map_err(failed)?,
         }
     }
 }
 
 const CAPABILITY: &[u8] = b"security.capability";
+
+/// What is being done to an entry, for messages.
+const OWNER: &str = "changing the owner of";
+const MODE: &str = "changing the mode of";
+const TIME: &str = "setting the time of";
 
 /// Of what is somebody else's: CAP_FSETID, or setgid of a group that we are not in would be lost without a word.
 fn privileged<T>(powers: Powers, call: impl FnOnce() -> T) -> T {
@@ -350,8 +313,7 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// A name for a message.
-#[must_use]
-pub fn shown(name: &[u8]) -> String {
+pub(crate) fn shown(name: &[u8]) -> String {
     String::from_utf8_lossy(name).escape_debug().collect()
 }
 
@@ -371,27 +333,26 @@ pub fn remove(powers: Powers, parent: &Dir, name: &[u8]) -> Result<(), Errno> {
         take_over(powers, parent, &name)?;
         let directory = parent.open(&name)?;
         for child in directory.names()? {
-            match rustix::fs::unlinkat(&directory, &child[..], AtFlags::empty()) {
+            match fs::unlinkat(&directory, &child[..], AtFlags::empty()) {
                 Err(Errno::ISDIR) => {
                     take_over(powers, &directory, &child)?;
-                    if rustix::fs::unlinkat(&directory, &child[..], AtFlags::REMOVEDIR).is_ok() {
+                    if fs::unlinkat(&directory, &child[..], AtFlags::REMOVEDIR).is_ok() {
                         continue;
                     }
-                    let mut moved;
-                    loop {
-                        moved = [TRASH, number.to_string().as_bytes()].concat();
+                    let moved = loop {
                         number += 1;
+                        let moved = [TRASH, number.to_string().as_bytes()].concat();
                         if !parent.has(&moved) {
-                            break;
+                            break moved;
                         }
-                    }
+                    };
                     directory.rename(&child, parent, &moved)?;
                     todo.push(moved);
                 }
                 done => done?,
             }
         }
-        rustix::fs::unlinkat(parent, &name[..], AtFlags::REMOVEDIR)?;
+        fs::unlinkat(parent, &name[..], AtFlags::REMOVEDIR)?;
     }
     Ok(())
 }
@@ -399,8 +360,8 @@ pub fn remove(powers: Powers, parent: &Dir, name: &[u8]) -> Result<(), Errno> {
 /// Makes a directory ours, so that it can be emptied without a capability for that.
 fn take_over(powers: Powers, parent: &Dir, name: &[u8]) -> Result<(), Errno> {
     let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
-    let chown = || rustix::fs::chownat(parent, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW);
+    let chown = || fs::chownat(parent, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW);
     powers.with(Capability::CAP_CHOWN, chown)?;
     // Opened by path only: it may not be readable yet. Nobody else can be in the parent.
-    rustix::fs::chmodat(parent, name, Mode::from_raw_mode(0o700), AtFlags::empty())
+    fs::chmodat(parent, name, Mode::from_raw_mode(0o700), AtFlags::empty())
 }

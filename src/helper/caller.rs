@@ -4,7 +4,6 @@
 //! privilege, and a static program cannot do it safely at all; a user whom only LDAP knows is named in the policy by number.
 
 use std::ffi::OsStr;
-use std::io;
 
 use nix::sys::socket::{getsockopt, sockopt};
 use rustix::io::Errno;
@@ -13,30 +12,22 @@ use rustix::net::{AddressFamily, SocketType};
 use rustix::process::{geteuid, getuid};
 use rustix::stdio::stdin;
 
-use super::policy::{Id, Untrusted, Who, number, trusted};
+use super::Error;
+use super::policy::{Allow, Id, number, trusted};
+
+const PEER: &str = "who is at the other end of standard input";
 
 /// The most bytes of /etc/passwd and /etc/group: a hundred thousand users.
 const TABLE_MAX: usize = 8 << 20;
 
-/// Why it is not known who asks.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The program has a setuid bit: its caller would control everything that a process inherits.
-    #[error("prepull-helper must not be setuid (chmod u-s; use sudo, its socket, or file capabilities)")]
-    Setuid,
-    /// `SUDO_UID` is no user's number.
-    #[error("SUDO_UID is not a number: only sudo should set it")]
-    SudoUid,
-    /// Standard input is a socket that does not say who is at its other end.
-    #[error("standard input is not a connected unix stream socket (prepull-helper.socket has Accept=yes)")]
-    Socket,
-    /// The system does not say who is at the other end.
-    #[error("who is at the other end of standard input: {0}")]
-    Peer(io::Error),
-    /// A table of names is not to be trusted.
-    #[error(transparent)]
-    Table(#[from] Untrusted),
-}
+/// The program has a setuid bit: its caller would control everything that a process inherits.
+const SETUID: &str = "prepull-helper must not be setuid (chmod u-s; use sudo, its socket, or file capabilities)";
+
+/// It is no user's number.
+const SUDO_UID: &str = "SUDO_UID is not a number: only sudo should set it";
+
+/// A socket of somebody whom the kernel does not name.
+const NOBODY: &str = "standard input is not a connected unix stream socket (prepull-helper.socket has Accept=yes)";
 
 /// A user, with the names and groups that the policy may call them by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,62 +40,55 @@ pub struct Caller {
     groups: Vec<(u32, String)>,
 }
 
-/// What the kernel says of this process.
-struct Facts {
-    real: u32,
-    effective: u32,
-    /// The user at the other end of standard input, if that is a socket.
-    peer: Option<Result<u32, Error>>,
-}
-
 /// Whoever has started this process, or is at the other end of its standard input. `sudo_uid` is `SUDO_UID` of the environment.
 ///
 /// # Errors
 /// When that is not clear, or the tables of users are not to be trusted.
 pub fn identify(sudo_uid: Option<&OsStr>) -> Result<Caller, Error> {
-    let facts = Facts { real: getuid().as_raw(), effective: geteuid().as_raw(), peer: peer() };
-    let uid = decide(facts, sudo_uid)?;
+    let uid = decide(getuid().as_raw(), geteuid().as_raw(), sudo_uid, peer)?;
     Ok(Caller::known_as(uid, &trusted("/etc/passwd", TABLE_MAX)?, &trusted("/etc/group", TABLE_MAX)?))
 }
 
-/// The order matters: what the caller can influence least comes first.
-fn decide(facts: Facts, sudo_uid: Option<&OsStr>) -> Result<u32, Error> {
-    if facts.effective != facts.real {
-        return Err(Error::Setuid);
+/// The order matters: what the caller can influence least comes first. `peer` gives the user at the other end of standard input,
+/// if that is a socket.
+fn decide(
+    real: u32,
+    effective: u32,
+    sudo_uid: Option<&OsStr>,
+    peer: impl FnOnce() -> Result<Option<u32>, Error>,
+) -> Result<u32, Error> {
+    if effective != real {
+        return Err(Error::said(SETUID));
     }
     // A user started it: file capabilities. Their environment and their sockets say nothing.
-    if facts.real != 0 {
-        return Ok(facts.real);
+    if real != 0 {
+        return Ok(real);
     }
     // sudo started it. A user can give sudo a socket that leads to a daemon of root, so the socket is not asked. Had anybody
     // else set the variable, they would only have given up being root.
     if let Some(value) = sudo_uid {
         let uid = value.to_str().filter(|digits| !digits.is_empty()).and_then(number);
-        return uid.filter(|uid| *uid != u32::MAX).ok_or(Error::SudoUid);
+        return uid.filter(|uid| *uid != u32::MAX).ok_or_else(|| Error::said(SUDO_UID));
     }
     // The socket's service started it: whoever connected. Without a socket: root.
-    facts.peer.unwrap_or(Ok(0))
+    Ok(peer()?.unwrap_or(0))
 }
 
 /// The user who connected the socket that standard input is.
-fn peer() -> Option<Result<u32, Error>> {
+fn peer() -> Result<Option<u32>, Error> {
     let listens = match socket_acceptconn(stdin()) {
-        Err(Errno::NOTSOCK | Errno::BADF) => return None,
-        Err(error) => return Some(Err(Error::Peer(error.into()))),
-        Ok(listens) => listens,
+        Err(Errno::NOTSOCK | Errno::BADF) => return Ok(None),
+        listens => listens.map_err(Error::at(PEER))?,
     };
     // A connection from the network has no user, and a listening socket only its owner's.
     let is_unix = socket_domain(stdin()) == Ok(AddressFamily::UNIX);
     if listens || !is_unix || socket_type(stdin()) != Ok(SocketType::STREAM) {
-        return Some(Err(Error::Socket));
+        return Err(Error::said(NOBODY));
     }
     // Not with rustix: its type has no room for the process number 0, which is that of a peer in an outer PID namespace.
-    match getsockopt(&stdin(), sockopt::PeerCredentials) {
-        Err(error) => Some(Err(Error::Peer(error.into()))),
-        // Nobody has connected it.
-        Ok(credentials) if credentials.uid() == u32::MAX => Some(Err(Error::Socket)),
-        Ok(credentials) => Some(Ok(credentials.uid())),
-    }
+    let uid = getsockopt(&stdin(), sockopt::PeerCredentials).map_err(Error::at(PEER))?.uid();
+    // Nobody has connected it.
+    if uid == u32::MAX { Err(Error::said(NOBODY)) } else { Ok(Some(uid)) }
 }
 
 impl Caller {
@@ -129,13 +113,14 @@ impl Caller {
     }
 
     /// Whether the policy means this user.
-    pub(super) fn is(&self, who: &Who) -> bool {
-        match who {
-            Who::User(Id::Number(uid)) => self.uid == *uid,
-            Who::User(Id::Name(name)) => self.name.as_ref() == Some(name),
-            Who::Group(Id::Number(gid)) => self.groups.iter().any(|group| group.0 == *gid),
-            Who::Group(Id::Name(name)) => self.groups.iter().any(|group| group.1 == *name),
-        }
+    pub(super) fn is(&self, entry: &Allow) -> bool {
+        let means = |id: &Id, number: u32, name: Option<&String>| match id {
+            Id::Number(meant) => *meant == number,
+            Id::Name(meant) => Some(meant) == name,
+        };
+        let is_group = |id: &Id| self.groups.iter().any(|(gid, name)| means(id, *gid, Some(name)));
+        let is_user = |id: &Id| means(id, self.uid, self.name.as_ref());
+        entry.user.as_ref().is_some_and(is_user) || entry.group.as_ref().is_some_and(is_group)
     }
 }
 

@@ -8,7 +8,6 @@ use std::ffi::{CString, OsString};
 use std::io::{self, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::process::abort;
 
 use caps::{CapSet, Capability};
 use landlock::{
@@ -19,20 +18,14 @@ use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
 use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, ResolveFlags, StatVfsMountFlags, fstat, fstatvfs, openat2};
 use rustix::io::Errno;
-use rustix::process::{
-    DumpableBehavior, Resource, Rlimit, chdir, chroot, fchdir, getpid, getrlimit, set_dumpable_behavior, setrlimit,
-    umask,
-};
+use rustix::process::{self, Resource, Rlimit, getrlimit, setrlimit};
 use rustix::stdio::{stderr, stdin, stdout};
-use rustix::thread::{
-    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, capabilities, capabilities_secure_bits,
-    clear_ambient_capability_set, set_capabilities, set_capabilities_secure_bits, set_no_new_privs,
-};
+use rustix::thread::{self, CapabilitiesSecureBits, CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen::Dword, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    apply_filter,
 };
 
+use super::Error;
 use super::policy::{Allow, Kind, PATH};
 
 /// What tells the helper who has called sudo.
@@ -46,79 +39,22 @@ const FILES_MAX: u64 = 4096;
 
 /// What the limits are made, as far as the caller's own allow: whoever starts the helper cannot make it fail half-way. A
 /// core dump would have what it read.
+#[rustfmt::skip]
 const LIMITS: [(Resource, Option<u64>); 6] = [
-    (Resource::Core, Some(0)),
-    (Resource::Nofile, Some(FILES_MAX)),
-    (Resource::Fsize, None),
-    (Resource::Cpu, None),
-    (Resource::As, None),
-    (Resource::Data, None),
+    (Resource::Core, Some(0)), (Resource::Nofile, Some(FILES_MAX)), (Resource::Fsize, None), (Resource::Cpu, None),
+    (Resource::As, None), (Resource::Data, None),
 ];
 
 /// What stays permitted: give files away, set what only an owner may, keep setgid bits, and set file capabilities.
 const KEPT: CapabilitySet =
     CapabilitySet::CHOWN.union(CapabilitySet::FOWNER).union(CapabilitySet::FSETID).union(CapabilitySet::SETFCAP);
 
+/// For messages: where the helper was started, and what it may do.
+const HERE: &str = "the current directory";
+const CAPABILITIES: &str = "capabilities";
+
 /// The newest Landlock that is used if the kernel has it.
 const LANDLOCK: ABI = ABI::V6;
-
-/// Why the helper does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A program like sudo that does not say who calls.
-    #[error("{0} is set, but only sudo is asked who calls: use sudo, or unset it")]
-    Starter(&'static str),
-    /// It could not be started again without its environment.
-    #[error("starting again without the environment: {0} (/proc must be mounted)")]
-    Again(io::Error),
-    /// Open files could not be listed.
-    #[error("closing what the caller left open: {0} (/proc must be mounted)")]
-    Descriptors(Errno),
-    /// A directory, through which what this process may do would reach out of its root.
-    #[error("standard input, output or error is a directory")]
-    Directory,
-    /// It could not be hidden from other processes of the user.
-    #[error("PR_SET_DUMPABLE: {0}")]
-    Dumpable(Errno),
-    /// It could not give up what programs that it starts would get.
-    #[error("PR_SET_NO_NEW_PRIVS: {0}")]
-    NoNewPrivs(Errno),
-    /// Signals could not be blocked.
-    #[error("blocking signals: {0}")]
-    Signals(Errno),
-    /// The current directory is not to be looked at.
-    #[error("the current directory: {0}")]
-    Here(Errno),
-    /// The caller may not write here.
-    #[error("the current directory is no root that {PATH} allows to the caller (roots may not be symbolic links)")]
-    NotAllowed,
-    /// Users could run what they have put there.
-    #[error(
-        "{0}: users can reach it, and setuid programs or devices in it would be real: mount it nosuid,nodev, or make it \
-         root's with mode 0700, or set suid, filecaps and devices to false in {PATH}"
-    )]
-    Reachable(String),
-    /// The process has not what the work takes.
-    #[error(
-        "not permitted: {0} (start it as root, or: setcap cap_chown,cap_fowner,cap_fsetid,cap_setfcap,cap_sys_chroot=p)"
-    )]
-    Missing(String),
-    /// Capabilities cannot be set.
-    #[error("capabilities: {0}")]
-    Capabilities(io::Error),
-    /// The root cannot be entered.
-    #[error("chroot: {0}")]
-    Chroot(Errno),
-    /// Landlock, which the kernel has, does not take the rules.
-    #[error("Landlock: {0}")]
-    Landlock(#[from] RulesetError),
-    /// The filter of system calls is not taken.
-    #[error("seccomp: {0} (the kernel must have CONFIG_SECCOMP_FILTER)")]
-    Seccomp(#[from] seccompiler::Error),
-    /// The filter of system calls cannot be made for this machine.
-    #[error("seccomp: {0}")]
-    Filter(#[from] seccompiler::BackendError),
-}
 
 /// Takes away what the caller could have left to this process, for any caller. Gives `SUDO_UID`. `mode` is the only argument,
 /// if it has to start again.
@@ -132,7 +68,7 @@ pub fn begin(mode: &str) -> Result<Option<OsString>, Error> {
     // from the same file, which also takes out of memory what was loaded for it. First, because file capabilities are
     // only given before no_new_privs.
     if let Some(name) = OTHER_STARTERS.into_iter().find(|name| std::env::var_os(name).is_some()) {
-        return Err(Error::Starter(name));
+        return Err(Error::said(format!("{name} is set, but only sudo is asked who calls: use sudo, or unset it")));
     }
     let sudo_uid = std::env::var_os(SUDO_UID);
     if std::env::vars_os().any(|(name, _)| name != SUDO_UID) {
@@ -140,27 +76,28 @@ pub fn begin(mode: &str) -> Result<Option<OsString>, Error> {
         let keep: Vec<CString> = keep.into_iter().flatten().collect();
         let words = [c"prepull-helper".to_owned(), CString::new(mode).unwrap_or_default()];
         let Err(error) = nix::unistd::execve(c"/proc/self/exe", &words, &keep);
-        return Err(Error::Again(error.into()));
+        return Err(Error::said(format!("starting again without the environment: {error} (/proc must be mounted)")));
     }
     // 2. Open files: before any of ours is opened.
-    close_inherited().map_err(Error::Descriptors)?;
+    close_inherited().map_err(Error::at("closing what the caller left open (/proc must be mounted)"))?;
     // A directory would be a way out of the root, and Landlock does not keep files in it from being given away.
     let standard = [stdin(), stdout(), stderr()];
     if standard.iter().any(|fd| fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir())) {
-        return Err(Error::Directory);
+        return Err(Error::said("standard input, output or error is a directory"));
     }
     // 3. What is made has no permissions that were not asked for.
-    umask(Mode::RWXG | Mode::RWXO);
+    process::umask(Mode::RWXG | Mode::RWXO);
     // 4. No other process of the caller reads its memory or takes it over by ptrace.
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(Error::Dumpable)?;
+    let not_dumpable = process::DumpableBehavior::NotDumpable;
+    process::set_dumpable_behavior(not_dumpable).map_err(Error::at("PR_SET_DUMPABLE"))?;
     // 5. No program gives it more than it has. Landlock and seccomp ask for this, too.
-    set_no_new_privs(true).map_err(Error::NoNewPrivs)?;
+    thread::set_no_new_privs(true).map_err(Error::at("PR_SET_NO_NEW_PRIVS"))?;
     // 6. Limits, and their signals: a write that goes over a limit is an error then, and not the end.
     for (resource, wanted) in LIMITS {
         lift(resource, wanted);
     }
     let blocked: SigSet = [Signal::SIGXFSZ, Signal::SIGXCPU].into_iter().collect();
-    blocked.thread_set_mask().map_err(|error| Error::Signals(Errno::from_raw_os_error(error as i32)))?;
+    blocked.thread_set_mask().map_err(Error::at("blocking signals"))?;
     Ok(sudo_uid)
 }
 
@@ -196,25 +133,27 @@ fn lift(resource: Resource, wanted: Option<u64>) {
 ///
 /// # Errors
 /// When there is none, or the entry would give users what they can run as root.
-pub fn open_target(allow: &[&Allow]) -> Result<(usize, OwnedFd), Error> {
+pub fn open_target<'a>(allow: &[&'a Allow]) -> Result<(&'a Allow, OwnedFd), Error> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let here = openat2(CWD, ".", flags, Mode::empty(), resolve).map_err(Error::Here)?;
-    let here = fstat(here).map_err(Error::Here)?;
-    for (index, entry) in allow.iter().enumerate() {
+    let here = openat2(CWD, ".", flags, Mode::empty(), resolve).map_err(Error::at(HERE))?;
+    let here = fstat(here).map_err(Error::at(HERE))?;
+    for entry in allow {
         // A root that is not there is not where the caller is.
         let Ok(root) = openat2(CWD, &entry.root, flags, Mode::empty(), resolve) else { continue };
-        let found = fstat(&root).map_err(Error::Here)?;
+        let found = fstat(&root).map_err(Error::at(HERE))?;
         if (found.st_dev, found.st_ino) != (here.st_dev, here.st_ino) {
             continue;
         }
-        let mount = fstatvfs(&root).map_err(Error::Here)?.f_flag;
+        let mount = fstatvfs(&root).map_err(Error::at(HERE))?.f_flag;
         if is_reachable(entry, found.st_uid, found.st_mode, mount) {
-            return Err(Error::Reachable(entry.root.clone()));
+            let why = "users can reach it, and setuid programs or devices in it would be real";
+            let hint = "mount it nosuid,nodev, or make it root's with mode 0700, or forbid suid, filecaps and devices";
+            return Err(Error::said(format!("{}: {why}: {hint} in {PATH}", entry.root)));
         }
-        return Ok((index, root));
+        return Ok((entry, root));
     }
-    Err(Error::NotAllowed)
+    Err(Error::said(format!("{HERE} is no root that {PATH} allows to the caller (roots may not be symbolic links)")))
 }
 
 /// Whether users could run a setuid program of a tree in this root, or open its devices. Not so in a store: its `overlay`
@@ -231,43 +170,50 @@ fn is_reachable(entry: &Allow, uid: u32, mode: u32, mount: StatVfsMountFlags) ->
 /// # Errors
 /// When a step fails: then nothing has been read or written.
 pub fn enter(target: &OwnedFd, devices: bool) -> Result<Powers, Error> {
-    let failed = |error: Errno| Error::Capabilities(error.into());
-    let permitted = capabilities(None).map_err(failed)?.permitted;
+    let permitted = capabilities(None).map_err(Error::at(CAPABILITIES))?.permitted;
     let kept = if devices { KEPT | CapabilitySet::MKNOD } else { KEPT };
     let missing = (kept | CapabilitySet::SYS_CHROOT) - permitted;
     if !missing.is_empty() {
-        return Err(Error::Missing(
-            missing.iter_names().map(|(name, _)| format!("CAP_{name}")).collect::<Vec<_>>().join(", "),
-        ));
+        let missing: Vec<_> = missing.iter_names().map(|(name, _)| format!("CAP_{name}")).collect();
+        return Err(Error::said(format!(
+            "not permitted: {} (start it as root, or: setcap cap_chown,cap_fowner,cap_fsetid,cap_setfcap,cap_sys_chroot=p)",
+            missing.join(", ")
+        )));
     }
     // 0. Groups of whoever started it open nothing. Where they cannot be left they are that user's own.
-    let _ = rustix::thread::set_thread_groups(&[]);
+    let _ = thread::set_thread_groups(&[]);
     // 1. Only what the next two steps need can be used from here on.
     let effective = permitted & (CapabilitySet::SYS_CHROOT | CapabilitySet::SETPCAP);
-    let inheritable = CapabilitySet::empty();
-    set_capabilities(None, CapabilitySets { effective, permitted, inheritable }).map_err(failed)?;
+    set(effective, permitted)?;
     // 2. The root: no path leads out, for any system call. Landlock alone knows nothing of chown, chmod and setxattr.
-    fchdir(target).and_then(|()| chroot(".")).and_then(|()| chdir("/")).map_err(Error::Chroot)?;
+    let entered = process::fchdir(target).and_then(|()| process::chroot(".")).and_then(|()| process::chdir("/"));
+    entered.map_err(Error::at("chroot"))?;
     // 3. What a program would get that this process started: nothing. It cannot start one (7), so where this is not permitted
     // (file capabilities, the systemd unit) it is not missed.
     if effective.contains(CapabilitySet::SETPCAP) {
-        caps::clear(None, CapSet::Bounding).map_err(|error| Error::Capabilities(io::Error::other(error)))?;
-        let bits = capabilities_secure_bits().map_err(failed)? | SECURE_BITS;
-        set_capabilities_secure_bits(bits).map_err(failed)?;
+        caps::clear(None, CapSet::Bounding).map_err(Error::at(CAPABILITIES))?;
+        let bits = thread::capabilities_secure_bits().map_err(Error::at(CAPABILITIES))? | SECURE_BITS;
+        thread::set_capabilities_secure_bits(bits).map_err(Error::at(CAPABILITIES))?;
     }
-    clear_ambient_capability_set().map_err(failed)?;
+    thread::clear_ambient_capability_set().map_err(Error::at(CAPABILITIES))?;
     // 4. The capabilities: with CAP_SYS_CHROOT gone there is no second chroot, the way out of the first.
-    let effective = CapabilitySet::empty();
-    set_capabilities(None, CapabilitySets { effective, permitted: kept, inheritable }).map_err(failed)?;
+    set(CapabilitySet::empty(), kept)?;
     // 5. No file outside is opened, even by way of a directory outside that somebody leaves open; nothing in it is executed; no
     // network, no signals to others. It needs no privilege, so it comes after that is gone.
-    if confine_files(target, devices)? == RulesetStatus::NotEnforced {
+    if confine_files(target, devices).map_err(Error::at("Landlock"))? == RulesetStatus::NotEnforced {
         let line = b"prepull-helper: this kernel has no Landlock: chroot and seccomp have to do\n";
         let _ = io::stderr().write_all(line);
     }
     // 6. Last, since the steps before use what it forbids.
-    apply_filter(&filter(devices)?)?;
+    let filter = filter(devices).map_err(Error::at("seccomp"))?;
+    seccompiler::apply_filter(&filter).map_err(Error::at("seccomp (the kernel must have CONFIG_SECCOMP_FILTER)"))?;
     Ok(Powers::Raised)
+}
+
+/// What may be used, and what may be raised. Nothing is inherited.
+fn set(effective: CapabilitySet, permitted: CapabilitySet) -> Result<(), Error> {
+    let sets = CapabilitySets { effective, permitted, inheritable: CapabilitySet::empty() };
+    set_capabilities(None, sets).map_err(Error::at(CAPABILITIES))
 }
 
 /// Being uid 0 means nothing, for good.
@@ -325,7 +271,7 @@ fn filter(devices: bool) -> Result<BpfProgram, seccompiler::BackendError> {
     // Locks and flags. Not F_SETOWN, F_SETSIG or F_NOTIFY: they send signals.
     allow_if(libc::SYS_fcntl, FCNTL.iter().map(|command| vec![is(1, *command)]).collect())?;
     // abort() of glibc and of musl: to itself.
-    let own = getpid().as_raw_nonzero().get();
+    let own = process::getpid().as_raw_nonzero().get();
     allow_if(libc::SYS_tgkill, vec![vec![is(0, own), is(2, libc::SIGABRT)]])?;
     allow_if(libc::SYS_tkill, vec![vec![is(0, own), is(1, libc::SIGABRT)]])?;
     let arch = std::env::consts::ARCH.try_into()?;
@@ -333,17 +279,10 @@ fn filter(devices: bool) -> Result<BpfProgram, seccompiler::BackendError> {
 }
 
 /// What `fcntl` may do.
+#[rustfmt::skip]
 const FCNTL: [i32; 10] = [
-    libc::F_DUPFD_CLOEXEC,
-    libc::F_GETFD,
-    libc::F_SETFD,
-    libc::F_GETFL,
-    libc::F_GETLK,
-    libc::F_SETLK,
-    libc::F_SETLKW,
-    libc::F_OFD_GETLK,
-    libc::F_OFD_SETLK,
-    libc::F_OFD_SETLKW,
+    libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_GETLK, libc::F_SETLK, libc::F_SETLKW,
+    libc::F_OFD_GETLK, libc::F_OFD_SETLK, libc::F_OFD_SETLKW,
 ];
 
 /// No system call has this number: the kernel answers ENOSYS. A tracer that makes a call fail (`strace -e inject=`) sets it,
@@ -389,20 +328,21 @@ impl Powers {
         let (Self::Raised, Ok(before)) = (self, capabilities(None)) else { return call() };
         let one = CapabilitySet::from_bits_retain(capability.bitmask());
         let _ = set_capabilities(None, CapabilitySets { effective: before.effective | one, ..before });
-        let _lower = Lower(before);
-        call()
-    }
-}
-
-/// Sets the capabilities back when it is dropped, also by a panic.
-struct Lower(CapabilitySets);
-
-impl Drop for Lower {
-    fn drop(&mut self) {
-        // Less than now is always allowed. If it fails nevertheless, nothing here can be relied upon.
-        if set_capabilities(None, self.0).is_err() {
-            abort();
+        let done = call();
+        // Less than now is always allowed. If it fails nevertheless, nothing here can be relied upon. A panic is the end.
+        if set_capabilities(None, before).is_err() {
+            std::process::abort();
         }
+        done
+    }
+
+    /// From here on there are none, not even permitted.
+    ///
+    /// # Errors
+    /// Never, as far as the kernel's rules go.
+    pub fn give_up(self) -> Result<(), Error> {
+        let none = CapabilitySet::empty();
+        if self == Self::Raised { set(none, none) } else { Ok(()) }
     }
 }
 

@@ -4,10 +4,13 @@
 //! no link is followed, and a key that is not known refuses the whole, since it may have been meant to forbid something.
 //! `policy/helper.toml` in the sources is an example with comments.
 
+use std::fmt::Display;
+use std::io::Read as _;
+
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
-use rustix::io::{Errno, read, retry_on_intr};
 use serde::Deserialize;
 
+use super::Error;
 use super::caller::Caller;
 
 /// Where the policy is.
@@ -15,64 +18,6 @@ pub const PATH: &str = "/etc/prepull/helper.toml";
 
 /// The most bytes of the policy: about a thousand entries.
 const SIZE_MAX: usize = 256 << 10;
-
-/// `graphroot` if it is not given: containers/storage's own default for root.
-const GRAPHROOT: &str = "/var/lib/containers/storage";
-
-/// `max_bytes` if it is not given: the images of a large cluster's node.
-pub const BYTES: u64 = 64 << 30;
-
-/// `max_inodes` if it is not given: what mkfs.ext4 makes for 64 GiB.
-pub const INODES: u64 = 4 << 20;
-
-/// `max_seconds` if it is not given: 64 GiB at 20 MB/s.
-pub const SECONDS: u64 = 3600;
-
-/// Why nobody is allowed anything.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The file is not there, or is not to be trusted.
-    #[error(transparent)]
-    File(#[from] Untrusted),
-    /// It is not TOML, or has a key or a value that is not known.
-    #[error("{PATH}: {0}")]
-    Syntax(String),
-    /// An entry that names nobody, or two.
-    #[error("{PATH}, entry {0}: give either user or group")]
-    Who(usize),
-    /// A path that could mean different places.
-    #[error("{PATH}, entry {0}: {1} must be absolute, with no \"//\", \".\", \"..\" or \"/\" at its end")]
-    Path(usize, &'static str),
-    /// A key of the other kind, or `/` where nothing can be whole.
-    #[error("{PATH}, entry {0}: kind = \"rootfs\" takes no graphroot, and its root is not \"/\"")]
-    Rootfs(usize),
-    /// A number of bytes that is none.
-    #[error("{PATH}, entry {0}: max_bytes is a number of bytes, or one with K, M, G or T as in \"20G\"")]
-    Size(usize),
-}
-
-/// Why a file is not believed.
-#[derive(Debug, thiserror::Error)]
-pub enum Untrusted {
-    /// It, or a directory before it, cannot be opened.
-    #[error("{0}: {1} (it must be there, and not be a symbolic link)")]
-    Open(String, Errno),
-    /// Others could have written it, or put it there.
-    #[error("{0}: it must be root's, and writable by nobody else (chown root, chmod go-w)")]
-    Others(String),
-    /// A directory, a pipe or a device.
-    #[error("{0}: not a regular file")]
-    Type(String),
-    /// Reading failed.
-    #[error("{0}: {1} on reading")]
-    Read(String, Errno),
-    /// It is longer than any that makes sense.
-    #[error("{0}: more than {1} bytes")]
-    Long(String, usize),
-    /// It is not text.
-    #[error("{0}: not UTF-8")]
-    Text(String),
-}
 
 /// What an entry lets into its root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -94,62 +39,66 @@ pub enum Id {
     Name(String),
 }
 
-/// Whom an entry is for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Who {
-    /// One user.
-    User(Id),
-    /// The members of a group.
-    Group(Id),
-}
-
-/// One entry: what some may do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One entry: what some may do, as it is written.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Allow {
-    /// For whom.
-    pub who: Who,
+    /// For whom, if it is a user.
+    pub user: Option<Id>,
+    /// For whom, if it is the members of a group; one of the two is there.
+    pub group: Option<Id>,
     /// The directory that the helper confines itself to.
     pub root: String,
     /// What is written there.
     pub kind: Kind,
     /// Where the containers store is: absolute within `root`.
-    pub graphroot: String,
+    pub graphroot: Option<String>,
     /// The most bytes of files in one run.
+    #[serde(default = "bytes", deserialize_with = "size")]
     pub max_bytes: u64,
     /// The most entries in one run.
+    #[serde(default = "inodes")]
     pub max_inodes: u64,
     /// The longest that one run may take.
+    #[serde(default = "seconds")]
     pub max_seconds: u64,
     /// Whether device nodes other than whiteouts are made.
+    #[serde(default)]
     pub devices: bool,
     /// Whether setuid and setgid bits are kept.
+    #[serde(default = "yes")]
     pub suid: bool,
     /// Whether file capabilities are kept.
+    #[serde(default = "yes")]
     pub filecaps: bool,
 }
 
-/// All entries.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Policy {
-    /// In the file's order: the first that fits counts.
-    pub allow: Vec<Allow>,
+/// `max_bytes` if it is not given: the images of a large cluster's node.
+const fn bytes() -> u64 {
+    64 << 30
 }
 
-/// An entry as it is written.
-#[derive(Deserialize)]
+/// `max_inodes` if it is not given: what mkfs.ext4 makes for 64 GiB.
+const fn inodes() -> u64 {
+    4 << 20
+}
+
+/// `max_seconds` if it is not given: 64 GiB at 20 MB/s.
+const fn seconds() -> u64 {
+    3600
+}
+
+const fn yes() -> bool {
+    true
+}
+
+/// All entries.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
-    user: Option<Id>,
-    group: Option<Id>,
-    root: String,
-    kind: Kind,
-    graphroot: Option<String>,
-    max_bytes: Option<Size>,
-    max_inodes: Option<u64>,
-    max_seconds: Option<u64>,
-    devices: Option<bool>,
-    suid: Option<bool>,
-    filecaps: Option<bool>,
+pub struct Policy {
+    /// In the file's order: the first that fits counts.
+    #[serde(default)]
+    pub allow: Vec<Allow>,
 }
 
 #[derive(Deserialize)]
@@ -157,13 +106,6 @@ struct Written {
 enum Size {
     Bytes(u64),
     Text(String),
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    #[serde(default)]
-    allow: Vec<Written>,
 }
 
 impl Policy {
@@ -181,54 +123,40 @@ impl Policy {
     /// When any of it is not understood.
     pub fn parse(text: &str) -> Result<Self, Error> {
         // One line: a log has one for each event.
-        let file: File =
-            basic_toml::from_str(text).map_err(|error| Error::Syntax(error.to_string().replace('\n', "; ")))?;
-        let allow = file.allow.into_iter().enumerate().map(|(index, entry)| entry.check(index + 1));
-        Ok(Self { allow: allow.collect::<Result<_, _>>()? })
+        let file = basic_toml::from_str::<Self>(text);
+        let file = file.map_err(|error| Error::said(format!("{PATH}: {}", error.to_string().replace('\n', "; "))))?;
+        for (index, entry) in file.allow.iter().enumerate() {
+            entry.check().map_err(|why| Error::said(format!("{PATH}, entry {}: {why}", index + 1)))?;
+        }
+        Ok(file)
     }
 
     /// Entries that `caller` may use, in the file's order.
     #[must_use]
     pub fn for_caller(&self, caller: &Caller) -> Vec<&Allow> {
-        self.allow.iter().filter(|entry| caller.is(&entry.who)).collect()
+        self.allow.iter().filter(|entry| caller.is(entry)).collect()
     }
 }
 
-impl Written {
-    /// The entry, if it means one thing only. `number` is for errors.
-    fn check(self, number: usize) -> Result<Allow, Error> {
-        let who = match (self.user, self.group) {
-            (Some(user), None) => Who::User(user),
-            (None, Some(group)) => Who::Group(group),
-            _ => return Err(Error::Who(number)),
-        };
-        if self.root != "/" && !is_clean(&self.root) {
-            return Err(Error::Path(number, "root"));
+impl Allow {
+    /// The graphroot: if it is not given, containers/storage's own default for root.
+    #[must_use]
+    pub fn graphroot(&self) -> &str {
+        self.graphroot.as_deref().unwrap_or("/var/lib/containers/storage")
+    }
+
+    /// Whether it means one thing only.
+    fn check(&self) -> Result<(), &'static str> {
+        if self.user.is_some() == self.group.is_some() {
+            return Err("give either user or group");
         }
         if self.kind == Kind::Rootfs && (self.graphroot.is_some() || self.root == "/") {
-            return Err(Error::Rootfs(number));
+            return Err("kind = \"rootfs\" takes no graphroot, and its root is not \"/\"");
         }
-        let graphroot = self.graphroot.unwrap_or_else(|| GRAPHROOT.to_owned());
-        if !is_clean(&graphroot) {
-            return Err(Error::Path(number, "graphroot"));
+        if self.root != "/" && !is_clean(&self.root) || !is_clean(self.graphroot()) {
+            return Err("root and graphroot must be absolute, with no \"//\", \".\", \"..\" or \"/\" at the end");
         }
-        let max_bytes = match self.max_bytes {
-            None => BYTES,
-            Some(Size::Bytes(bytes)) => bytes,
-            Some(Size::Text(text)) => size(&text).ok_or(Error::Size(number))?,
-        };
-        Ok(Allow {
-            who,
-            root: self.root,
-            kind: self.kind,
-            graphroot,
-            max_bytes,
-            max_inodes: self.max_inodes.unwrap_or(INODES),
-            max_seconds: self.max_seconds.unwrap_or(SECONDS),
-            devices: self.devices.unwrap_or(false),
-            suid: self.suid.unwrap_or(true),
-            filecaps: self.filecaps.unwrap_or(true),
-        })
+        Ok(())
     }
 }
 
@@ -238,16 +166,17 @@ fn is_clean(path: &str) -> bool {
     path.strip_prefix('/').is_some_and(|rest| rest.split('/').all(is_name))
 }
 
-/// `20G`: digits and a power of 1024.
-fn size(text: &str) -> Option<u64> {
-    let (digits, shift) = match text.as_bytes().last()? {
-        b'K' => (&text[..text.len() - 1], 10),
-        b'M' => (&text[..text.len() - 1], 20),
-        b'G' => (&text[..text.len() - 1], 30),
-        b'T' => (&text[..text.len() - 1], 40),
-        _ => (text, 0),
+/// A number, or `20G`: digits and a power of 1024.
+fn size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let text = match Size::deserialize(deserializer)? {
+        Size::Bytes(bytes) => return Ok(bytes),
+        Size::Text(text) => text,
     };
-    number::<u64>(digits)?.checked_mul(1 << shift)
+    let power = text.bytes().last().and_then(|last| b"KMGT".iter().position(|unit| *unit == last));
+    let digits = power.map_or(&text[..], |_| &text[..text.len() - 1]);
+    let bytes = number::<u64>(digits).and_then(|number| number.checked_mul(1 << (10 * power.map_or(0, |at| at + 1))));
+    let why = "max_bytes is a number of bytes, or one with K, M, G or T as in \"20G\"";
+    bytes.ok_or_else(|| serde::de::Error::custom(why))
 }
 
 /// Decimal digits and nothing else (`parse` takes a sign).
@@ -256,45 +185,38 @@ pub(super) fn number<T: std::str::FromStr>(digits: &str) -> Option<T> {
 }
 
 /// The text of a file that root alone can have written: of at most `max` bytes, at an absolute path without links.
-pub(super) fn trusted(path: &str, max: usize) -> Result<String, Untrusted> {
+pub(super) fn trusted(path: &str, max: usize) -> Result<String, Error> {
     // Step by step, so that each directory that was looked at is the one that is gone through.
     let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     // Opening a pipe must not wait for its writer.
     let file = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let mut reached = String::from("/");
-    let mut fd =
-        openat2(CWD, "/", directory, Mode::empty(), resolve).map_err(|e| Untrusted::Open(reached.clone(), e))?;
+    let bad = |reached: &str, why: &dyn Display| Error::said(format!("{reached}: {why}"));
+    let mut fd = openat2(CWD, "/", directory, Mode::empty(), resolve).map_err(|error| bad("/", &error))?;
     let mut names = path[1..].split('/').peekable();
     loop {
-        let stat = fstat(&fd).map_err(|error| Untrusted::Read(reached.clone(), error))?;
+        let stat = fstat(&fd).map_err(|error| bad(&reached, &error))?;
         if stat.st_uid != 0 || stat.st_mode & 0o022 != 0 {
-            return Err(Untrusted::Others(reached));
+            return Err(bad(&reached, &"it must be root's, and writable by nobody else (chown root, chmod go-w)"));
         }
         let Some(name) = names.next() else {
             if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-                return Err(Untrusted::Type(reached));
+                return Err(bad(&reached, &"not a regular file"));
             }
             break;
         };
         reached = if reached == "/" { format!("/{name}") } else { format!("{reached}/{name}") };
         let flags = if names.peek().is_some() { directory } else { file };
-        let next = openat2(&fd, name, flags, Mode::empty(), resolve | ResolveFlags::BENEATH);
-        fd = next.map_err(|error| Untrusted::Open(reached.clone(), error))?;
+        fd = openat2(&fd, name, flags, Mode::empty(), resolve | ResolveFlags::BENEATH)
+            .map_err(|error| bad(&reached, &format!("{error} (it must be there, and not be a symbolic link)")))?;
     }
-    let mut text = vec![0; max + 1];
-    let mut length = 0;
-    while length <= max {
-        match retry_on_intr(|| read(&fd, &mut text[length..])).map_err(|e| Untrusted::Read(reached.clone(), e))? {
-            0 => break,
-            count => length += count,
-        }
+    let mut text = String::new();
+    let read = std::fs::File::from(fd).take(max as u64 + 1).read_to_string(&mut text);
+    match read.map_err(|error| bad(&reached, &format!("{error} on reading")))? {
+        length if length > max => Err(bad(&reached, &format!("more than {max} bytes"))),
+        _ => Ok(text),
     }
-    if length > max {
-        return Err(Untrusted::Long(reached, max));
-    }
-    text.truncate(length);
-    String::from_utf8(text).map_err(|_| Untrusted::Text(reached))
 }
 
 #[cfg(test)]

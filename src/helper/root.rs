@@ -4,10 +4,10 @@
 //! of its components, does not leave the directory, and does not enter another mount ([`BENEATH`]); names are made and
 //! changed in directories that are held open. So it makes no difference what somebody else renames meanwhile.
 
-use std::io;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 
@@ -19,7 +19,7 @@ pub const BENEATH: ResolveFlags = ResolveFlags::BENEATH
 
 /// A directory, open.
 #[derive(Debug)]
-pub struct Dir(OwnedFd);
+pub struct Dir(pub OwnedFd);
 
 impl AsFd for Dir {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -27,22 +27,9 @@ impl AsFd for Dir {
     }
 }
 
-impl From<OwnedFd> for Dir {
-    fn from(fd: OwnedFd) -> Self {
-        Self(fd)
-    }
-}
-
-impl From<Dir> for OwnedFd {
-    fn from(dir: Dir) -> Self {
-        dir.0
-    }
-}
-
 /// The directory without what is mounted in it: podman mounts `overlay` onto itself while it runs, and nothing can be renamed
 /// from one mount to another. Where this may not be done it is the directory as it was.
-#[must_use]
-pub fn without_mounts(directory: OwnedFd) -> OwnedFd {
+pub(crate) fn without_mounts(directory: OwnedFd) -> OwnedFd {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let Ok(view) = rustix::mount::open_tree(&directory, c"", flags) else { return directory };
     // A file system of its own in there must be seen: then renaming fails, and says why.
@@ -54,14 +41,6 @@ pub fn without_mounts(directory: OwnedFd) -> OwnedFd {
 }
 
 impl Dir {
-    /// The directory that a program names by a path of its own: links in it are followed.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn at(path: impl rustix::path::Arg) -> Result<Self, Errno> {
-        rustix::fs::openat(CWD, path, DIRECTORY, Mode::empty()).map(Self)
-    }
-
     /// The directory at `path` below; `.` for this one.
     ///
     /// # Errors
@@ -86,9 +65,8 @@ impl Dir {
     /// The kernel's.
     pub fn open_or_make(&self, name: &[u8], mode: u32) -> Result<Self, Errno> {
         match self.make(name, mode) {
-            Ok(made) => Ok(made),
             Err(Errno::EXIST) => self.open(name),
-            Err(error) => Err(error),
+            made => made,
         }
     }
 
@@ -107,46 +85,9 @@ impl Dir {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn create(&self, name: &[u8], mode: u32) -> Result<OwnedFd, Errno> {
+    pub fn create(&self, name: &[u8], mode: u32) -> Result<File, Errno> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        self.openat2(name, flags, Mode::from_raw_mode(mode))
-    }
-
-    /// Makes a file with this content, and has it on the disk.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn write(&self, name: &[u8], mode: u32, content: &[u8]) -> Result<(), Errno> {
-        let file = self.create(name, mode)?;
-        write_all(&file, content)?;
-        rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
-        rustix::fs::fsync(&file)
-    }
-
-    /// Opens a regular file, made with `mode` if it is not there and `flags` say so.
-    ///
-    /// # Errors
-    /// The kernel's; `EINVAL` for what is no regular file.
-    pub fn open_file(&self, name: &[u8], flags: OFlags, mode: u32) -> Result<OwnedFd, Errno> {
-        // A named pipe must not make us wait.
-        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = self.openat2(name, flags, Mode::from_raw_mode(mode))?;
-        if is_regular(&rustix::fs::fstat(&file)?) { Ok(file) } else { Err(Errno::INVAL) }
-    }
-
-    /// The content of a file, or `None` when there is none.
-    ///
-    /// # Errors
-    /// The kernel's; `EFBIG` for more than `most` bytes.
-    pub fn read(&self, path: &[u8], most: u64) -> Result<Option<Vec<u8>>, Errno> {
-        let file = match self.open_file(path, OFlags::RDONLY, 0) {
-            Err(Errno::NOENT) => return Ok(None),
-            file => file?,
-        };
-        let mut content = Vec::new();
-        let read = io::Read::read_to_end(&mut io::Read::take(std::fs::File::from(file), most + 1), &mut content);
-        read.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-        if content.len() as u64 > most { Err(Errno::FBIG) } else { Ok(Some(content)) }
+        self.openat2(name, flags, Mode::from_raw_mode(mode)).map(File::from)
     }
 
     /// What a name is; a symbolic link is one.
@@ -158,8 +99,7 @@ impl Dir {
     }
 
     /// Whether there is something of this name.
-    #[must_use]
-    pub fn has(&self, name: &[u8]) -> bool {
+    pub(crate) fn has(&self, name: &[u8]) -> bool {
         self.stat(name).is_ok()
     }
 
@@ -182,51 +122,20 @@ impl Dir {
         rustix::fs::renameat(self, name, to, new_name)
     }
 
-    /// Has its names on the disk.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn sync(&self) -> Result<(), Errno> {
-        rustix::fs::fsync(self)
-    }
-
-    fn openat2(&self, path: &[u8], flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
+    pub(super) fn openat2(&self, path: &[u8], flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
         rustix::io::retry_on_intr(|| rustix::fs::openat2(self, path, flags, mode, BENEATH))
     }
 }
 
-const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+pub(super) const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Whether it is ours, and nobody else may put anything into it.
-#[must_use]
-pub fn is_ours(stat: &Stat) -> bool {
+pub(crate) fn is_ours(stat: &Stat) -> bool {
     stat.st_uid == rustix::process::geteuid().as_raw() && stat.st_mode & 0o022 == 0
 }
 
-/// Whether it is a regular file.
-#[must_use]
-pub fn is_regular(stat: &Stat) -> bool {
-    rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file()
-}
-
 /// Whether it is a directory.
-#[must_use]
-pub fn is_directory(stat: &Stat) -> bool {
+pub(crate) fn is_directory(stat: &Stat) -> bool {
     rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir()
-}
-
-/// Writes all of it.
-///
-/// # Errors
-/// The kernel's.
-pub fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
-    while !bytes.is_empty() {
-        match rustix::io::write(file, bytes) {
-            Ok(0) => return Err(Errno::IO),
-            Ok(count) => bytes = &bytes[count..],
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }

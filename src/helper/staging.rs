@@ -13,6 +13,8 @@ use super::root::{Dir, is_directory, is_ours};
 /// What they are called. containers/storage looks at no name in a graphroot that it does not know.
 pub const PREFIX: &[u8] = b".prepull-staging-";
 
+const NOT_OURS: &str = "the store's directory belongs to another user, or others may write to it (chown, chmod go-w)";
+
 /// Runs at once on one target, at most.
 const RUNS_MAX: u32 = 1000;
 
@@ -25,16 +27,15 @@ pub struct Staging {
 }
 
 impl Staging {
-    /// Makes one in `root`, and removes what killed runs have left.
+    /// Makes one in `root`.
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn new(root: &Dir, powers: Powers) -> Result<Self, Error> {
+    pub fn new(root: &Dir) -> Result<Self, Error> {
         // Else somebody could put another directory in its place.
         if !rustix::fs::fstat(root).is_ok_and(|found| is_ours(&found)) {
-            return Err(Error::NotOurs("the directory of the store"));
+            return Err(Error::said(NOT_OURS));
         }
-        sweep(root, powers);
         let failed = |error| Error::system("making a directory for what is not complete yet", error);
         for number in 0..RUNS_MAX {
             let name = [PREFIX, number.to_string().as_bytes()].concat();
@@ -51,9 +52,18 @@ impl Staging {
         Err(failed(Errno::EXIST))
     }
 
-    /// Removes it and all that is in it. What cannot be removed is left for the next run.
-    pub fn remove(self, root: &Dir, powers: Powers) {
-        let _ = empty(root, &self.name, &self.dir, powers);
+    /// Removes it, since this has happened.
+    ///
+    /// # Errors
+    /// With that.
+    pub fn abandon<T>(self, root: &Dir, powers: Powers, error: Error) -> Result<T, Error> {
+        self.remove(root, powers);
+        Err(error)
+    }
+
+    /// Removes it and all that is in it; gives whether that is done. What cannot be removed is left for the next run.
+    pub fn remove(self, root: &Dir, powers: Powers) -> bool {
+        empty(root, &self.name, &self.dir, powers).is_ok()
     }
 }
 

@@ -13,7 +13,7 @@ use crate::entry::{Entry, Kind, Meta};
 use crate::helper::apply::Budget;
 use crate::helper::confine::Powers;
 use crate::helper::policy;
-use crate::helper::record::ImageRecord;
+use crate::helper::publish::record::ImageRecord;
 use crate::helper::root::{Dir, without_mounts};
 use crate::helper::{Answer, Job, REQUEST, VERSION, graphroot};
 use crate::wire;
@@ -49,6 +49,8 @@ pub enum Request<'a> {
     Collect,
     /// Take a whole tree.
     Unpack,
+    /// Remove what another request has left in staging.
+    Sweep,
 }
 
 /// Why there is no answer.
@@ -109,6 +111,7 @@ impl Request<'_> {
             Self::Remove(..) => "remove",
             Self::Collect => "collect",
             Self::Unpack => "unpack",
+            Self::Sweep => "sweep",
         };
         let mut lines =
             format!("prepull {VERSION}\nrequest {word}\ngraphroot {}\nroot {device}:{inode}\n", target.graphroot);
@@ -129,7 +132,7 @@ impl Request<'_> {
         }
         let mut tar = small_file(REQUEST, &lines);
         for image in images {
-            tar.extend(small_file(crate::helper::install::IMAGE, &image.to_lines()));
+            tar.extend(small_file(crate::helper::receive::IMAGE, &image.to_lines()));
         }
         tar
     }
@@ -151,8 +154,9 @@ fn small_file(name: &[u8], content: &str) -> Vec<u8> {
 /// A request whose stream has not come to its end.
 #[derive(Debug)]
 pub struct Asked {
-    root: String,
-    way: way::Started,
+    target: Target,
+    way: Way,
+    started: way::Started,
 }
 
 impl Asked {
@@ -168,15 +172,15 @@ impl Asked {
         if !request.has_content() {
             tar.extend_from_slice(&wire::END);
         }
-        let mut way = way.start(target)?;
+        let mut started = way.start(target)?;
         // Who does not listen may have something to say.
-        let _ = way.input().write_all(&tar);
-        Ok(Self { root, way })
+        let _ = started.input().write_all(&tar);
+        Ok(Self { target: target.clone(), way: way.clone(), started })
     }
 
     /// Where the stream goes.
     pub fn input(&mut self) -> &mut (dyn Write + Send) {
-        self.way.input()
+        self.started.input()
     }
 
     /// The answer. After a failure of the stream, `is_whole` is false: then it is only what the helper has against it.
@@ -184,11 +188,16 @@ impl Asked {
     /// # Errors
     /// When there is none.
     pub fn answer(self) -> Result<Answer, Error> {
-        let program = self.way.program().to_owned();
-        let answer = self.way.finish().map_err(|error| Error::Start { program: program.clone(), error })?;
+        let program = self.started.program().to_owned();
+        let answer = self.started.finish().map_err(|error| Error::Start { program: program.clone(), error })?;
+        if answer.as_ref().is_some_and(|answer| answer.left) {
+            // When it published it had no capabilities any more. If it fails, the next run does it.
+            let _ = ask(&self.way, &self.target, Request::Sweep);
+        }
+        let root = self.target.root.display().to_string();
         match answer {
             Some(answer) if answer.error.is_empty() || !answer.missing_layers.is_empty() => Ok(answer),
-            Some(answer) => Err(Error::Refused { root: self.root, text: answer.error, not_found: answer.not_found }),
+            Some(answer) => Err(Error::Refused { root, text: answer.error, not_found: answer.not_found }),
             None => Err(Error::Silent(program)),
         }
     }
@@ -214,22 +223,24 @@ fn own_job(target: &Target) -> io::Result<Job> {
             graphroot(root, &target.graphroot).map_err(|error| io::Error::other(error.to_string()))?,
         )
     };
-    let budget = Budget {
-        powers: Powers::Own,
-        bytes: u64::MAX,
-        inodes: u64::MAX,
+    let allow = policy::Allow {
+        user: None,
+        group: None,
+        root: String::new(),
+        kind,
+        graphroot: Some(target.graphroot.clone()),
+        max_bytes: u64::MAX,
+        max_inodes: u64::MAX,
+        max_seconds: u64::MAX,
         devices: true,
         suid: true,
         filecaps: true,
-        dropped: (0, Vec::new()),
     };
     Ok(Job {
-        kind,
         root: (found.st_dev, found.st_ino),
-        target: Dir::from(without_mounts(directory.into())).open(b"")?,
-        graphroot: target.graphroot.clone(),
-        budget,
+        target: Dir(without_mounts(directory.0)).open(b"")?,
         deadline: Instant::now() + PATIENCE,
+        budget: Budget { powers: Powers::Own, allow, dropped: (0, Vec::new()) },
     })
 }
 

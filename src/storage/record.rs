@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::link_name;
 use crate::digest::Digest;
-use crate::helper::record::{ImageRecord, LayerRecord};
+use crate::helper::publish::record::{ImageRecord, LayerRecord};
 use crate::image::{Image, Layer};
 use crate::segment::file::Facts;
 

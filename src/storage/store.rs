@@ -17,8 +17,8 @@ use super::restore::{self, Helper, Manifest};
 use super::{big_data_file_name, link_name};
 use crate::digest::Digest;
 use crate::entry::{Device, Entry, Kind, Meta, Timestamp};
-use crate::helper::install;
-use crate::helper::record::LayerRecord;
+use crate::helper::publish::record::LayerRecord;
+use crate::helper::receive;
 use crate::json;
 use crate::layer::tree::InodeKind;
 use crate::segment::file::{Error as SegmentError, Segment};
@@ -366,7 +366,7 @@ impl<'a> Store<'a> {
         let mut end = vec![0; wire::padding(length) as usize];
         if self.settings.merge {
             let record = self.records.iter().rev().find(|record| record.id == id);
-            self.record(&mut end, install::LAYER, &record.map(LayerRecord::to_lines).unwrap_or_default());
+            self.record(&mut end, receive::LAYER, &record.map(LayerRecord::to_lines).unwrap_or_default());
         }
         push(Piece::Bytes(end))
     }
@@ -381,7 +381,7 @@ impl<'a> Store<'a> {
                 let path = self.below(&format!("overlay-images/{}/{key}", image.id().hex()));
                 self.file(&mut out, &path, 0o600, bytes);
             }
-            self.record(&mut out, install::IMAGE, &image.record(&stamp).to_lines());
+            self.record(&mut out, receive::IMAGE, &image.record(&stamp).to_lines());
         }
         out.extend_from_slice(&wire::END);
         Piece::Bytes(out)

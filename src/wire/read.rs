@@ -23,8 +23,8 @@ pub const NAME_MAX: usize = 255;
 /// The longest target of a symbolic link (Linux `PATH_MAX` − 1).
 pub const TARGET_MAX: usize = 4095;
 
-/// The largest size of one file: what a base-256 field is read to.
-const SIZE_MAX: u64 = i64::MAX as u64;
+/// Why a path is refused.
+const PATH: &str = "its path is empty, absolute, too long, or has an empty, `.` or `..` component";
 
 /// Why the input is refused.
 #[derive(Debug, thiserror::Error)]
@@ -35,15 +35,9 @@ pub enum Error {
     /// It ends in the middle.
     #[error("the tar ends before its end")]
     Short,
-    /// An entry that the writer would not have written like this.
-    #[error("entry {0}: it is not in prepull's canonical form")]
-    NotCanonical(u64),
-    /// A path that leads out, or that no file system takes.
-    #[error("entry {0}: its path is empty, absolute, too long, or has an empty, `.` or `..` component")]
-    Path(u64),
-    /// The content of the last entry was not read to its end.
-    #[error("entry {0}: its content was not taken")]
-    Skipped(u64),
+    /// An entry that is not as the writer writes it, or leads elsewhere.
+    #[error("entry {0}: {1}")]
+    Entry(u64, &'static str),
 }
 
 /// Reads entries one after the other; the content of a regular file by [`Read`].
@@ -79,7 +73,7 @@ impl<R: Read> Reader<R> {
     /// When the next bytes are anything but an entry of the canonical tar.
     pub fn next_entry(&mut self) -> Result<Option<Entry>, Error> {
         if self.content > 0 {
-            return Err(Error::Skipped(self.number));
+            return Err(Error::Entry(self.number, "its content was not taken"));
         }
         self.end_content()?;
         self.number += 1;
@@ -92,18 +86,17 @@ impl<R: Read> Reader<R> {
         let mut records = Records::default();
         if block[156] == b'x' {
             let size = number(&block[124..136]).filter(|size| *size > 0 && *size as u64 <= RECORDS_MAX);
-            let size = size.ok_or(Error::NotCanonical(self.number))? as u64;
+            let size = size.ok_or_else(|| self.refused())? as u64;
             let start = self.raw.len();
             self.raw.resize(start + (size + padding(size)) as usize, 0);
             fill(&mut self.input, &mut self.raw[start..])?;
-            records =
-                Records::parse(&self.raw[start..start + size as usize]).ok_or(Error::NotCanonical(self.number))?;
+            records = Records::parse(&self.raw[start..start + size as usize]).ok_or_else(|| self.refused())?;
             block = self.block()?;
             self.raw.extend_from_slice(&block);
         }
-        let entry = entry(&block, records).ok_or(Error::NotCanonical(self.number))?;
+        let entry = entry(&block, records).ok_or_else(|| self.refused())?;
         if !is_path(&entry.path) || matches!(&entry.kind, Kind::Hardlink(target) if !is_path(target)) {
-            return Err(Error::Path(self.number));
+            return Err(Error::Entry(self.number, PATH));
         }
         self.canonical.clear();
         header(&entry, &mut self.canonical);
@@ -117,7 +110,7 @@ impl<R: Read> Reader<R> {
     }
 
     fn refused(&self) -> Error {
-        Error::NotCanonical(self.number)
+        Error::Entry(self.number, "it is not in prepull's canonical form")
     }
 
     fn block(&mut self) -> Result<[u8; BLOCK as usize], Error> {
@@ -207,7 +200,7 @@ fn entry(block: &[u8; BLOCK as usize], records: Records) -> Option<Entry> {
     let link = || records.link.clone().unwrap_or_else(|| text(&block[157..157 + NAME]).to_vec());
     let kind = match block[156] {
         b'5' => Kind::Directory,
-        b'0' => Kind::Regular { size: number(&block[124..136]).filter(|&size| size as u64 <= SIZE_MAX)? as u64 },
+        b'0' => Kind::Regular { size: number(&block[124..136])?.try_into().ok()? },
         b'2' => Kind::Symlink(link()),
         b'1' => Kind::Hardlink(link()),
         b'3' => Kind::CharDevice(device()?),
@@ -250,36 +243,22 @@ fn number(field: &[u8]) -> Option<i64> {
         return i64::from_str_radix(digits, 8).ok();
     }
     // Two's complement; bit 7 of the first byte only says so.
-    let is_negative = field[0] & 0x40 != 0;
     let (first, rest) = field.split_first()?;
-    let first = if is_negative { *first } else { first & 0x7f };
-    let mut value = if is_negative { -1_i64 } else { 0 };
-    for byte in std::iter::once(&first).chain(rest) {
-        let shifted = value.checked_mul(256)?;
-        value = shifted | i64::from(*byte);
-    }
-    Some(value)
+    let first = if first & 0x40 == 0 { i64::from(first & 0x7f) } else { i64::from(*first as i8) };
+    rest.iter().try_fold(first, |value, byte| Some(value.checked_mul(256)? | i64::from(*byte)))
 }
 
 /// Seconds with a fraction: `12.5`, `-1.25`.
 fn time(value: &[u8]) -> Option<Timestamp> {
     let text = std::str::from_utf8(value).ok()?;
-    let (sign, digits) = text.strip_prefix('-').map_or((1, text), |digits| (-1, digits));
-    let (whole, fraction) = digits.split_once('.')?;
-    if fraction.is_empty() || fraction.len() > 9 || !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
+    let (whole, fraction) = text.split_once('.')?;
+    let seconds = whole.parse::<i64>().ok()?;
+    let nanoseconds = format!("{fraction:0<9}").parse::<u32>().ok().filter(|fraction| *fraction < 1_000_000_000)?;
+    if text.starts_with('-') && nanoseconds > 0 {
+        // -1.25 s is stored as -2 s + 0.75 s.
+        return Some(Timestamp { seconds: seconds.checked_sub(1)?, nanoseconds: 1_000_000_000 - nanoseconds });
     }
-    let nanoseconds = format!("{fraction:0<9}").parse::<u32>().ok()?;
-    let seconds = whole.parse::<i64>().ok().filter(|seconds| *seconds >= 0)?;
-    // -1.25 s is stored as -2 s + 0.75 s.
-    match (sign, nanoseconds) {
-        (1, _) => Some(Timestamp { seconds, nanoseconds }),
-        (_, 0) => Some(Timestamp { seconds: -seconds, nanoseconds }),
-        _ => Some(Timestamp {
-            seconds: seconds.checked_neg()?.checked_sub(1)?,
-            nanoseconds: 1_000_000_000 - nanoseconds,
-        }),
-    }
+    Some(Timestamp { seconds, nanoseconds })
 }
 
 #[cfg(test)]

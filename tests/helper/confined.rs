@@ -175,7 +175,9 @@ fn main() -> ExitCode {
             io::stdin().read_to_string(&mut text).unwrap();
             let policy = Policy::parse(&text).unwrap();
             let opened = open_target(&policy.allow.iter().collect::<Vec<_>>());
-            opened.map_err(Into::into).map(|(index, _)| println!("{index}"))
+            opened
+                .map_err(Into::into)
+                .map(|(allow, _)| println!("{}", policy.allow.iter().position(|entry| entry == allow).unwrap()))
         }
         _ => confined(&mode),
     };

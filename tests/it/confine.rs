@@ -455,7 +455,7 @@ fn the_policy_is_roots_alone() {
         ("chmod o+w ..", "/etc: it must be root's".into()),
         ("chown 1 ..", "/etc: it must be root's".into()),
         ("head -c 300000 /dev/zero >helper.toml", format!("{policy}: more than 262144 bytes")),
-        ("printf '#\\377' >helper.toml", format!("{policy}: not UTF-8")),
+        ("printf '#\\377' >helper.toml", format!("{policy}: stream did not contain valid UTF-8 on reading")),
         ("echo 'deny = 1' >>helper.toml", format!("{policy}: unknown field `deny`")),
         ("chown 1 /etc/passwd", "/etc/passwd: it must be root's".into()),
         ("chmod g+w /etc/group", "/etc/group: it must be root's".into()),

@@ -1,4 +1,4 @@
-use super::super::policy::{Id, Who};
+use super::super::policy::Id;
 use super::*;
 
 /// What a kernel sees of a system call: `struct seccomp_data`.
@@ -148,10 +148,11 @@ fn arguments_decide() {
 #[test]
 fn who_can_reach_a_setuid_program() {
     let entry = |kind, keeps, devices| Allow {
-        who: Who::User(Id::Number(1000)),
+        user: Some(Id::Number(1000)),
+        group: None,
         root: "/srv".into(),
         kind,
-        graphroot: "/s".into(),
+        graphroot: Some("/s".into()),
         max_bytes: 0,
         max_inodes: 0,
         max_seconds: 0,

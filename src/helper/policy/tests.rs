@@ -8,18 +8,20 @@ fn parse(lines: &str) -> Result<Vec<Allow>, String> {
 fn a_short_entry_has_defaults() {
     let allow = parse("[[allow]]\nuser = 'alice'\nroot = '/srv/vm1'\nkind = 'storage'").unwrap();
     let expected = Allow {
-        who: Who::User(Id::Name("alice".into())),
+        user: Some(Id::Name("alice".into())),
+        group: None,
         root: "/srv/vm1".into(),
         kind: Kind::Storage,
-        graphroot: "/var/lib/containers/storage".into(),
-        max_bytes: BYTES,
-        max_inodes: INODES,
-        max_seconds: SECONDS,
+        graphroot: None,
+        max_bytes: 64 << 30,
+        max_inodes: 4 << 20,
+        max_seconds: 3600,
         devices: false,
         suid: true,
         filecaps: true,
     };
     assert_eq!(allow, [expected]);
+    assert_eq!(allow[0].graphroot(), "/var/lib/containers/storage");
 }
 
 #[test]
@@ -31,8 +33,8 @@ fn all_keys_are_taken() {
     );
     let allow = allow.unwrap();
     let (store, tree) = (&allow[0], &allow[1]);
-    assert_eq!(store.who, Who::Group(Id::Number(1000)));
-    assert_eq!((store.root.as_str(), store.graphroot.as_str()), ("/", "/a/b"));
+    assert_eq!((&store.user, &store.group), (&None, &Some(Id::Number(1000))));
+    assert_eq!((store.root.as_str(), store.graphroot()), ("/", "/a/b"));
     assert_eq!((store.max_bytes, store.max_inodes, store.max_seconds), (20 << 30, 3, 4));
     assert_eq!((store.devices, store.suid, store.filecaps), (true, false, false));
     assert_eq!((tree.kind, tree.max_bytes), (Kind::Rootfs, 7));
@@ -54,7 +56,7 @@ fn the_example_is_a_policy() {
 #[test]
 fn what_is_not_understood_is_refused() {
     let who = "give either user or group";
-    let path = |key: &str| format!("entry 1: {key} must be absolute");
+    let path = "entry 1: root and graphroot must be absolute";
     let rootfs = "takes no graphroot";
     let cases = [
         // (lines after [[allow]], what is wrong)
@@ -73,9 +75,9 @@ fn what_is_not_understood_is_refused() {
         ("user = 'a'\nroot = '/a'\nkind = 'storage'\nmax_inodes = 1.5", "invalid type"),
         ("user = 'a'\nroot = '/a'\nkind = 'rootfs'\ngraphroot = '/s'", rootfs),
         ("user = 'a'\nroot = '/'\nkind = 'rootfs'", rootfs),
-        ("user = 'a'\nroot = '/a'\nkind = 'storage'\ngraphroot = '/'", &path("graphroot")),
-        ("user = 'a'\nroot = '/a'\nkind = 'storage'\ngraphroot = 'b'", &path("graphroot")),
-        ("user = 'a'\nroot = '/a'\nkind = 'storage'\ngraphroot = '/b/../c'", &path("graphroot")),
+        ("user = 'a'\nroot = '/a'\nkind = 'storage'\ngraphroot = '/'", path),
+        ("user = 'a'\nroot = '/a'\nkind = 'storage'\ngraphroot = 'b'", path),
+        ("user = 'a'\nroot = '/a'\nkind = 'storage'\ngraphroot = '/b/../c'", path),
     ];
     for (lines, wrong) in cases {
         let error = parse(&format!("[[allow]]\n{lines}\n")).unwrap_err();
@@ -84,7 +86,7 @@ fn what_is_not_understood_is_refused() {
     }
     for root in ["", "a", "./a", "//", "/a/", "/a//b", "/a/./b", "/a/..", "/..", "/.", "/a\\u0000b"] {
         let error = parse(&format!("[[allow]]\nuser = 'a'\nroot = \"{root}\"\nkind = 'storage'")).unwrap_err();
-        assert!(error.contains(&path("root")), "{root}: {error}");
+        assert!(error.contains(path), "{root}: {error}");
     }
     for size in ["", "G", "20g", "+1", "-1", "1 G", "1.5G", "0x10", "20GB", "99999999999999999999", "16777216T", "é"] {
         let error = parse(&format!("[[allow]]\nuser = 'a'\nroot = '/a'\nkind = 'storage'\nmax_bytes = '{size}'"));
@@ -98,6 +100,7 @@ fn what_is_not_understood_is_refused() {
 #[test]
 fn sizes() {
     for (text, bytes) in [("0", 0), ("1K", 1 << 10), ("3M", 3 << 20), ("16777215T", 16_777_215 << 40), ("12", 12)] {
-        assert_eq!(size(text), Some(bytes), "{text}");
+        let entry = format!("[[allow]]\nuser = 'a'\nroot = '/a'\nkind = 'storage'\nmax_bytes = '{text}'");
+        assert_eq!(parse(&entry).unwrap()[0].max_bytes, bytes, "{text}");
     }
 }

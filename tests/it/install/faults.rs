@@ -1,18 +1,21 @@
 //! Killed at every call and at any time, with every call failing, and without room: the store is the old or the new one.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use prepull::entry::{Entry, Kind, Meta};
+use prepull::helper::{REQUEST, VERSION};
+use prepull::wire::{END, small_file};
 use serde_json::Value;
 
 use super::{World, full, hex_names, ok};
 use crate::command::{needs_root, prepull, stderr};
 use crate::faults::{Random, all_right, figures, is_all, noise};
 use crate::raw::{archive, dir, file, link, sym};
+use crate::stores::GRAPHROOT;
 
 /// What is asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -137,7 +140,8 @@ impl Bench {
     fn record(&self) {
         let wrapper = self.world.at.join("wrapper");
         let script = format!(
-            "#!/bin/sh\ntee \"{0}.$$\" | \"{1}\" \"$@\"\ncode=$?\nmv \"{0}.$$\" \"{0}\"\nexit $code\n",
+            "#!/bin/sh\ntee \"{0}.$$\" | \"{1}\" \"$@\"\ncode=$?\n\
+             grep -q '^request sweep' \"{0}.$$\" || mv \"{0}.$$\" \"{0}\"\nexit $code\n",
             self.stream.display(),
             self.world.helper().display()
         );
@@ -174,6 +178,22 @@ impl Bench {
         self.command(before).output().unwrap()
     }
 
+    /// Asks the helper to remove what is left in staging.
+    fn sweep(&self) {
+        let found = rustix::fs::stat(self.world.root()).unwrap();
+        let (device, inode) = (found.st_dev, found.st_ino);
+        let lines = format!("prepull {VERSION}\nrequest sweep\ngraphroot /{GRAPHROOT}\nroot {device}:{inode}\n");
+        let kind = Kind::Regular { size: lines.len() as u64 };
+        let mut stream = Vec::new();
+        let entry = Entry { path: REQUEST.to_vec(), meta: Meta::default(), kind };
+        small_file(&mut stream, &entry, lines.as_bytes());
+        stream.extend_from_slice(&END);
+        let path = self.world.at.join("stream-sweep");
+        fs_err::write(&path, stream).unwrap();
+        let mut command = self.command(&[]);
+        ok(command.stdin(fs_err::File::open(&path).unwrap().into_file()));
+    }
+
     /// What is wrong with the store, however it ended.
     fn judge(&self, is_thorough: bool) -> Result<(), String> {
         let records = self.records();
@@ -193,6 +213,10 @@ impl Bench {
         }
         // The same again.
         let again = self.run(&[]);
+        // prepull does so by itself.
+        if self.who == Who::Helper && String::from_utf8_lossy(&again.stdout).contains("\"left\":true") {
+            self.sweep();
+        }
         let is_gone = self.what == What::Remove;
         let said = stderr(&again) + &String::from_utf8_lossy(&again.stdout);
         if !(again.status.success() || is_gone && said.contains("no such image")) {
@@ -421,17 +445,24 @@ fn every_call_fails_of_gc_by_the_helper() {
 }
 
 impl Bench {
-    /// Waits until the processes under one that was killed are dead, too, and their locks with them.
-    fn is_over(&self) {
-        let at = self.world.at.as_os_str().as_bytes();
-        let is_ours = |process: &std::path::Path| {
-            let words = fs_err::read(process.join("cmdline")).unwrap_or_default();
-            words.windows(at.len()).any(|part| part == at)
+    /// A process and all under it.
+    fn family(process: u32) -> Vec<u32> {
+        let children = fs_err::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
+        let children = children.split_whitespace().filter_map(|child| child.parse().ok());
+        std::iter::once(process).chain(children.flat_map(Self::family)).collect()
+    }
+
+    /// Waits until killed processes are dead to the last thread: only then are their locks free.
+    fn are_over(processes: &[u32]) {
+        let is_dead = |process: &u32| {
+            let stat = fs_err::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+            let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+            state.is_none_or(|state| "ZX".contains(state))
         };
         let begun = Instant::now();
-        while fs_err::read_dir("/proc").unwrap().any(|process| is_ours(&process.unwrap().path())) {
+        while !processes.iter().all(is_dead) {
             assert!(begun.elapsed() < Duration::from_secs(60), "a process does not die");
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 }
@@ -455,10 +486,11 @@ fn killed_at_any_time() {
             let mut command = bench.command(&["setpriv", "--pdeathsig", "KILL"]);
             let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
             std::thread::sleep(usual.mul_f64(random.below(1000) as f64 / 1000.0));
+            let family = Bench::family(child.id());
             // Who was started dies with `timeout`, and that with its parent.
             child.kill().unwrap();
             let status = child.wait().unwrap();
-            bench.is_over();
+            Bench::are_over(&family);
             tried += 1;
             killed += usize::from(!status.success());
             if let Err(error) = bench.judge(tried % THOROUGH == 0) {

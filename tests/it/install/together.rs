@@ -43,12 +43,14 @@ fn podman_and_skopeo_beside_it() {
     };
     let again = AtomicUsize::new(0);
     let is_listed = |run: &str, name: &str, is_there: bool| {
-        // podman asks for each image once more after it has listed all: whoever removes one meanwhile makes it fail.
+        // podman asks for each image once more after it has listed all: whoever removes one meanwhile makes it fail. And skopeo
+        // of Debian 12 records an image before it has a manifest.
         for attempt in 0.. {
             let mut command = super::podman(&world.graph(), &world.at.join(run));
             let output = command.args(["images", "--format", "{{.Repository}}:{{.Tag}}"]).output().unwrap();
             let (said, error) = (String::from_utf8_lossy(&output.stdout), stderr(&output));
-            if !output.status.success() && error.contains("not known") && attempt < 100 {
+            let is_race = error.contains("not known") || error.contains("file does not exist");
+            if !output.status.success() && is_race && attempt < 100 {
                 again.fetch_add(1, Ordering::Relaxed);
                 continue;
             }

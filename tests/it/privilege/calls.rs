@@ -3,7 +3,7 @@
 use std::process::Stdio;
 
 use crate::command::needs_root;
-use crate::privilege::{Jail, figure};
+use crate::privilege::{Jail, USER, figure};
 
 /// CAP_CHOWN, CAP_FOWNER, CAP_FSETID, CAP_SETFCAP (linux/capability.h: 0, 3, 4, 31).
 const FOUR: &str = "0000000080000019";
@@ -63,6 +63,61 @@ fn four_capabilities_and_none_of_them_effective() {
         drop(child.stdin.take());
         assert_eq!(child.wait().unwrap().code(), Some(1));
     }
+}
+
+#[test]
+fn what_publishes_has_no_capability_at_all() {
+    if !needs_root("privilege::calls::what_publishes_has_no_capability_at_all") {
+        return;
+    }
+    let jail = Jail::new("");
+    let install = |name: &str| {
+        format!(
+            r#"cat >"$at/bin/for-user" <<'END'
+#! /bin/sh
+exec env SUDO_UID={USER} "$(dirname "$0")/prepull-helper" "$@"
+END
+            chmod 755 "$at/bin/for-user"
+            "$at/bin/prepull" install --quiet --no-cache --via helper --helper "$at/bin/for-user" --root "$at/vm" '{}=localhost/{name}:1'"#,
+            crate::command::hello(),
+        )
+    };
+    jail.ok(&install("first"));
+    // It waits for the lock, and has received everything.
+    let path = jail.at("vm").join(crate::stores::GRAPHROOT).join("overlay-images/images.lock");
+    let lock = fs_err::File::options().write(true).open(path).unwrap();
+    let whole = nix::libc::flock {
+        l_type: nix::libc::F_WRLCK as _,
+        l_whence: nix::libc::SEEK_SET as _,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    nix::fcntl::fcntl(&lock, nix::fcntl::FcntlArg::F_OFD_SETLK(&whole)).unwrap();
+    let mut child = jail.command(&install("second")).spawn().unwrap();
+    let helper = jail.at("bin/prepull-helper");
+    let waits = |process: &std::path::Path| {
+        let is_helper = fs_err::read_link(process.join("exe")).is_ok_and(|exe| exe == helper);
+        let call = fs_err::read_to_string(process.join("syscall")).unwrap_or_default();
+        // clock_nanosleep
+        is_helper && call.starts_with("230 ")
+    };
+    let begun = std::time::Instant::now();
+    let status = loop {
+        assert!(begun.elapsed().as_secs() < 30, "it does not wait");
+        let mut processes = fs_err::read_dir("/proc").unwrap().map(|process| process.unwrap().path());
+        if let Some(status) =
+            processes.find(|process| waits(process)).and_then(|at| fs_err::read_to_string(at.join("status")).ok())
+        {
+            break status;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    };
+    for set in ["CapPrm", "CapEff", "CapInh", "CapBnd", "CapAmb"] {
+        assert_eq!(field(&status, set), NONE, "{set}\n{status}");
+    }
+    drop(lock);
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]

@@ -98,6 +98,6 @@ fn who_is_not_in_the_policy_writes_nothing() {
     refused(new(), "mv /etc/prepull /etc/x; ln -s x /etc/prepull", "not be a symbolic link");
     refused(new(), "rm /etc/prepull/helper.toml; mkfifo /etc/prepull/helper.toml", "not a regular file");
     refused(new(), "head -c 2000000 /dev/zero >/etc/prepull/helper.toml", "more than");
-    refused(new(), "printf '\\377' >/etc/prepull/helper.toml", "not UTF-8");
+    refused(new(), "printf '\\377' >/etc/prepull/helper.toml", "not contain valid UTF-8");
     super::figure("policies that let nobody in", tried);
 }

@@ -10,11 +10,8 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// The most bytes of one record on the wire. A thousand names or ten thousand owners are a tenth of it.
-pub const RECORD_MAX: u64 = 1 << 20;
-
-/// The most bytes of all records of one stream, which are held until it ends.
-pub const RECORDS_MAX: u64 = 64 << 20;
+use super::super::Error;
+use super::super::receive::is_id;
 
 /// The most names, and the most files, of one image. While they are compared with the store's, others wait for its locks.
 pub(super) const PER_IMAGE_MAX: usize = 1000;
@@ -130,7 +127,7 @@ impl LayerRecord {
     ///
     /// # Errors
     /// When a field is missing, out of its place, or has a value that no layer has.
-    pub fn parse(lines: &[u8]) -> Result<Self, Invalid> {
+    pub fn parse(lines: &str) -> Result<Self, Invalid> {
         let mut lines = Lines::new(lines)?;
         let record = Self {
             id: lines.must("id", is_id)?,
@@ -177,7 +174,7 @@ impl ImageRecord {
     ///
     /// # Errors
     /// When a field is missing, out of its place, or has a value that no image has.
-    pub fn parse(lines: &[u8]) -> Result<Self, Invalid> {
+    pub fn parse(lines: &str) -> Result<Self, Invalid> {
         let mut lines = Lines::new(lines)?;
         let mut record = Self {
             id: lines.must("id", is_id)?,
@@ -187,9 +184,7 @@ impl ImageRecord {
             metadata: "{}".to_owned(),
             ..Self::default()
         };
-        while let Some(name) = lines.may("name", is_name)? {
-            record.names.push(name);
-        }
+        record.names = lines.all("name", is_name)?;
         // A read-only store with a name twice is not loaded.
         if record.names.iter().collect::<BTreeSet<_>>().len() != record.names.len() {
             return Err(Invalid("name"));
@@ -229,17 +224,22 @@ fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
+impl From<Invalid> for Error {
+    fn from(invalid: Invalid) -> Self {
+        Self::said(invalid.to_string())
+    }
+}
+
 /// Lines of `field value`, in a fixed order.
 #[derive(Debug)]
 pub struct Lines<'a>(&'a str);
 
 impl<'a> Lines<'a> {
     /// # Errors
-    /// When `bytes` are not whole lines of printable ASCII.
-    pub fn new(bytes: &'a [u8]) -> Result<Self, Invalid> {
-        let text = std::str::from_utf8(bytes).map_err(|_| Invalid("text"))?;
+    /// When they are not whole lines of printable ASCII.
+    pub fn new(text: &'a str) -> Result<Self, Invalid> {
         let is_plain = text.bytes().all(|byte| matches!(byte, b' '..=b'~' | b'\n'));
-        if is_plain && text.ends_with('\n') { Ok(Self(text)) } else { Err(Invalid("text")) }
+        if is_plain && (text.is_empty() || text.ends_with('\n')) { Ok(Self(text)) } else { Err(Invalid("text")) }
     }
 
     /// The value of the next line, if that is the field.
@@ -261,6 +261,14 @@ impl<'a> Lines<'a> {
         self.may(field, is_valid)?.ok_or(Invalid(field))
     }
 
+    /// The values of all next lines that are the field.
+    ///
+    /// # Errors
+    /// When one is not valid.
+    pub fn all(&mut self, field: &'static str, is_valid: impl Fn(&str) -> bool) -> Result<Vec<String>, Invalid> {
+        std::iter::from_fn(|| self.may(field, &is_valid).transpose()).collect()
+    }
+
     fn number(&mut self, field: &'static str) -> Result<u64, Invalid> {
         self.must(field, |_| true)?.parse().ok().filter(|number| *number <= i64::MAX as u64).ok_or(Invalid(field))
     }
@@ -275,12 +283,6 @@ impl<'a> Lines<'a> {
     pub fn end(&self) -> Result<(), Invalid> {
         if self.0.is_empty() { Ok(()) } else { Err(Invalid("end")) }
     }
-}
-
-/// 64 lower-case hexadecimal digits.
-#[must_use]
-pub fn is_id(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// As containers/storage makes them (`drivers/overlay/randomid.go`): 26 characters of base32.

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
-use super::Error;
-use super::record::{LayerRecord, is_id};
-use super::root::Dir;
-use super::staging::Staging;
+use super::super::Error;
+use super::super::receive::is_id;
+use super::super::root::Dir;
+use super::super::staging::Staging;
+use super::record::LayerRecord;
 use super::store::{Container, Image, Layer, Locked, Store};
 
 /// A layer that nothing refers to is somebody's who is still pulling, until it is as old as this (containers/storage `check.go`,
@@ -63,7 +64,9 @@ pub fn remove(store: &Store, staging: &Staging, targets: &[Target], deadline: In
         gone.names.extend(taken);
         if record.names.is_empty() {
             if let Some(container) = containers.iter().find(|container| container.image == record.id) {
-                return Err(Error::InUse { image: record.id.clone(), container: container.id.clone() });
+                let (image, container) = (&record.id, &container.id);
+                let what = format!("image {image} is in use by container {container} (remove the container first)");
+                return Err(Error::said(what));
             }
             gone.images.push(images.remove(at).record.id);
         }
@@ -142,7 +145,7 @@ fn find(images: &[Image], target: &Target) -> Result<usize, Error> {
         (Some((at, _)), None) => Ok(at),
         // One name belongs to one image, but a damaged store may say otherwise: the last one counts.
         (Some(_), Some((at, _))) if matches!(target, Target::Name(_)) => Ok(at),
-        (Some(_), Some(_)) => Err(Error::Ambiguous(name.clone())),
+        (Some(_), Some(_)) => Err(Error::said(format!("{name}: several images begin so"))),
         (None, _) => Err(Error::NotFound(name.clone())),
     }
 }
@@ -204,6 +207,6 @@ fn take(directory: &Dir, name: &[u8], staging: &Staging, kind: &str) -> Result<u
     match directory.rename(name, &staging.dir, &new_name) {
         Ok(()) => Ok(1),
         Err(Errno::NOENT) => Ok(0),
-        Err(error) => Err(Error::system(format!("removing {}", super::apply::shown(name)), error)),
+        Err(error) => Err(Error::system(format!("removing {}", super::super::apply::shown(name)), error)),
     }
 }

@@ -18,9 +18,10 @@ use serde::Deserialize;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::Error;
-use super::record::{ImageRecord, is_id};
-use super::root::{Dir, is_ours};
+use super::super::Error;
+use super::super::receive::is_id;
+use super::super::root::{Dir, is_ours};
+use super::record::ImageRecord;
 use crate::json;
 
 /// The most bytes of a records file: a store with ten thousand images has 20 MiB.
@@ -143,7 +144,7 @@ impl Store {
         };
         let overlay = make("overlay", &root, 0o700)?;
         if !rustix::fs::fstat(&overlay).is_ok_and(|found| is_ours(&found)) {
-            return Err(Error::NotOurs("overlay"));
+            return Err(Error::said("overlay belongs to another user, or others may write to it (chown, chmod go-w)"));
         }
         if !overlay.has(b".has-mount-program") && !root.has(b"overlay-layers/layers.json") {
             // Without it the first start looks at every file of every layer (`overlay.go`, `SupportsNativeOverlay`).
@@ -207,7 +208,10 @@ impl Store {
                 Err(nix::Error::EAGAIN | nix::Error::EACCES | nix::Error::EINTR) if Instant::now() < deadline => {
                     std::thread::sleep(LOCK_POLL);
                 }
-                Err(nix::Error::EAGAIN | nix::Error::EACCES) => return Err(Error::Locked(name.to_owned())),
+                Err(nix::Error::EAGAIN | nix::Error::EACCES) => {
+                    let hint = "is a pull under way?";
+                    return Err(Error::said(format!("{name} is locked by somebody else for too long ({hint})")));
+                }
                 Err(error) => {
                     return Err(Error::system(format!("locking {name}"), Errno::from_raw_os_error(error as i32)));
                 }
@@ -268,7 +272,7 @@ impl Store {
         let mut all: Vec<Vec<u8>> =
             layers.iter().filter_map(|layer| layer.raw.as_ref()).map(|raw| raw.get().as_bytes().to_vec()).collect();
         for record in new {
-            all.push(json::write::to_vec(record).map_err(|_| Error::Records("layers.json"))?);
+            all.push(json::write::to_vec(record).map_err(|_| damaged("layers.json"))?);
         }
         replace(&locked.layers, &self.layers, scratch, "layers.json", &all)
     }
@@ -282,7 +286,7 @@ impl Store {
         for image in images {
             all.push(match &image.raw {
                 Some(raw) => raw.get().as_bytes().to_vec(),
-                None => json::write::to_vec(&image.record).map_err(|_| Error::Records("images.json"))?,
+                None => json::write::to_vec(&image.record).map_err(|_| damaged("images.json"))?,
             });
         }
         replace(&locked.images, &self.images, scratch, "images.json", &all)
@@ -304,6 +308,10 @@ impl Store {
     }
 }
 
+fn damaged(name: &str) -> Error {
+    Error::said(format!("{name} of the store is damaged (podman system check --repair, or remove the store)"))
+}
+
 fn records(directory: &Dir, name: &'static str) -> Result<Vec<Box<RawValue>>, Error> {
     let bytes = directory.read(name.as_bytes(), RECORDS_MAX);
     let bytes = bytes.map_err(|error| Error::system(format!("reading {name}"), error))?.unwrap_or_default();
@@ -311,12 +319,12 @@ fn records(directory: &Dir, name: &'static str) -> Result<Vec<Box<RawValue>>, Er
         return Ok(Vec::new());
     }
     // Go writes `null` for no records at all.
-    let records: Option<Vec<Box<RawValue>>> = serde_json::from_slice(&bytes).map_err(|_| Error::Records(name))?;
+    let records: Option<Vec<Box<RawValue>>> = serde_json::from_slice(&bytes).map_err(|_| damaged(name))?;
     Ok(records.unwrap_or_default())
 }
 
 fn parse<'a, T: Deserialize<'a>>(raw: &'a RawValue, name: &'static str) -> Result<T, Error> {
-    serde_json::from_str(raw.get()).map_err(|_| Error::Records(name))
+    serde_json::from_str(raw.get()).map_err(|_| damaged(name))
 }
 
 /// The token first, then the file (`layers.go`, `saveLayers`): who reads between the two reads once more.

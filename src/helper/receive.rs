@@ -1,0 +1,332 @@
+//! With the four capabilities: the stream becomes files in a staging directory. What they are called in the store, and what its
+//! records say of them, is [`publish`](super::publish)'s business, which has no capability any more.
+//!
+//! ```text
+//!  request ▶ (query)    records ……………………………………………▶ kept as text
+//!          ▶ (install)  layer ▶ record ▶ image ▶ record ▶ files in .prepull-staging-N, records kept as text
+//!          ▶ (unpack)   a whole tree …………………………………▶ files in .prepull-staging-N/tree
+//!          ▶ (sweep)    what somebody has left is removed, whoever owns it
+//! ```
+
+use std::collections::BTreeMap;
+use std::io::Read;
+
+use base64::Engine as _;
+
+use super::apply::{self, Budget, Tree, copy, shown};
+use super::confine::Powers;
+use super::policy::Kind as Root;
+use super::root::Dir;
+use super::staging::{self, Staging};
+use super::{Error, Job, REQUEST, VERSION};
+use crate::entry::{Entry, Kind};
+use crate::wire::read::Reader;
+
+/// The name of the entry that ends a layer: its record.
+pub const LAYER: &[u8] = b"prepull-layer";
+
+/// The name of the entry that ends an image: its record.
+pub const IMAGE: &[u8] = b"prepull-image";
+
+/// The most bytes of one file of an image: containers/image reads manifests to 4 MiB, and configs are as large at most.
+const BIG_DATA_MAX: u64 = 16 << 20;
+
+/// The most bytes of one record. A thousand names or ten thousand owners are a tenth of it.
+const RECORD_MAX: u64 = 1 << 20;
+
+/// The most bytes of all records of one stream, which are held until it ends.
+const RECORDS_MAX: u64 = 64 << 20;
+
+/// The most files of one image.
+const FILES_MAX: usize = 1000;
+
+/// A tree in staging.
+pub const STAGED: &[u8] = b"tree";
+
+/// A tree in its root, of which parts may have their places already.
+pub const TREE: &[u8] = b".prepull-tree";
+
+/// Says that all of a tree is in [`TREE`] or in its place.
+pub const COMPLETE: &[u8] = b".prepull-complete";
+
+/// What a layer takes beside its content: directories, and files with names of layers.
+const LAYER_INODES: usize = 9;
+
+/// What is to be done when the stream has ended; the texts are lines that nobody has looked into.
+#[derive(Debug)]
+pub enum Work {
+    /// Say what is lacking of these layers, and of images with these records.
+    Query(String, Vec<String>),
+    /// Publish these.
+    Install(Received),
+    /// Remove these names and ids.
+    Remove(String),
+    /// Remove what no record names; so many left-overs have been removed already.
+    Collect(u64),
+    /// Nothing: so many left-overs have been removed.
+    Swept(u64),
+    /// Publish a tree, or the rest of one that was interrupted.
+    Tree(Option<Staging>),
+}
+
+/// Layers and images in staging.
+#[derive(Debug)]
+pub struct Received {
+    /// Where they are: layers and tar-splits by their names in the store, images in [`image_directory`].
+    pub staging: Staging,
+    /// Ids and records of layers.
+    pub layers: Vec<(String, String)>,
+    /// Ids of images, their files by key with sizes, and records.
+    pub images: Vec<(String, BTreeMap<String, u64>, String)>,
+}
+
+/// What the last entries were of.
+enum Open {
+    Nothing,
+    Layer { id: String, tree: Box<Tree>, has_split: bool },
+    Image { id: String, files: BTreeMap<String, u64> },
+}
+
+/// The stream.
+struct Stream<'a, R> {
+    input: &'a mut Reader<R>,
+    budget: &'a mut Budget,
+    /// Bytes of records that may still come.
+    records: u64,
+}
+
+/// Takes the whole stream.
+///
+/// # Errors
+/// When it is not what it should be, or not allowed, or something cannot be made: then nothing is left of it.
+pub fn receive<R: Read>(input: &mut Reader<R>, job: &mut Job) -> Result<Work, Error> {
+    let (root, powers, allow) = (&job.target, job.budget.powers, job.budget.allow.clone());
+    let mut stream = Stream { input, budget: &mut job.budget, records: RECORDS_MAX };
+    let first = stream.input.next_entry()?.filter(|entry| entry.path == REQUEST);
+    let text = stream.text(&first.ok_or_else(|| Error::request("the stream does not begin with it"))?)?;
+    let (word, rest) = request(&text, job.root, allow.graphroot())?;
+    match (word, allow.kind) {
+        ("query", Root::Storage) => {
+            let mut records = Vec::new();
+            while let Some(entry) = stream.input.next_entry()? {
+                if entry.path != IMAGE {
+                    return Err(Error::refused(&entry, "it does not belong to a query"));
+                }
+                records.push(stream.text(&entry)?);
+            }
+            // An install begins so, also one that has nothing to do.
+            if !(rest.is_empty() && records.is_empty()) {
+                staging::sweep(root, powers);
+            }
+            Ok(Work::Query(rest.to_owned(), records))
+        }
+        ("install", Root::Storage) => {
+            staging::sweep(root, powers);
+            let prefix = format!("{}/", allow.graphroot().trim_start_matches('/'));
+            let mut received = Received { staging: Staging::new(root)?, layers: Vec::new(), images: Vec::new() };
+            match stream.images(prefix.as_bytes(), &mut received) {
+                Ok(()) => Ok(Work::Install(received)),
+                Err(error) => received.staging.abandon(root, powers, error),
+            }
+        }
+        ("unpack", Root::Rootfs) => {
+            staging::sweep(root, powers);
+            // The rest of a run that was interrupted when its tree was complete.
+            if root.has(COMPLETE) {
+                return Ok(Work::Tree(None));
+            }
+            clear(root, powers)?;
+            let staging = Staging::new(root)?;
+            match stream.tree(&staging) {
+                Ok(()) => Ok(Work::Tree(Some(staging))),
+                Err(error) => staging.abandon(root, powers, error),
+            }
+        }
+        ("remove" | "collect" | "sweep", Root::Storage) | ("sweep", Root::Rootfs) => {
+            if let Some(entry) = stream.input.next_entry()? {
+                return Err(Error::refused(&entry, "it does not belong to this request"));
+            }
+            let swept = staging::sweep(root, powers);
+            Ok(match word {
+                "remove" => Work::Remove(rest.to_owned()),
+                "collect" => Work::Collect(swept),
+                _ => Work::Swept(swept),
+            })
+        }
+        _ => Err(Error::request("the policy has another `kind` for this directory, or the word is unknown")),
+    }
+}
+
+/// The word of the request, and the lines that belong to it, if it is meant for this directory.
+fn request<'a>(text: &'a str, served: (u64, u64), graphroot: &str) -> Result<(&'a str, &'a str), Error> {
+    let take = |text: &'a str, field| text.strip_prefix(field)?.split_once('\n');
+    let Some((VERSION, text)) = take(text, "prepull ") else {
+        return Err(Error::request("another version of prepull has made it (install both programs of one version)"));
+    };
+    let (word, text) = take(text, "request ").ok_or_else(|| Error::request("it has no word"))?;
+    let (asked, text) = take(text, "graphroot ").ok_or_else(|| Error::request("it has no graphroot"))?;
+    if asked != graphroot {
+        return Err(Error::request("the policy has another graphroot for this directory (--graphroot)"));
+    }
+    // A service serves the directory that its unit names, whatever its caller has in mind.
+    match take(text, "root ") {
+        Some((root, rest)) if root == format!("{}:{}", served.0, served.1) => Ok((word, rest)),
+        _ => Err(Error::request("another directory than the one that is served")),
+    }
+}
+
+/// Makes sure that nothing is in the root of a tree.
+fn clear(root: &Dir, powers: Powers) -> Result<(), Error> {
+    let failed = |error| Error::system("looking into the directory", error);
+    if root.has(TREE) {
+        apply::remove(powers, root, TREE).map_err(failed)?;
+    }
+    let listed = root.names().map_err(failed)?;
+    match listed.iter().find(|name| *name != b"lost+found" && !name.starts_with(staging::PREFIX)) {
+        Some(name) => Err(Error::said(format!("the directory is not empty: {} is in it", shown(name)))),
+        None => Ok(()),
+    }
+}
+
+impl<R: Read> Stream<'_, R> {
+    /// Layers and images, each ended by its record.
+    fn images(&mut self, prefix: &[u8], received: &mut Received) -> Result<(), Error> {
+        let mut open = Open::Nothing;
+        while let Some(entry) = self.input.next_entry()? {
+            if entry.path == LAYER || entry.path == IMAGE {
+                let record = self.text(&entry)?;
+                match (&entry.path[..], std::mem::replace(&mut open, Open::Nothing)) {
+                    (LAYER, Open::Layer { id, has_split: true, .. }) => received.layers.push((id, record)),
+                    (IMAGE, Open::Image { id, files }) => received.images.push((id, files, record)),
+                    _ => return Err(Error::refused(&entry, "a record without its files")),
+                }
+                continue;
+            }
+            let path = entry.path.strip_prefix(prefix);
+            let path = path.ok_or_else(|| Error::refused(&entry, "it is not in the store"))?;
+            let mut parts = path.splitn(4, |&byte| byte == b'/');
+            match (parts.next(), parts.next(), parts.next(), parts.next()) {
+                (Some(b"overlay"), Some(id), Some(b"diff"), below) => {
+                    self.in_layer(&mut open, &received.staging, id, below.is_none(), &entry)?;
+                }
+                (Some(b"overlay-layers"), Some(name), None, None) => match &mut open {
+                    Open::Layer { id, has_split, .. }
+                        if name == format!("{id}.tar-split.gz").as_bytes() && !*has_split =>
+                    {
+                        *has_split = true;
+                        self.file(&received.staging.dir, name, &entry)?;
+                    }
+                    _ => return Err(Error::refused(&entry, "it does not belong to the layer before it")),
+                },
+                (Some(b"overlay-images"), Some(id), Some(key), None) => {
+                    self.in_image(&mut open, &received.staging, id, key, &entry)?;
+                }
+                _ => return Err(Error::refused(&entry, "it is no file of a layer or image")),
+            }
+        }
+        match open {
+            Open::Nothing => Ok(()),
+            _ => Err(Error::request("the last layer or image is not complete")),
+        }
+    }
+
+    fn in_layer(
+        &mut self,
+        open: &mut Open,
+        to: &Staging,
+        id: &[u8],
+        is_base: bool,
+        entry: &Entry,
+    ) -> Result<(), Error> {
+        match open {
+            Open::Layer { id: open, tree, .. } if open.as_bytes() == id => tree.place(self.budget, entry, self.input),
+            Open::Nothing if is_base && entry.kind == Kind::Directory => {
+                let id = text_id(id).ok_or_else(|| Error::refused(entry, "its layer has no valid id"))?;
+                (0..LAYER_INODES).try_for_each(|_| self.budget.take(entry, 0))?;
+                let diff = to.dir.make(id.as_bytes(), 0o700).and_then(|layer| layer.make(b"diff", 0o700));
+                let tree = diff.and_then(|diff| Tree::new(diff, [&entry.path[..], b"/"].concat(), false));
+                let tree = tree.map_err(|error| Error::system(format!("making layer {id}"), error))?;
+                *open = Open::Layer { id, tree: Box::new(tree), has_split: false };
+                Ok(())
+            }
+            _ => Err(Error::refused(entry, "another layer or image is not complete yet")),
+        }
+    }
+
+    fn in_image(&mut self, open: &mut Open, to: &Staging, id: &[u8], key: &[u8], entry: &Entry) -> Result<(), Error> {
+        let id = text_id(id).ok_or_else(|| Error::refused(entry, "its image has no valid id"))?;
+        let directory = image_directory(&id);
+        let failed = |error| Error::system(format!("making image {id}"), error);
+        if matches!(open, Open::Nothing) {
+            to.dir.make(directory.as_bytes(), 0o700).map_err(failed)?;
+            *open = Open::Image { id: id.clone(), files: BTreeMap::new() };
+        }
+        match (open, std::str::from_utf8(key), &entry.kind) {
+            (Open::Image { id: open, files }, Ok(key), Kind::Regular { size: 0..=BIG_DATA_MAX })
+                if *open == id && files.len() < FILES_MAX =>
+            {
+                let directory = to.dir.open(directory.as_bytes()).map_err(failed)?;
+                files.insert(key.to_owned(), self.file(&directory, file_name(key).as_bytes(), entry)?);
+                Ok(())
+            }
+            _ => Err(Error::refused(entry, "it does not belong to the image before it, or is too much")),
+        }
+    }
+
+    /// A whole tree.
+    fn tree(&mut self, staging: &Staging) -> Result<(), Error> {
+        let tree = staging.dir.make(STAGED, 0o700).and_then(|tree| Tree::new(tree, Vec::new(), true));
+        let mut tree = tree.map_err(|error| Error::system("making the tree", error))?;
+        while let Some(entry) = self.input.next_entry()? {
+            if entry.path.starts_with(b".prepull-") {
+                return Err(Error::refused(&entry, "the name is prepull's own"));
+            }
+            tree.place(self.budget, &entry, self.input)?;
+        }
+        Ok(())
+    }
+
+    /// The lines of an entry that is a record.
+    fn text(&mut self, entry: &Entry) -> Result<String, Error> {
+        let Kind::Regular { size: size @ 0..=RECORD_MAX } = entry.kind else {
+            return Err(Error::refused(entry, "it is no small file"));
+        };
+        let left = self.records.checked_sub(size);
+        self.records = left.ok_or_else(|| Error::refused(entry, "too many records at once"))?;
+        let mut text = String::new();
+        self.input.read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    /// Big data files and tar-splits: root's, and for nobody else, whatever the header says. Gives the size.
+    fn file(&mut self, directory: &Dir, name: &[u8], entry: &Entry) -> Result<u64, Error> {
+        let Kind::Regular { size } = entry.kind else { return Err(Error::refused(entry, "it is no regular file")) };
+        self.budget.take(entry, size)?;
+        let failed = |error| Error::system(format!("making {}", shown(&entry.path)), error);
+        let file = directory.create(name, 0o600).map_err(failed)?;
+        copy(self.input, &file, size, entry).map(|()| size)
+    }
+}
+
+fn text_id(id: &[u8]) -> Option<String> {
+    std::str::from_utf8(id).ok().filter(|id| is_id(id)).map(str::to_owned)
+}
+
+/// 64 lower-case hexadecimal digits.
+pub(crate) fn is_id(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Where the files of an image are in staging.
+pub(crate) fn image_directory(id: &str) -> String {
+    format!("image-{id}")
+}
+
+/// The file of a big data item (containers/storage `store.go`, `makeBigDataBaseName`).
+#[must_use]
+pub fn file_name(key: &str) -> String {
+    if key.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'z' | b'.')) {
+        return key.to_owned();
+    }
+    format!("={}", base64::engine::general_purpose::STANDARD.encode(key))
+}
