@@ -12,7 +12,7 @@ use super::{Exit, Failure};
 use crate::helper::caller;
 use crate::helper::policy::{self, Kind, Policy};
 use crate::install::way::{HELPER, SOCKET};
-use crate::install::{Error, Request, Target, Way, ask};
+use crate::install::{Error, Target, Way, probe};
 
 /// What was found out.
 #[derive(Debug, Serialize)]
@@ -143,12 +143,8 @@ fn tried(way: &Way, name: &'static str, target: &Target) -> Tried {
              only for directories of the user's own)"
                 .to_owned()
         }
-        _ => match ask(way, target, Request::Query(&[], &[])) {
-            Ok(_) => return Tried { way: name, works: true, why: String::new() },
-            // A whole tree is not asked for: that the helper says so is enough.
-            Err(Error::Refused { text, .. }) if target.is_rootfs && text.contains("another `kind`") => {
-                return Tried { way: name, works: true, why: String::new() };
-            }
+        _ => match probe(way, target) {
+            Ok(()) => return Tried { way: name, works: true, why: String::new() },
             Err(Error::Silent(_)) if matches!(way, Way::Sudo(_)) => {
                 format!("sudo does not start it (policy/sudoers is for /etc/sudoers.d; it names {HELPER})")
             }

@@ -16,7 +16,7 @@ use super::{Exit, Failure};
 use crate::digest::Digest;
 use crate::helper::Answer;
 use crate::image::Platform;
-use crate::install::{Asked, Error, Request, Target, Way, ask};
+use crate::install::{Asked, Error, Request, Target, Way, ask, probe};
 use crate::make::{Error as MakeError, Lacking, Output, make};
 use crate::plan::Plan;
 use crate::reference::Reference;
@@ -58,7 +58,7 @@ pub fn install(args: &InstallArgs, printer: &Printer) -> Result<(), Failure> {
     let options = source_options(&args.registry)?;
     let epoch = epoch().map_err(Failure::usage)?;
     // Whoever may not write is told before anything is fetched.
-    let way = if args.rootfs { first_way(&args.target)? } else { working_way(&args.target, &target)? };
+    let way = working_way(&args.target, &target)?;
 
     let plan = Plan::new(&items, &platform, &options).map_err(plan_failure)?;
     printer.warn_all(&plan.warnings);
@@ -254,17 +254,12 @@ fn ways(args: &TargetArgs) -> Result<Vec<Way>, Failure> {
     Ok(ways)
 }
 
-fn first_way(args: &TargetArgs) -> Result<Way, Failure> {
-    let mut ways = ways(args)?;
-    Ok(ways.swap_remove(0))
-}
-
 /// The first way by which somebody answers; if none does, what the last one said.
 fn working_way(args: &TargetArgs, target: &Target) -> Result<Way, Failure> {
     let mut last = None;
     for way in ways(args)? {
-        match ask(&way, target, Request::Query(&[], &[])) {
-            Ok(_) => return Ok(way),
+        match probe(&way, target) {
+            Ok(()) => return Ok(way),
             Err(error) => last = Some(error),
         }
     }

@@ -5,7 +5,7 @@
 //!  request ▶ (query)    records ……………………………………………▶ kept as text
 //!          ▶ (install)  layer ▶ record ▶ image ▶ record ▶ files in .prepull-staging-N, records kept as text
 //!          ▶ (unpack)   a whole tree …………………………………▶ files in .prepull-staging-N/tree
-//!          ▶ (sweep)    what somebody has left is removed, whoever owns it
+//!          ▶ (sweep, clear) what somebody has left is removed, whoever owns it
 //! ```
 
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use base64::Engine as _;
 
 use super::apply::{self, Budget, Tree, copy, shown};
 use super::confine::Powers;
-use super::policy::Kind as Root;
+use super::policy::{Allow, Kind as Root};
 use super::root::Dir;
 use super::staging::{self, Staging};
 use super::{Error, Job, REQUEST, VERSION};
@@ -104,7 +104,7 @@ pub fn receive<R: Read>(input: &mut Reader<R>, job: &mut Job) -> Result<Work, Er
     let mut stream = Stream { input, budget: &mut job.budget, records: RECORDS_MAX };
     let first = stream.input.next_entry()?.filter(|entry| entry.path == REQUEST);
     let text = stream.text(&first.ok_or_else(|| Error::request("the stream does not begin with it"))?)?;
-    let (word, rest) = request(&text, job.root, allow.graphroot())?;
+    let (word, rest) = request(&text, job.root, &allow)?;
     match (word, allow.kind) {
         ("query", Root::Storage) => {
             let mut records = Vec::new();
@@ -142,7 +142,7 @@ pub fn receive<R: Read>(input: &mut Reader<R>, job: &mut Job) -> Result<Work, Er
                 Err(error) => staging.abandon(root, powers, error),
             }
         }
-        ("remove" | "collect" | "sweep", Root::Storage) | ("sweep", Root::Rootfs) => {
+        ("remove" | "collect" | "sweep", Root::Storage) | ("clear", Root::Rootfs) => {
             if let Some(entry) = stream.input.next_entry()? {
                 return Err(Error::refused(&entry, "it does not belong to this request"));
             }
@@ -158,14 +158,14 @@ pub fn receive<R: Read>(input: &mut Reader<R>, job: &mut Job) -> Result<Work, Er
 }
 
 /// The word of the request, and the lines that belong to it, if it is meant for this directory.
-fn request<'a>(text: &'a str, served: (u64, u64), graphroot: &str) -> Result<(&'a str, &'a str), Error> {
+fn request<'a>(text: &'a str, served: (u64, u64), allow: &Allow) -> Result<(&'a str, &'a str), Error> {
     let take = |text: &'a str, field| text.strip_prefix(field)?.split_once('\n');
     let Some((VERSION, text)) = take(text, "prepull ") else {
         return Err(Error::request("another version of prepull has made it (install both programs of one version)"));
     };
     let (word, text) = take(text, "request ").ok_or_else(|| Error::request("it has no word"))?;
     let (asked, text) = take(text, "graphroot ").ok_or_else(|| Error::request("it has no graphroot"))?;
-    if asked != graphroot {
+    if allow.kind == Root::Storage && asked != allow.graphroot() {
         return Err(Error::request("the policy has another graphroot for this directory (--graphroot)"));
     }
     // A service serves the directory that its unit names, whatever its caller has in mind.

@@ -15,8 +15,9 @@ use crate::helper::confine::Powers;
 use crate::helper::policy;
 use crate::helper::publish::record::ImageRecord;
 use crate::helper::root::{Dir, without_mounts};
-use crate::helper::{Answer, Job, REQUEST, VERSION, graphroot};
+use crate::helper::{self, Answer, Job, REQUEST, VERSION, graphroot};
 use crate::wire;
+use rustix::io::Errno;
 pub use way::Way;
 
 /// How long root waits for a store that somebody else has locked: a pull of a large layer keeps it for minutes.
@@ -34,6 +35,13 @@ pub struct Target {
     pub graphroot: String,
     /// Whether the whole of it is written, into an empty directory.
     pub is_rootfs: bool,
+}
+
+impl Target {
+    /// The store's path without the slash.
+    fn below_root(&self) -> &[u8] {
+        self.graphroot.trim_start_matches('/').as_bytes()
+    }
 }
 
 /// What is asked for.
@@ -111,6 +119,7 @@ impl Request<'_> {
             Self::Remove(..) => "remove",
             Self::Collect => "collect",
             Self::Unpack => "unpack",
+            Self::Sweep if target.is_rootfs => "clear",
             Self::Sweep => "sweep",
         };
         let mut lines =
@@ -172,7 +181,9 @@ impl Asked {
         if !request.has_content() {
             tar.extend_from_slice(&wire::END);
         }
-        let mut started = way.start(target)?;
+        let there = Dir::at(target.root.as_path()).and_then(|root| root.enter(target.below_root()));
+        let known = matches!(way, Way::Own) && !target.is_rootfs && there.is_err_and(|error| error == Errno::NOENT);
+        let mut started = way.start(target, known.then(|| no_store(request)).flatten())?;
         // Who does not listen may have something to say.
         let _ = started.input().write_all(&tar);
         Ok(Self { target: target.clone(), way: way.clone(), started })
@@ -209,6 +220,31 @@ impl Asked {
 /// When there is no answer, or it is no.
 pub fn ask(way: &Way, target: &Target, request: Request<'_>) -> Result<Answer, Error> {
     Asked::new(way, target, request)?.answer()
+}
+
+/// Whether somebody writes there for us. A tree is not asked for: left-overs of one are removed.
+///
+/// # Errors
+/// When nobody does.
+pub fn probe(way: &Way, target: &Target) -> Result<(), Error> {
+    ask(way, target, if target.is_rootfs { Request::Sweep } else { Request::Query(&[], &[]) }).map(drop)
+}
+
+/// What there is to say where there is no store. Nothing is made for a question, or to remove something from it.
+fn no_store(request: Request<'_>) -> Option<Answer> {
+    match request {
+        Request::Install | Request::Unpack => None,
+        Request::Query(layers, images) => Some(Answer {
+            missing_layers: layers.to_vec(),
+            missing_images: images.iter().map(|image| image.id.clone()).collect(),
+            ..Answer::default()
+        }),
+        Request::Remove(names, ids) => {
+            let first = names.iter().chain(ids).next().cloned();
+            Some(first.map(helper::Error::NotFound).map_or_else(Answer::default, Answer::failed))
+        }
+        Request::Collect | Request::Sweep => Some(Answer::default()),
+    }
 }
 
 /// What root may do: everything.

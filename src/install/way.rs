@@ -46,6 +46,8 @@ impl std::fmt::Display for Way {
 /// A way that is being gone.
 #[derive(Debug)]
 pub enum Started {
+    /// Not at all: this is the answer.
+    Known(Box<Answer>, io::Sink),
     /// In this process.
     Own(PipeWriter, JoinHandle<Answer>),
     /// A service.
@@ -81,11 +83,11 @@ impl Way {
         ways
     }
 
-    /// Starts it.
+    /// Starts it; where the answer is known, that is given, and nothing is started.
     ///
     /// # Errors
     /// When that is not possible.
-    pub(super) fn start(&self, target: &Target) -> Result<Started, Error> {
+    pub(super) fn start(&self, target: &Target, known: Option<Answer>) -> Result<Started, Error> {
         let program = self.to_string();
         let failed = |error| Error::Start { program: program.clone(), error };
         let root = |error| Error::Root { root: target.root.display().to_string(), error };
@@ -99,6 +101,9 @@ impl Way {
             let _ = rustix::pipe::fcntl_setpipe_size(&stdin, 1 << 20);
             Ok(Started::Child(Box::new(child), stdin, program.clone()))
         };
+        if let Some(answer) = known {
+            return Ok(Started::Known(Box::new(answer), io::sink()));
+        }
         match self {
             Self::Own => {
                 let job = own_job(target).map_err(root)?;
@@ -132,6 +137,7 @@ impl Started {
     /// Where the stream goes.
     pub(super) fn input(&mut self) -> &mut (dyn Write + Send) {
         match self {
+            Self::Known(_, sink) => sink,
             Self::Own(writer, _) => writer,
             Self::Socket(stream, _) => stream,
             Self::Child(_, stdin, _) => stdin,
@@ -141,7 +147,7 @@ impl Started {
     /// What was started, for messages.
     pub(super) fn program(&self) -> &str {
         match self {
-            Self::Own(..) => "this process",
+            Self::Known(..) | Self::Own(..) => "this process",
             Self::Socket(_, program) | Self::Child(_, _, program) => program,
         }
     }
@@ -149,6 +155,7 @@ impl Started {
     /// Ends the stream and waits for the answer; `None` when there is none.
     pub(super) fn finish(self) -> io::Result<Option<Answer>> {
         match self {
+            Self::Known(answer, _) => Ok(Some(*answer)),
             Self::Own(writer, thread) => {
                 drop(writer);
                 thread.join().map(Some).or_else(|panic| std::panic::resume_unwind(panic))

@@ -221,9 +221,10 @@ impl<'a> Store<'a> {
         let graphroot = self.graphroot();
         for (slash, _) in graphroot.match_indices('/') {
             // These are 0755 and root's in every machine; of others (`/tmp`, `/root`) the machine knows better, and every
-            // unpacker makes parents that are missing.
-            if matches!(&graphroot[..slash], "var" | "var/lib" | "var/lib/containers" | "usr" | "usr/lib" | "usr/share")
-            {
+            // unpacker of a tar makes parents that are missing. The helper does not, into an empty directory.
+            let usual = ["var", "var/lib", "var/lib/containers", "usr", "usr/lib", "usr/share"];
+            let is_helper = matches!(self.settings.unpacker, Unpacker::Helper | Unpacker::Root);
+            if is_helper || usual.contains(&&graphroot[..slash]) {
                 self.directory(&mut out, &graphroot[..slash], 0o755);
             }
         }

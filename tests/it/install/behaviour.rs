@@ -242,6 +242,18 @@ fn another_graphroot_and_no_such_directory() {
         }
         fails(&mut command, 2, "no such directory");
     }
+    // A question makes nothing, nor does what cannot be found.
+    let empty = world.at.join("empty");
+    fs_err::create_dir(&empty).unwrap();
+    let at_empty = |words: &[&str]| {
+        let mut command = prepull(&home);
+        command.args(words).arg("--root").arg(&empty);
+        command
+    };
+    fails(&mut at_empty(&["rm", "localhost/app:1"]), 2, "no such image");
+    succeeds(&mut at_empty(&["gc"]));
+    fails(&mut at_empty(&["install", "--no-cache", "oci:/none=localhost/none:1"]), 2, "/none");
+    assert_eq!(fs_err::read_dir(&empty).unwrap().count(), 0);
     let file = world.at.join("file");
     fs_err::write(&file, "").unwrap();
     fails(prepull(&home).args(["gc", "--root"]).arg(&file), 2, "no such directory");

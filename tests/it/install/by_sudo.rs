@@ -81,6 +81,30 @@ fn sudo_writes_where_the_user_may_not() {
     world.is_good();
 }
 
+/// A whole tree, where the policy lets the user put one.
+#[test]
+fn sudo_writes_a_tree() {
+    if !needs_root("install::by_sudo::sudo_writes_a_tree") {
+        return;
+    }
+    let mut world = World::new();
+    let tree = policy(&world, "suid = false\nfilecaps = false").replace("storage", "rootfs");
+    world.lets_users_write(&tree);
+    let item = world.image("app", &on_base("app"));
+    ok(by_user(&world, "install", "sudo").args(["--rootfs", "--graphroot", "/srv/images", &item]));
+    let output = crate::command::prepull(&world.at.join("home")).arg("verify").arg(world.root()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert!(world.root().join("srv/images/overlay-images/images.json").exists());
+    let names = || fs_err::read_dir(world.root()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+    assert!(names().iter().all(|name| !name.as_encoded_bytes().starts_with(b".prepull")), "{:?}", names());
+    let output = by_user(&world, "install", "sudo").args(["--rootfs", &item]).output().unwrap();
+    assert!(output.status.code() == Some(1) && stderr(&output).contains("not empty"), "{}", stderr(&output));
+    // Nothing is fetched for a tree that may not be written.
+    world.lets_users_write(&policy(&world, ""));
+    let output = by_user(&world, "install", "sudo").args(["--rootfs", "oci:/none=localhost/none:1"]).output().unwrap();
+    assert!(output.status.code() == Some(1) && !stderr(&output).contains("/none"), "{}", stderr(&output));
+}
+
 /// What is in an image that is mounted.
 fn merged(graph: &Path, run: &Path, image: &str) -> String {
     let script = r#"m=$(podman --root "$1" --runroot "$2" --tmpdir "$2/libpod" --storage-driver overlay image mount "$3") &&
