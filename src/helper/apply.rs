@@ -362,6 +362,7 @@ fn take_over(powers: Powers, parent: &Dir, name: &[u8]) -> Result<(), Errno> {
     let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
     let chown = || fs::chownat(parent, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW);
     powers.with(Capability::CAP_CHOWN, chown)?;
-    // Opened by path only: it may not be readable yet. Nobody else can be in the parent.
+    // By its name: it may not be readable yet, and what is opened by path only takes a mode from Linux 6.6 on. Nobody can have
+    // put a link there meanwhile: the parent is ours, and others may not write to it (`Staging::new`, `sweep`, or this).
     fs::chmodat(parent, name, Mode::from_raw_mode(0o700), AtFlags::empty())
 }

@@ -31,8 +31,8 @@ pub const IMAGE: &[u8] = b"prepull-image";
 /// The most bytes of one file of an image: containers/image reads manifests to 4 MiB, and configs are as large at most.
 const BIG_DATA_MAX: u64 = 16 << 20;
 
-/// The most bytes of one record. A thousand names or ten thousand owners are a tenth of it.
-const RECORD_MAX: u64 = 1 << 20;
+/// The most bytes of one record: as many owners and groups as a layer may have are three quarters of it.
+const RECORD_MAX: u64 = 2 << 20;
 
 /// The most bytes of all records of one stream, which are held until it ends.
 const RECORDS_MAX: u64 = 64 << 20;
@@ -135,9 +135,9 @@ pub fn receive<R: Read>(input: &mut Reader<R>, job: &mut Job) -> Result<Work, Er
             if root.has(COMPLETE) {
                 return Ok(Work::Tree(None));
             }
-            clear(root, powers)?;
+            // First of all: it makes sure that nobody else can put something there that `clear` would remove.
             let staging = Staging::new(root)?;
-            match stream.tree(&staging) {
+            match clear(root, powers).and_then(|()| stream.tree(&staging)) {
                 Ok(()) => Ok(Work::Tree(Some(staging))),
                 Err(error) => staging.abandon(root, powers, error),
             }

@@ -32,8 +32,7 @@ impl Staging {
     /// # Errors
     /// When it cannot be made.
     pub fn new(root: &Dir) -> Result<Self, Error> {
-        // Else somebody could put another directory in its place.
-        if !rustix::fs::fstat(root).is_ok_and(|found| is_ours(&found)) {
+        if !is_safe(root) {
             return Err(Error::said(NOT_OURS));
         }
         let failed = |error| Error::system("making a directory for what is not complete yet", error);
@@ -72,8 +71,9 @@ pub fn sweep(root: &Dir, powers: Powers) -> u64 {
     let mut swept = 0;
     for name in root.names().unwrap_or_default().iter().filter(|name| name.starts_with(PREFIX)) {
         let Ok(dir) = root.open(name) else { continue };
-        // What somebody else has made, or could have, is not touched.
-        let is_ours = rustix::fs::fstat(&dir).is_ok_and(|found| is_ours(&found) && found.st_mode & 0o7777 == 0o700);
+        // What somebody else has made or put there, or could have, is not touched.
+        let is_ours = is_safe(root)
+            && rustix::fs::fstat(&dir).is_ok_and(|found| is_ours(&found) && found.st_mode & 0o7777 == 0o700);
         if !is_ours || !is_there(root, name, &dir) {
             continue;
         }
@@ -82,6 +82,11 @@ pub fn sweep(root: &Dir, powers: Powers) -> u64 {
         }
     }
     swept
+}
+
+/// Whether nobody else can put another directory in the place of one of ours.
+fn is_safe(root: &Dir) -> bool {
+    rustix::fs::fstat(root).is_ok_and(|found| is_ours(&found))
 }
 
 fn is_there(root: &Dir, name: &[u8], dir: &Dir) -> bool {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::link_name;
 use crate::digest::Digest;
+pub use crate::helper::publish::record::OWNERS_MAX;
 use crate::helper::publish::record::{ImageRecord, LayerRecord};
 use crate::image::{Image, Layer};
 use crate::segment::file::Facts;
@@ -21,9 +22,15 @@ pub fn layer_record(id: &Digest, parent: Option<&Digest>, facts: &Facts, created
         diff_digest: facts.diff_id.to_string(),
         diff_size: facts.diff_size,
         compression: facts.compression.into(),
-        uidset: facts.uids.clone(),
-        gidset: facts.gids.clone(),
+        uidset: owners(&facts.uids),
+        gidset: owners(&facts.gids),
     }
+}
+
+/// Of more than a store takes the highest: they say how large a user namespace would have to be (containers/storage
+/// `userns.go`, `getMaxSizeFromImage`), and nothing else is done with them.
+fn owners(all: &[u32]) -> Vec<u32> {
+    all[all.len().saturating_sub(OWNERS_MAX)..].to_vec()
 }
 
 /// One image of a store: all that refers to one config.
@@ -189,6 +196,30 @@ pub fn utc(seconds: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_layer_has_more_owners_than_a_store_takes() {
+        let digest = Digest::of(b"");
+        let facts = Facts {
+            blob: digest,
+            blob_size: 1,
+            diff_id: digest,
+            diff_size: 1,
+            compression: 0,
+            uids: (u32::MAX - 70_000..u32::MAX).collect(),
+            gids: (0..70_000).collect(),
+            root_claimed: false,
+            stamped: Vec::new(),
+            opaque: Vec::new(),
+            warnings: Vec::new(),
+        };
+        let record = layer_record(&digest, None, &facts, "2024-01-02T03:04:05Z");
+        let read = LayerRecord::parse(&record.to_lines()).unwrap();
+        assert_eq!((read.uidset.len(), read.gidset.len()), (OWNERS_MAX, OWNERS_MAX));
+        assert_eq!((read.uidset.last(), read.gidset.last()), (Some(&(u32::MAX - 1)), Some(&69_999)));
+        let few = Facts { uids: vec![0, 7], gids: vec![0], ..facts };
+        assert_eq!(layer_record(&digest, None, &few, "").uidset, [0, 7]);
+    }
 
     #[test]
     fn times_are_written_as_go_writes_them_again() {

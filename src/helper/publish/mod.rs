@@ -28,6 +28,10 @@ use record::{ImageRecord, Lines, is_name};
 use remove::{Gone, Target};
 use store::Store;
 
+/// The fewest digits of an id that is not whole: with fewer, containers/image and CRI-O take it for a name
+/// (`minimumTruncatedIDLength`), and so few may be a slip. podman itself takes one.
+const ID_MIN: usize = 3;
+
 /// What the helper answers: one line of JSON.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Answer {
@@ -113,7 +117,7 @@ pub fn publish(work: Work, job: &Job, answer: &mut Answer) -> Result<(), Error> 
         }
         Work::Remove(text) => {
             let mut lines = Lines::new(&text)?;
-            let is_start = |id: &str| !id.is_empty() && is_id(&format!("{id:0<64}"));
+            let is_start = |id: &str| id.len() >= ID_MIN && is_id(&format!("{id:0<64}"));
             let mut targets: Vec<_> = lines.all("name", is_name)?.into_iter().map(Target::Name).collect();
             targets.extend(lines.all("id", is_start)?.into_iter().map(Target::Id));
             lines.end()?;

@@ -11,10 +11,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::super::Error;
+use super::super::policy::number;
 use super::super::receive::is_id;
 
 /// The most names, and the most files, of one image. While they are compared with the store's, others wait for its locks.
 pub(super) const PER_IMAGE_MAX: usize = 1000;
+
+/// The most owners, and the most groups, of one layer: they are there for user namespaces, which are not made larger
+/// (containers/storage `types/options.go`, `AutoUserNsMaxSize`).
+pub const OWNERS_MAX: usize = 65536;
 
 /// A layer.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -275,7 +280,9 @@ impl<'a> Lines<'a> {
 
     fn numbers(&mut self, field: &'static str) -> Result<Vec<u32>, Invalid> {
         let Some(text) = self.may(field, |_| true)? else { return Ok(Vec::new()) };
-        text.split(' ').map(|number| number.parse().map_err(|_| Invalid(field))).collect()
+        let numbers = text.split(' ').map(number).collect::<Option<Vec<u32>>>();
+        // As containers/storage sorts them (`layers.go`, `applyDiffWithOptions`): none twice.
+        numbers.filter(|all| all.len() <= OWNERS_MAX && all.is_sorted_by(|a, b| a < b)).ok_or(Invalid(field))
     }
 
     /// # Errors

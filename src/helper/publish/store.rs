@@ -333,6 +333,10 @@ fn replace(lock: &Lock, directory: &Dir, scratch: &Dir, name: &'static str, reco
     // Others may read a store that root has opened to them.
     let mode = directory.stat(name.as_bytes()).map_or(0o600, |found| found.st_mode & 0o666);
     let content = [b"[", &records.join(&b","[..])[..], b"]"].concat();
+    // What could not be read any more is not written.
+    if content.len() as u64 > RECORDS_MAX {
+        return Err(failed(Errno::FBIG));
+    }
     scratch.write(name.as_bytes(), mode, &content).map_err(failed)?;
     write_token(lock).map_err(failed)?;
     scratch.rename(name.as_bytes(), directory, name.as_bytes()).map_err(failed)?;
