@@ -105,6 +105,9 @@ pub fn receive<R: Read>(input: &mut Reader<R>, job: &mut Job) -> Result<Work, Er
     let first = stream.input.next_entry()?.filter(|entry| entry.path == REQUEST);
     let text = stream.text(&first.ok_or_else(|| Error::request("the stream does not begin with it"))?)?;
     let (word, rest) = request(&text, job.root, &allow)?;
+    if !(rest.is_empty() || matches!(word, "query" | "remove")) {
+        return Err(Error::request("it has more lines than belong to it"));
+    }
     match (word, allow.kind) {
         ("query", Root::Storage) => {
             let mut records = Vec::new();
