@@ -150,7 +150,10 @@ END
             for n in $(seq 400); do
                 for pid in $(pidof prepull-helper); do
                     test "$(readlink /proc/$pid/exe)" = "$at/bin/prepull-helper" || continue
-                    grep -q '^Seccomp:.2' /proc/$pid/status 2>/dev/null && echo "$(sed -n 's/^CapEff:.//p' /proc/$pid/status) $(cut -d ' ' -f 1 /proc/$pid/syscall)"
+                    grep -q '^Seccomp:.2' /proc/$pid/status 2>/dev/null || continue
+                    # It goes on while it is looked at: what is seen must be of one call.
+                    before=$(cut -d ' ' -f 1 /proc/$pid/syscall); effective=$(sed -n 's/^CapEff:.//p' /proc/$pid/status)
+                    test "$before" = "$(cut -d ' ' -f 1 /proc/$pid/syscall)" && echo "$effective $before"
                 done
                 kill -0 $job 2>/dev/null || break
                 sleep 0.01
