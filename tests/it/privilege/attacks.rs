@@ -844,7 +844,8 @@ fn a_root_with_links_in_it() {
             symlink(target.replace("OUTSIDE", &outside), &path).unwrap();
             let what = format!("{link} is a link to {target}");
             let error = jail.run(By::ForUser).feed(&good(&jail, 1, None).end()).refused(&what);
-            eprintln!("ROOT {what}: {error}");
+            let is_link = error.contains("Not a directory") || error.contains("Too many levels of symbolic links");
+            assert!(is_link, "{what}: {error}");
             jail.outside_is_unchanged(&what);
             tried += 1;
         }
@@ -865,7 +866,8 @@ fn a_root_with_links_in_it() {
                 fs_err::write(&path, "").unwrap();
             }
             let error = jail.run(By::ForUser).feed(&good(&jail, 1, None).end()).refused(&format!("{name} is a {kind}"));
-            eprintln!("ROOT {name} {kind}: {error}");
+            let parts = ["Not a directory", "Invalid argument", "Is a directory", "is damaged", "No such device"];
+            assert!(parts.iter().any(|part| error.contains(part)), "{name} is a {kind}: {error}");
             jail.outside_is_unchanged(name);
             tried += 1;
         }

@@ -112,6 +112,9 @@ fn garbage() {
 /// `max_seconds` in these tests.
 const MAX: Duration = Duration::from_secs(2);
 
+/// What it is, why it is refused, what comes first, what comes then and again, and how long after the one before.
+type Slow = (&'static str, &'static str, Vec<u8>, Vec<u8>, Duration);
+
 /// When it must be over on a machine with other things to do.
 const LATE: Duration = Duration::from_secs(8);
 
@@ -133,8 +136,7 @@ fn slow_and_endless() {
     let large_file = Stream(start()).entry(&largest).0;
     let endless_file = Stream(start()).entry(&big).0;
     let asked = Stream::new("query", &jail).0;
-    // (what, why, what comes first, what comes then and again, how long after the one before)
-    let streams: Vec<(&str, &str, Vec<u8>, Vec<u8>, Duration)> = vec![
+    let streams: Vec<Slow> = vec![
         ("a byte at a time", late, Vec::new(), good(&jail, 2, None).0, slowly),
         ("a byte at a time of a file", late, large_file, vec![b'x'; 1000], slowly),
         ("nothing at all", late, Vec::new(), Vec::new(), at_once),
@@ -165,7 +167,7 @@ fn slow_and_endless() {
     fs_err::remove_file(&path).unwrap();
     let tried = 2 * streams.len() + 2;
     let all = [By::ForUser, By::Sudo].into_iter().flat_map(|by| streams.iter().map(move |stream| (by, stream)));
-    let feed = |by: By, (_, _, first, rest, pause): &(&str, &str, Vec<u8>, Vec<u8>, Duration)| {
+    let feed = |by: By, (_, _, first, rest, pause): &Slow| {
         jail.run(by).feed_by(move |input| {
             if input.write_all(first).is_err() {
                 return;
