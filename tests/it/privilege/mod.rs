@@ -4,6 +4,7 @@
 
 mod attacks;
 mod calls;
+mod units;
 mod ways;
 
 use std::io::Write as _;
