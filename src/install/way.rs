@@ -118,15 +118,15 @@ pub fn has_capabilities(program: &Path) -> bool {
 }
 
 impl Way {
-    /// All ways that may work here, the best first; `helper` is the program.
+    /// All ways that may work here, the best first; `helper` is the program, `socket` the service's.
     #[must_use]
-    pub fn all(helper: &Path) -> Vec<Self> {
+    pub fn all(helper: &Path, socket: &Path) -> Vec<Self> {
         if rustix::process::geteuid().is_root() {
             return vec![Self::Own];
         }
         let mut ways = Vec::new();
-        if rustix::fs::access(SOCKET, rustix::fs::Access::WRITE_OK).is_ok() {
-            ways.push(Self::Socket(SOCKET.into()));
+        if rustix::fs::access(socket, rustix::fs::Access::WRITE_OK).is_ok() {
+            ways.push(Self::Socket(socket.to_owned()));
         }
         if rustix::fs::stat(helper).is_ok() {
             if has_capabilities(helper) {
