@@ -239,15 +239,27 @@ pub struct TargetArgs {
     #[arg(long, value_enum)]
     pub via: Option<ViaArg>,
 
+    /// Where the helper and the service are.
+    #[command(flatten)]
+    pub helper: HelperArgs,
+}
+
+/// Where somebody is who writes.
+#[derive(Debug, clap::Args)]
+pub struct HelperArgs {
     /// Where the helper is
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, default_value = crate::install::way::HELPER)]
     pub helper: PathBuf,
+
+    /// Where the service listens
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, default_value = crate::install::way::SOCKET)]
+    pub socket: PathBuf,
 }
 
 /// `--via`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ViaArg {
-    /// The service at /run/prepull/helper.sock
+    /// The service, at `--socket`
     Socket,
     /// The helper, which has file capabilities
     Helper,
@@ -328,9 +340,9 @@ pub struct DoctorArgs {
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub root: Option<PathBuf>,
 
-    /// Where the helper is
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, default_value = crate::install::way::HELPER)]
-    pub helper: PathBuf,
+    /// Where the helper and the service are.
+    #[command(flatten)]
+    pub helper: HelperArgs,
 
     /// Print the findings as JSON
     #[arg(long)]

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::args::DoctorArgs;
+use super::args::{DoctorArgs, HelperArgs};
 use super::make::GRAPHROOT;
 use super::output;
 use super::{Exit, Failure};
 use crate::helper::caller;
 use crate::helper::policy::{self, Kind, Policy};
-use crate::install::way::{HELPER, SOCKET};
+use crate::install::way::HELPER;
 use crate::install::{Error, Target, Way, probe};
 
 /// What was found out.
@@ -54,7 +54,7 @@ pub fn run(args: &DoctorArgs) -> Result<Exit, Failure> {
         }
     }
     let roots = targets.iter().map(|target| root(target, &args.helper)).collect();
-    let findings = Findings { uid, policy: said, helper: look_at(&args.helper), roots };
+    let findings = Findings { uid, policy: said, helper: look_at(&args.helper.helper), roots };
     if args.json {
         output::data(&format!("{}\n", serde_json::to_string(&findings)?))?;
     } else {
@@ -113,10 +113,10 @@ fn look_at(helper: &Path) -> String {
     }
 }
 
-fn root(target: &Target, helper: &Path) -> Root {
+fn root(target: &Target, HelperArgs { helper, socket }: &HelperArgs) -> Root {
     let ways = [
         (Way::Own, "this process"),
-        (Way::Socket(SOCKET.into()), "service"),
+        (Way::Socket(socket.clone()), "service"),
         (Way::Sudo(helper.to_owned()), "sudo"),
         (Way::Helper(helper.to_owned()), "file capabilities"),
     ];
@@ -136,7 +136,7 @@ fn tried(way: &Way, name: &'static str, target: &Target) -> Tried {
         // Nothing is made for a question.
         Way::Own => return Tried { way: name, works: true, why: String::new() },
         Way::Socket(path) if rustix::fs::stat(path).is_err() => {
-            format!("{SOCKET} is not there (policy/prepull-helper.socket and @.service are for systemd)")
+            format!("{} is not there (policy/prepull-helper.socket and @.service are for systemd)", path.display())
         }
         Way::Helper(path) if !crate::install::way::has_capabilities(path) => {
             "the helper has none (setcap cap_chown,cap_fowner,cap_fsetid,cap_setfcap,cap_sys_chroot=p FILE: the weakest way, \

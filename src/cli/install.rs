@@ -239,13 +239,13 @@ fn target(args: &TargetArgs, is_rootfs: bool) -> Result<Target, Failure> {
 }
 
 fn ways(args: &TargetArgs) -> Result<Vec<Way>, Failure> {
-    let mut ways = Way::all(&args.helper);
+    let mut ways = Way::all(&args.helper.helper, &args.helper.socket);
     if let Some(via) = args.via {
         ways = vec![match via {
             ViaArg::Own => Way::Own,
-            ViaArg::Socket => Way::Socket(crate::install::way::SOCKET.into()),
-            ViaArg::Helper => Way::Helper(args.helper.clone()),
-            ViaArg::Sudo => Way::Sudo(args.helper.clone()),
+            ViaArg::Socket => Way::Socket(args.helper.socket.clone()),
+            ViaArg::Helper => Way::Helper(args.helper.helper.clone()),
+            ViaArg::Sudo => Way::Sudo(args.helper.helper.clone()),
         }];
     }
     if ways.is_empty() {

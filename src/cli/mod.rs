@@ -164,6 +164,7 @@ fn stop_on_signals() -> std::io::Result<()> {
         // Once the tar is in its place there is nothing left to interrupt: the last lines are printed.
         if signals.forever().any(|_| crate::atomic::may_stop()) {
             output::interrupted();
+            crate::install::way::stop();
             std::process::exit(Exit::Interrupted as i32);
         }
     })?;

@@ -49,6 +49,9 @@ const LIMITS: [(Resource, Option<u64>); 6] = [
 const KEPT: CapabilitySet =
     CapabilitySet::CHOWN.union(CapabilitySet::FOWNER).union(CapabilitySet::FSETID).union(CapabilitySet::SETFCAP);
 
+/// Signals that are not to end this process.
+const BLOCKED: [Signal; 5] = [Signal::SIGXFSZ, Signal::SIGXCPU, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP];
+
 /// For messages: where the helper was started, and what it may do.
 const HERE: &str = "the current directory";
 const CAPABILITIES: &str = "capabilities";
@@ -92,11 +95,12 @@ pub fn begin(mode: &str) -> Result<Option<OsString>, Error> {
     process::set_dumpable_behavior(not_dumpable).map_err(Error::at("PR_SET_DUMPABLE"))?;
     // 5. No program gives it more than it has. Landlock and seccomp ask for this, too.
     thread::set_no_new_privs(true).map_err(Error::at("PR_SET_NO_NEW_PRIVS"))?;
-    // 6. Limits, and their signals: a write that goes over a limit is an error then, and not the end.
+    // 6. Limits, and their signals: a write that goes over a limit is an error then, and not the end. Those of the caller's
+    // terminal are the caller's: when that ends, so does the stream, and nothing is left of it.
     for (resource, wanted) in LIMITS {
         lift(resource, wanted);
     }
-    let blocked: SigSet = [Signal::SIGXFSZ, Signal::SIGXCPU].into_iter().collect();
+    let blocked: SigSet = BLOCKED.into_iter().collect();
     blocked.thread_set_mask().map_err(Error::at("blocking signals"))?;
     Ok(sudo_uid)
 }

@@ -1,13 +1,17 @@
 //! The ways to somebody who may write as root.
 
-use std::io::{self, PipeWriter, Write};
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
 
 use super::{Error, Target, own_job, read_answer};
 use crate::helper::{Answer, serve};
@@ -43,6 +47,56 @@ impl std::fmt::Display for Way {
     }
 }
 
+/// Whether this process has been told to stop, and how many threads have something in staging.
+static SERVED: Mutex<(bool, usize)> = Mutex::new((false, 0));
+static IS_OVER: Condvar = Condvar::new();
+
+/// How long staging may take to be removed when the process is told to stop.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often a thread that waits for more looks whether there will be none.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+
+/// Ends what this process writes into stores, and waits until nothing of it is left: a process that is about to exit.
+pub fn stop() {
+    let mut served = SERVED.lock().unwrap_or_else(PoisonError::into_inner);
+    served.0 = true;
+    // Whether in time or not: the process ends.
+    drop(IS_OVER.wait_timeout_while(served, PATIENCE, |served| served.1 > 0));
+}
+
+/// A thread that has something in staging, until it is dropped.
+struct Serving;
+
+impl Serving {
+    fn begin() -> Self {
+        SERVED.lock().unwrap_or_else(PoisonError::into_inner).1 += 1;
+        Self
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        SERVED.lock().unwrap_or_else(PoisonError::into_inner).1 -= 1;
+        IS_OVER.notify_all();
+    }
+}
+
+/// A pipe, until [`stop`].
+struct Stoppable(PipeReader);
+
+impl Read for Stoppable {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while !SERVED.lock().unwrap_or_else(PoisonError::into_inner).0 {
+            let mut polled = [PollFd::new(&self.0, PollFlags::IN)];
+            if retry_on_intr(|| poll(&mut polled, Some(&LOOK)))? > 0 {
+                return self.0.read(buffer);
+            }
+        }
+        Err(io::Error::other("told to stop"))
+    }
+}
+
 /// A way that is being gone.
 #[derive(Debug)]
 pub enum Started {
@@ -64,15 +118,15 @@ pub fn has_capabilities(program: &Path) -> bool {
 }
 
 impl Way {
-    /// All ways that may work here, the best first; `helper` is the program.
+    /// All ways that may work here, the best first; `helper` is the program, `socket` the service's.
     #[must_use]
-    pub fn all(helper: &Path) -> Vec<Self> {
+    pub fn all(helper: &Path, socket: &Path) -> Vec<Self> {
         if rustix::process::geteuid().is_root() {
             return vec![Self::Own];
         }
         let mut ways = Vec::new();
-        if rustix::fs::access(SOCKET, rustix::fs::Access::WRITE_OK).is_ok() {
-            ways.push(Self::Socket(SOCKET.into()));
+        if rustix::fs::access(socket, rustix::fs::Access::WRITE_OK).is_ok() {
+            ways.push(Self::Socket(socket.to_owned()));
         }
         if rustix::fs::stat(helper).is_ok() {
             if has_capabilities(helper) {
@@ -109,12 +163,14 @@ impl Way {
                 let job = own_job(target).map_err(root)?;
                 let (reader, writer) = io::pipe().map_err(failed)?;
                 let _ = rustix::pipe::fcntl_setpipe_size(&writer, 1 << 20);
+                let serving = Serving::begin();
                 let serve = move || {
+                    let _serving = serving;
                     // As in the helper: a file size limit is an error (EFBIG), not a death.
                     let mut blocked = SigSet::empty();
                     blocked.add(Signal::SIGXFSZ);
                     let _ = blocked.thread_block();
-                    serve(reader, job)
+                    serve(Stoppable(reader), job)
                 };
                 let thread = threads::spawn(serve).map_err(failed)?;
                 Ok(Started::Own(writer, thread))

@@ -38,7 +38,7 @@ impl Judge<'_> {
             let config = self.data(image, &shown);
             self.chain(image, &shown, config.as_deref(), layers);
         }
-        self.image_directories(&ids);
+        self.image_orphans(&ids);
     }
 
     fn names<'a>(&mut self, image: &'a ImageRecord, shown: &str, all: &mut BTreeMap<&'a str, &'a str>) {
@@ -251,18 +251,18 @@ impl Judge<'_> {
         }
     }
 
-    /// Directories of images that no record has.
-    fn image_directories(&mut self, ids: &BTreeSet<&String>) {
+    /// Names of the directories of images.
+    pub(super) fn image_directories(&self) -> Vec<String> {
         let directory = self.below("overlay-images");
-        let orphans: Vec<String> = self
-            .contents
-            .rest()
-            .children(directory.as_bytes())
-            .filter(|(_, inode)| inode.kind == InodeKind::Directory)
-            .map(|(name, _)| String::from_utf8_lossy(name).into_owned())
-            .filter(|name| !ids.contains(name))
-            .collect();
-        for name in orphans {
+        let children = self.contents.rest().children(directory.as_bytes());
+        let directories = children.filter(|(_, inode)| inode.kind == InodeKind::Directory);
+        directories.map(|(name, _)| String::from_utf8_lossy(name).into_owned()).collect()
+    }
+
+    /// Directories of images that no record has.
+    fn image_orphans(&mut self, ids: &BTreeSet<&String>) {
+        let directory = self.below("overlay-images");
+        for name in self.image_directories().into_iter().filter(|name| !ids.contains(name)) {
             self.add(Rule::ImageDirectory, format!("{directory}/{name}"), "images.json has no such image".to_owned());
         }
     }

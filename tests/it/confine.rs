@@ -152,8 +152,8 @@ fn each_phase_has_less() {
     let begun = phases.at_after("begun");
     assert_eq!(capabilities(&begun), capabilities(&started));
     assert_eq!((&*begun["NoNewPrivs"], &*begun["Seccomp"], &*begun["Umask"]), ("1", "0", "0077"));
-    // SIGXCPU is 24, SIGXFSZ 25.
-    assert_eq!(begun["SigBlk"], format!("{:016x}", 3 << 23));
+    // SIGHUP is 1, SIGINT 2, SIGQUIT 3, SIGXCPU 24, SIGXFSZ 25.
+    assert_eq!(begun["SigBlk"], format!("{:016x}", 3 << 23 | 7));
     assert_eq!(phases.files(), ["0", "1", "2"]);
     let limits = phases.proc("limits");
     let limit = |name: &str| {

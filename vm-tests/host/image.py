@@ -69,7 +69,7 @@ def many():
     return layer.done()
 
 
-def odd():
+def odd(devices=True):
     """Of everything a little, and what the layers above change."""
     layer = Layer()
     add = layer.add
@@ -92,8 +92,10 @@ def odd():
     add("links/absolute", 0o777, (1, 2), kind="l", link="/home/0/file0").add("links/dangling", kind="l", link="nowhere")
     add("links/up", kind="l", link="../../../../../../etc/init.d")
     add("links/l1", 0o777, (9, 9), kind="l", link="relative").add("links/l2", 0o777, (9, 9), kind="h", link="links/l1")
-    add("dev/").add("dev/null", 0o666, (0, 0), kind="c", device=(1, 3)).add("dev/tty", 0o620, (5, 5), kind="c", device=(4, 300))
-    add("dev/loop", 0o660, (0, 6), kind="b", device=(7, 1)).add("dev/pipe", 0o600, (3, 3), kind="p")
+    add("dev/").add("dev/pipe", 0o600, (3, 3), kind="p")
+    if devices:
+        add("dev/null", 0o666, (0, 0), kind="c", device=(1, 3)).add("dev/tty", 0o620, (5, 5), kind="c", device=(4, 300))
+        add("dev/loop", 0o660, (0, 6), kind="b", device=(7, 1))
     # Names.
     long = "names/" + "d" * 120 + "/"
     add("names/").add(long).add(long + "e" * 120 + "/").add(long + "e" * 120 + "/" + "f" * 200, 0o644, (6, 6), b"long\n")
@@ -161,7 +163,8 @@ def top(name):
     return layer.done()
 
 
-def write(layout):
+def write(layout, devices=True):
+    """`devices`: whether any image has some."""
     blobs = layout / "blobs" / "sha256"
     blobs.mkdir(parents=True)
 
@@ -188,8 +191,8 @@ def write(layout):
         return {**entry, "annotations": {"org.opencontainers.image.ref.name": name}}
 
     entries = [
-        image("all", [odd(), many(), middle(), top("all")]),
-        image("other", [odd(), top("other")]),
+        image("all", [odd(devices), many(), middle(), top("all")]),
+        image("other", [odd(devices), top("other")]),
         image("single", [single()], "/only/top"),
     ]
     (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))

@@ -106,6 +106,11 @@ class Boot:
             else:
                 self.said.setdefault(word, []).append(rest)
 
+    def part(self, name):
+        """What it said after "@@ part NAME", until the next part."""
+        parts = self.text.split("@@ part ")[1:]
+        return Boot("".join(part.partition("\n")[2] for part in parts if part.split("\n")[0] == name), self.ended, self.seconds)
+
     def all(self, word):
         """The lines that begin with `word`, each as the words after it."""
         return self.said.get(word, [])

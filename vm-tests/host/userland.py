@@ -9,6 +9,8 @@ import sys
 from host import tools
 
 PODMAN = ["podman", "crun"]
+# What makes a machine with systemd, its users and sudo of it.
+SYSTEMD = ["base-passwd", "libpam-modules", "sudo", "systemd"]
 # apt takes these for installed, and leaves out what only they need.
 WITHOUT = """adduser containernetworking-plugins debconf dmsetup dpkg gnupg gpg gpgv init-system-helpers iptables libpam-modules
     nftables passwd perl pinentry-curses systemd tar uidmap""".split()
@@ -31,15 +33,17 @@ def mirror():
 
 
 class Apt:
-    """apt as on a machine that has nothing but WITHOUT. `release`: of Debian, instead of the one this machine uses."""
+    """apt as on a machine that has nothing but WITHOUT, and of that nothing that is `wanted`. `release`: of Debian, instead of
+    the one this machine uses."""
 
-    def __init__(self, cache, release=None):
+    def __init__(self, cache, release=None, wanted=()):
         directory = cache / f"apt-{release or 'own'}"
         directory.mkdir(parents=True, exist_ok=True)
         self.release = release
+        self.without = [name for name in WITHOUT if name not in wanted]
         installed = directory / "status"
         fields = "Status: install ok installed\nVersion: 9:999\nArchitecture: amd64\nMulti-Arch: allowed\nDescription: none\n"
-        installed.write_text("".join(f"Package: {name}\n{fields}\n" for name in WITHOUT))
+        installed.write_text("".join(f"Package: {name}\n{fields}\n" for name in self.without))
         self.options = ["-q", "-o", f"Dir::State::status={installed}", "-o", "APT::Install-Recommends=false"]
         self.options += ["-o", "Debug::NoLocking=true", "-o", "Acquire::Languages=none"]
         if release:
@@ -61,7 +65,7 @@ class Apt:
     def closure(self, packages):
         result = self.get("--simulate", "install", *packages)
         names = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("Inst ")]
-        return [name for name in names if name not in WITHOUT], result.stderr
+        return [name for name in names if name not in self.without], result.stderr
 
     def unpack(self, packages, target):
         """Packages and all they need, into `target`, whose bin, lib and sbin are those of usr."""
@@ -99,16 +103,18 @@ class Apt:
 
 
 def base(cache, work, name):
-    """What a root has besides busybox: for "podman-own" or "podman-RELEASE" made once, in `cache`; for "crio" in `work`."""
+    """What a root has besides busybox: for "podman-RELEASE" and "systemd-RELEASE" (of Debian; "own": this machine's) made
+    once, in `cache`; for "crio" in `work`."""
     if name == "busybox":
         return None
     if name == "crio":
         if "CRIO_DIR" not in os.environ:
             raise tools.Missing("missing: CRI-O, since CRIO_DIR is not set")
         return crio(os.environ["CRIO_DIR"], work / "base-crio")
-    target, release = cache / name, name.removeprefix("podman-")
+    target, (kind, _, release) = cache / name, name.partition("-")
+    wanted = PODMAN + SYSTEMD * (kind == "systemd")
     if not target.is_dir():
-        Apt(cache, None if release == "own" else release).unpack(PODMAN, target)
+        Apt(cache, None if release == "own" else release, wanted).unpack(wanted, target)
     return target
 
 

@@ -1,7 +1,9 @@
 //! Killed at every call and at any time, with every call failing, and without room: the store is the old or the new one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -624,6 +626,63 @@ fn no_room() {
     figures(&format!("install: small file systems: {} sizes, {full_ones} too small", sizes.len()));
     all_right(&wrong);
     assert!(full_ones > sizes.len() / 8, "{full_ones}");
+}
+
+/// Ctrl-C: all processes of the terminal get the signal, and what is not published is gone.
+#[test]
+fn told_to_stop() {
+    if !needs_root("install::faults::told_to_stop") {
+        return;
+    }
+    let mut random = Random(29);
+    let (mut stopped, mut tried, mut wrong) = (0, 0, Vec::new());
+    for who in [Who::Own, Who::Helper] {
+        let bench = Bench::new(What::Install, who);
+        let inner = bench.world.prepull("install");
+        let command = || {
+            let mut command = bench.world.as_root();
+            command.arg(inner.get_program()).args(inner.get_args()).args(&bench.arguments);
+            if who == Who::Helper {
+                command.args(["--via", "helper", "--helper"]).arg(bench.world.helper());
+            }
+            command
+        };
+        bench.begin();
+        let begun = Instant::now();
+        ok(&mut command());
+        let usual = begun.elapsed();
+        for _ in 0..if is_all() { 100 } else { 12 } {
+            bench.begin();
+            let mut child = command().process_group(0).stderr(Stdio::null()).spawn().unwrap();
+            std::thread::sleep(usual.mul_f64(random.below(1000) as f64 / 1000.0));
+            let group = rustix::process::Pid::from_child(&child);
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::INT);
+            let status = child.wait().unwrap();
+            tried += 1;
+            stopped += usize::from(status.code() == Some(130));
+            let left = || {
+                let names = fs_err::read_dir(bench.world.graph()).unwrap().map(|entry| entry.unwrap().file_name());
+                names.filter(|name| name.as_bytes().starts_with(b".prepull-")).collect::<Vec<_>>()
+            };
+            // The helper hears of it by the end of its stream.
+            let begun = Instant::now();
+            while who == Who::Helper && !left().is_empty() && begun.elapsed() < Duration::from_secs(10) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let left = left();
+            // The shell before it has no way to go on.
+            let is_right = matches!(status.code(), Some(0 | 130)) || status.signal() == Some(2);
+            if !is_right || !left.is_empty() {
+                wrong.push(format!("{who:?}: {status} {left:?}"));
+            }
+            if let Err(error) = bench.judge(tried % THOROUGH == 0) {
+                wrong.push(format!("{who:?}: {error}"));
+            }
+        }
+    }
+    figures(&format!("install: told to stop at random times: {tried} runs, {stopped} stopped"));
+    all_right(&wrong);
+    assert!(stopped > tried / 6, "{stopped} of {tried}");
 }
 
 #[test]

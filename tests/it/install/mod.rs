@@ -201,10 +201,7 @@ impl World {
     /// Nothing is wrong with the store.
     #[track_caller]
     fn is_sound(&self) {
-        // To it a store without any image is none.
-        if !self.records().is_empty() {
-            ok(prepull(&self.at.join("home")).arg("verify").arg(self.root()));
-        }
+        ok(prepull(&self.at.join("home")).arg("verify").arg(self.root()));
     }
 
     /// The record of the image of this name, as it is in the file.

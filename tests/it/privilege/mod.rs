@@ -28,6 +28,8 @@ mod race;
 mod stream;
 /// Streams that end, flip, wait or never end.
 mod streams;
+/// The units of policy/, as far as they can be read.
+mod units;
 /// The ways to the helper.
 mod ways;
 

@@ -13,10 +13,10 @@ fn by_a_socket_the_kernel_says_who_asks() {
     jail.ok(&format!(
         r#"mkdir -p "$at/run"; mount -t tmpfs tmpfs /run; mkdir -p /run/prepull
         cp -r {repository}/tests/images "$at/home/"; chown -R {user} "$at/home"
-        (cd "$at/vm"; exec systemd-socket-activate --accept --inetd -l /run/prepull/helper.sock "$at/bin/prepull-helper" stdio 2>"$at/activate") &
-        for n in $(seq 100); do test -S /run/prepull/helper.sock && break; sleep 0.05; done
-        chmod 666 /run/prepull/helper.sock
-        install() {{ "$@" "$at/bin/prepull" install --quiet --via socket --root "$root" oci:$at/home/images/hello:v1; }}
+        (cd "$at/vm"; exec systemd-socket-activate --accept --inetd -l /run/prepull/other.sock "$at/bin/prepull-helper" stdio 2>"$at/activate") &
+        for n in $(seq 100); do test -S /run/prepull/other.sock && break; sleep 0.05; done
+        chmod 666 /run/prepull/other.sock
+        install() {{ "$@" "$at/bin/prepull" install --quiet --via socket --socket /run/prepull/other.sock --root "$root" oci:$at/home/images/hello:v1; }}
         root=$at/vm; install as; status=$?
         # Another directory than the one that is served, and another user.
         mkdir -p "$at/other"; root=$at/other; install as 2>"$at/other.said"; other=$?
