@@ -10,7 +10,7 @@ use prepull::helper::apply::Budget;
 use prepull::helper::confine::Powers;
 use prepull::helper::policy::{Allow, Kind as Root};
 use prepull::helper::root::Dir;
-use prepull::helper::{Job, serve};
+use prepull::helper::{Job, Until, serve};
 use prepull::wire;
 use prepull_fuzz::{choice, fix_checksums, scratch};
 
@@ -51,7 +51,8 @@ fuzz_target!(|data: &[u8]| {
         let budget = Budget { powers: Powers::Own, allow, dropped: (0, Vec::new()) };
         let target = Dir::at(at.join("store").as_path()).expect("a directory");
         let deadline = Instant::now() + Duration::from_secs(5);
-        serve(stream, Job { root: (0, 0), target, budget, deadline })
+        let until = Until { deadline, is_gone: || false };
+        serve(stream, Job { root: (0, 0), target, budget, until })
     };
     let answer = job(&stream);
     assert!(!answer.error.contains('\n'), "{}", answer.error);

@@ -239,12 +239,12 @@ pub struct TargetArgs {
     #[arg(long, value_enum)]
     pub via: Option<ViaArg>,
 
-    /// Where the helper and the service are.
+    /// What is tried.
     #[command(flatten)]
     pub helper: HelperArgs,
 }
 
-/// Where somebody is who writes.
+/// The program and the socket that are tried.
 #[derive(Debug, clap::Args)]
 pub struct HelperArgs {
     /// Where the helper is
@@ -340,7 +340,7 @@ pub struct DoctorArgs {
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub root: Option<PathBuf>,
 
-    /// Where the helper and the service are.
+    /// What is tried.
     #[command(flatten)]
     pub helper: HelperArgs,
 

@@ -27,6 +27,9 @@ use crate::storage::store::{Settings, StoreKind, Unpacker, layers_of};
 /// How often an install begins again when somebody removes layers that it counted on.
 const ATTEMPTS: usize = 5;
 
+/// Said when the second request failed.
+const LEFT: &str = "what was taken out of the store could not be removed yet, and still takes its room (prepull gc)";
+
 /// The fewest digits of an id: with fewer it may be a name.
 const ID_MIN: usize = 12;
 
@@ -74,7 +77,7 @@ pub fn install(args: &InstallArgs, printer: &Printer) -> Result<(), Failure> {
     };
     let job = Install { args, plan: &plan, settings: &settings, target: &target, way: &way, printer };
     let (answer, warnings, lacking) = if args.rootfs {
-        let (answer, warnings) = job.write(Request::Unpack, None)?;
+        let (answer, warnings) = job.write(Request::Unpack(&job.identity()), None)?;
         (answer, warnings, job.everything())
     } else {
         job.merge()?
@@ -85,6 +88,9 @@ pub fn install(args: &InstallArgs, printer: &Printer) -> Result<(), Failure> {
     if answer.dropped > 0 {
         let first = answer.dropped_first.join(", ");
         warnings.push(format!("{} extended attribute(s) could not be set: {first}", answer.dropped));
+    }
+    if answer.left {
+        warnings.push(LEFT.to_owned());
     }
     printer.warn_all(&warnings);
     let summary = Summary {
@@ -135,6 +141,17 @@ impl Install<'_> {
         Lacking { layers: BTreeSet::new(), images: self.plan.images.keys().copied().collect() }
     }
 
+    /// What tells this tree from others: all that its bytes depend on.
+    fn identity(&self) -> String {
+        let Settings { graphroot, stamp, .. } = self.settings;
+        let mut text = format!("{} {graphroot} {stamp}", env!("CARGO_PKG_VERSION"));
+        for image in self.plan.images.values() {
+            text.extend([" ", &image.id().hex()]);
+            text.extend(image.names().flat_map(|name| [" ", name]));
+        }
+        Digest::of(text.as_bytes()).hex()
+    }
+
     /// Asks what is lacking, and sends that; again when somebody has removed some of the rest meanwhile.
     fn merge(&self) -> Result<(Answer, Vec<String>, Lacking), Failure> {
         let layers: Vec<String> = layers_of(&self.plan.images).iter().map(|layer| layer.id.hex()).collect();
@@ -174,9 +191,10 @@ impl Install<'_> {
         let answer = asked.answer();
         match made {
             Ok(report) => Ok((answer.map_err(failure)?, report.warnings)),
-            // Who stops reading says why.
-            // Or it has all it needs: a tree that was interrupted when it was complete.
-            Err(MakeError::Sink(sink::Error::Write { .. })) if matches!(answer, Ok(_) | Err(Error::Refused { .. })) => {
+            // Who stops reading says why, or has the tree already: all but the last renames of an interrupted run.
+            Err(MakeError::Sink(sink::Error::Write { .. }))
+                if matches!((&answer, request), (Err(Error::Refused { .. }), _) | (Ok(_), Request::Unpack(_))) =>
+            {
                 answer.map(|answer| (answer, Vec::new())).map_err(failure)
             }
             Err(error) => Err(make_failure(error, elsewhere)),
@@ -216,6 +234,9 @@ fn ask_any(args: &TargetArgs, request: Request<'_>) -> Result<Answer, Failure> {
 
 fn report(answer: &Answer, json: bool, printer: &Printer) -> Result<(), Failure> {
     let gone = &answer.gone;
+    if answer.left {
+        printer.warn_all(&[LEFT.to_owned()]);
+    }
     if json {
         output::data(&format!("{}\n", serde_json::to_string(gone)?))?;
         return Ok(());

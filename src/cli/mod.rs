@@ -164,7 +164,14 @@ fn stop_on_signals() -> std::io::Result<()> {
         // Once the tar is in its place there is nothing left to interrupt: the last lines are printed.
         if signals.forever().any(|_| crate::atomic::may_stop()) {
             output::interrupted();
-            crate::install::way::stop();
+            // Who does not want to wait says it again.
+            let stopping = std::thread::Builder::new().spawn(|| {
+                crate::install::way::stop();
+                std::process::exit(Exit::Interrupted as i32);
+            });
+            if stopping.is_ok() {
+                signals.forever().next();
+            }
             std::process::exit(Exit::Interrupted as i32);
         }
     })?;

@@ -96,7 +96,7 @@ pub fn begin(mode: &str) -> Result<Option<OsString>, Error> {
     // 5. No program gives it more than it has. Landlock and seccomp ask for this, too.
     thread::set_no_new_privs(true).map_err(Error::at("PR_SET_NO_NEW_PRIVS"))?;
     // 6. Limits, and their signals: a write that goes over a limit is an error then, and not the end. Those of the caller's
-    // terminal are the caller's: when that ends, so does the stream, and nothing is left of it.
+    // terminal are the caller's: when that ends, so does the stream, and what waits for a lock sees that nobody waits for it.
     for (resource, wanted) in LIMITS {
         lift(resource, wanted);
     }

@@ -9,8 +9,7 @@
 //!
 //! The stream begins with an entry `prepull-request`, which says what is wanted, as lines. What the helper does is
 //! [`serve`]; [`main`] is what it does before. Root writes with [`serve`], too, in its own process. All of this but
-//! [`publish`] and [`restore`] is what can be reached while the process has capabilities: `.ci/helper-lines` keeps it short
-//! enough to be read in one sitting.
+//! [`publish`] and [`restore`] is what can be reached while the process has capabilities: `.ci/helper-lines` keeps it short.
 //!
 //! What it does not do: look into what it writes. Who may install into a store is trusted with the content of all its images,
 //! now and later: podman takes a layer that is there by its id, and does not look into it either.
@@ -45,7 +44,7 @@ pub const REQUEST: &[u8] = b"prepull-request";
 pub const VERSION: &str = "1";
 
 /// The longest `max_seconds` that counts, a year: the clock cannot add any number.
-const SECONDS_MAX: u64 = 365 * 24 * 3600;
+pub(crate) const SECONDS_MAX: u64 = 365 * 24 * 3600;
 
 /// Bytes that are read at once.
 const READ: usize = 256 << 10;
@@ -110,7 +109,25 @@ pub struct Job {
     /// How, and what of it is allowed.
     pub budget: Budget,
     /// When all must be over.
+    pub until: Until,
+}
+
+/// How long the work goes on.
+#[derive(Debug, Clone, Copy)]
+pub struct Until {
+    /// When all must be over.
     pub deadline: Instant,
+    /// Whether nobody waits for it any more: looked at before something is published.
+    pub is_gone: fn() -> bool,
+}
+
+impl Until {
+    fn check(self) -> Result<(), Error> {
+        if (self.is_gone)() {
+            return Err(Error::said("nobody waits for it any more"));
+        }
+        if Instant::now() < self.deadline { Ok(()) } else { Err(Error::request("it takes too long (max_seconds)")) }
+    }
 }
 
 /// Does what `input` asks for: everything that takes a capability while it comes, and then the rest without any.
@@ -118,10 +135,7 @@ pub struct Job {
 pub fn serve(input: impl Read, mut job: Job) -> Answer {
     let mut answer = Answer::default();
     let received = receive::receive(&mut Reader::new(BufReader::with_capacity(READ, input)), &mut job);
-    let done = received.and_then(|work| {
-        job.budget.powers.give_up()?;
-        publish::publish(work, &job, &mut answer)
-    });
+    let done = job.budget.powers.give_up().and(received).and_then(|work| publish::publish(work, &job, &mut answer));
     done.unwrap_or_else(|error| answer.fail(error));
     (answer.dropped, answer.dropped_first) = job.budget.dropped;
     answer
@@ -145,7 +159,7 @@ pub fn main() -> ExitCode {
 
 /// Serves one request on standard input.
 fn stdio() -> ExitCode {
-    let answer = confined().map_or_else(Answer::failed, |job| serve(Input { deadline: job.deadline }, job));
+    let answer = confined().map_or_else(Answer::failed, |job| serve(Input { deadline: job.until.deadline }, job));
     let line = serde_json::to_string(&answer).unwrap_or_default();
     let said = writeln!(io::stdout(), "{line}");
     if said.is_ok() && answer.error.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -173,7 +187,10 @@ fn confined() -> Result<Job, Error> {
         root: (found.st_dev, found.st_ino),
         // What was held was only a place: now it is read, too.
         target: Dir(target).open(b"").map_err(|error| Error::system("opening the target", error))?,
-        deadline: Instant::now() + Duration::from_secs(allow.max_seconds.min(SECONDS_MAX)),
+        until: Until {
+            deadline: Instant::now() + Duration::from_secs(allow.max_seconds.min(SECONDS_MAX)),
+            is_gone: is_caller_gone,
+        },
         budget: Budget { powers, allow: allow.clone(), dropped: (0, Vec::new()) },
     })
 }
@@ -194,6 +211,15 @@ pub fn graphroot(root: Dir, path: &str) -> Result<Dir, Error> {
         at = next.map_err(|error| Error::system(format!("opening /{}", names[..=number].join("/")), error))?;
     }
     Ok(at)
+}
+
+/// Whether nobody can read the answer any more.
+fn is_caller_gone() -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let stdout = rustix::stdio::stdout();
+    let mut polled = [PollFd::new(&stdout, PollFlags::empty())];
+    let _ = poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    polled[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
 }
 
 /// Standard input, until the deadline.

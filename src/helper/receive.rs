@@ -12,11 +12,12 @@ use std::collections::BTreeMap;
 use std::io::Read;
 
 use base64::Engine as _;
+use rustix::fs::{FlockOperation, flock};
 
 use super::apply::{self, Budget, Tree, copy, shown};
 use super::confine::Powers;
 use super::policy::{Allow, Kind as Root};
-use super::root::Dir;
+use super::root::{Dir, is_directory};
 use super::staging::{self, Staging};
 use super::{Error, Job, REQUEST, VERSION};
 use crate::entry::{Entry, Kind};
@@ -36,6 +37,15 @@ const RECORD_MAX: u64 = 2 << 20;
 
 /// The most bytes of all records of one stream, which are held until it ends.
 const RECORDS_MAX: u64 = 64 << 20;
+
+/// The most layers of one stream: two hundred images of twenty-five. While they are published others wait for the locks.
+const LAYERS_MAX: usize = 5000;
+
+/// The most images of one stream.
+const IMAGES_MAX: usize = 5000;
+
+/// The most bytes that tell one tree from another.
+const IDENTITY_MAX: usize = 128;
 
 /// The most files of one image.
 const FILES_MAX: usize = 1000;
@@ -65,8 +75,8 @@ pub enum Work {
     Collect(u64),
     /// Nothing: so many left-overs have been removed.
     Swept(u64),
-    /// Publish a tree, or the rest of one that was interrupted.
-    Tree(Option<Staging>),
+    /// Publish a tree, or the rest of one that was interrupted; the text tells one tree from another.
+    Tree(Option<Staging>, String),
 }
 
 /// Layers and images in staging.
@@ -105,7 +115,7 @@ pub fn receive<R: Read>(input: &mut Reader<R>, job: &mut Job) -> Result<Work, Er
     let first = stream.input.next_entry()?.filter(|entry| entry.path == REQUEST);
     let text = stream.text(&first.ok_or_else(|| Error::request("the stream does not begin with it"))?)?;
     let (word, rest) = request(&text, job.root, &allow)?;
-    if !(rest.is_empty() || matches!(word, "query" | "remove")) {
+    if !(rest.is_empty() || matches!(word, "query" | "remove") || word == "unpack" && rest.len() <= IDENTITY_MAX) {
         return Err(Error::request("it has more lines than belong to it"));
     }
     match (word, allow.kind) {
@@ -116,6 +126,7 @@ pub fn receive<R: Read>(input: &mut Reader<R>, job: &mut Job) -> Result<Work, Er
                     return Err(Error::refused(&entry, "it does not belong to a query"));
                 }
                 records.push(stream.text(&entry)?);
+                at_most(records.len(), IMAGES_MAX)?;
             }
             // An install begins so, also one that has nothing to do.
             if !(rest.is_empty() && records.is_empty()) {
@@ -127,24 +138,31 @@ pub fn receive<R: Read>(input: &mut Reader<R>, job: &mut Job) -> Result<Work, Er
             staging::sweep(root, powers);
             let prefix = format!("{}/", allow.graphroot().trim_start_matches('/'));
             let mut received = Received { staging: Staging::new(root)?, layers: Vec::new(), images: Vec::new() };
-            match stream.images(prefix.as_bytes(), &mut received) {
+            // Who has gone meanwhile wants nothing published; later it could not be removed.
+            let taken = stream.images(prefix.as_bytes(), &mut received).and_then(|()| job.until.check());
+            match taken {
                 Ok(()) => Ok(Work::Install(received)),
                 Err(error) => received.staging.abandon(root, powers, error),
             }
         }
         ("unpack", Root::Rootfs) => {
             staging::sweep(root, powers);
-            // The rest of a run that was interrupted when its tree was complete.
-            if root.has(COMPLETE) {
-                return Ok(Work::Tree(None));
-            }
+            // While it is held nobody else writes a tree here.
+            let lock = flock(root, FlockOperation::NonBlockingLockExclusive);
+            lock.map_err(|error| Error::system("locking the directory (is another install under way?)", error))?;
             // First of all: it makes sure that nobody else can put something there that `clear` would remove.
             let staging = Staging::new(root)?;
+            // The rest of a run that was interrupted when its tree was complete.
+            if root.has(COMPLETE) {
+                staging.remove(root, powers);
+                return Ok(Work::Tree(None, rest.to_owned()));
+            }
             match clear(root, powers).and_then(|()| stream.tree(&staging)) {
-                Ok(()) => Ok(Work::Tree(Some(staging))),
+                Ok(()) => Ok(Work::Tree(Some(staging), rest.to_owned())),
                 Err(error) => staging.abandon(root, powers, error),
             }
         }
+        ("look", Root::Rootfs) => Ok(Work::Swept(0)),
         ("remove" | "collect" | "sweep", Root::Storage) | ("clear", Root::Rootfs) => {
             if let Some(entry) = stream.input.next_entry()? {
                 return Err(Error::refused(&entry, "it does not belong to this request"));
@@ -178,10 +196,14 @@ fn request<'a>(text: &'a str, served: (u64, u64), allow: &Allow) -> Result<(&'a 
     }
 }
 
+fn at_most(count: usize, most: usize) -> Result<(), Error> {
+    if count <= most { Ok(()) } else { Err(Error::request("too many layers or images at once")) }
+}
+
 /// Makes sure that nothing is in the root of a tree.
 fn clear(root: &Dir, powers: Powers) -> Result<(), Error> {
     let failed = |error| Error::system("looking into the directory", error);
-    if root.has(TREE) {
+    if root.stat(TREE).is_ok_and(|found| is_directory(&found)) {
         apply::remove(powers, root, TREE).map_err(failed)?;
     }
     let listed = root.names().map_err(failed)?;
@@ -203,6 +225,8 @@ impl<R: Read> Stream<'_, R> {
                     (IMAGE, Open::Image { id, files }) => received.images.push((id, files, record)),
                     _ => return Err(Error::refused(&entry, "a record without its files")),
                 }
+                at_most(received.layers.len(), LAYERS_MAX)?;
+                at_most(received.images.len(), IMAGES_MAX)?;
                 continue;
             }
             let path = entry.path.strip_prefix(prefix);
@@ -261,6 +285,7 @@ impl<R: Read> Stream<'_, R> {
         let directory = image_directory(&id);
         let failed = |error| Error::system(format!("making image {id}"), error);
         if matches!(open, Open::Nothing) {
+            self.budget.take(entry, 0)?;
             to.dir.make(directory.as_bytes(), 0o700).map_err(failed)?;
             *open = Open::Image { id: id.clone(), files: BTreeMap::new() };
         }
@@ -291,7 +316,7 @@ impl<R: Read> Stream<'_, R> {
 
     /// The lines of an entry that is a record.
     fn text(&mut self, entry: &Entry) -> Result<String, Error> {
-        let Kind::Regular { size: size @ 0..=RECORD_MAX } = entry.kind else {
+        let Kind::Regular { size: size @ 1..=RECORD_MAX } = entry.kind else {
             return Err(Error::refused(entry, "it is no small file"));
         };
         let left = self.records.checked_sub(size);

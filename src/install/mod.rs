@@ -15,13 +15,10 @@ use crate::helper::confine::Powers;
 use crate::helper::policy;
 use crate::helper::publish::record::ImageRecord;
 use crate::helper::root::{Dir, without_mounts};
-use crate::helper::{self, Answer, Job, REQUEST, VERSION, graphroot};
+use crate::helper::{self, Answer, Job, REQUEST, Until, VERSION, graphroot};
 use crate::wire;
 use rustix::io::Errno;
 pub use way::Way;
-
-/// How long root waits for a store that somebody else has locked: a pull of a large layer keeps it for minutes.
-const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The most bytes of an answer.
 const ANSWER_MAX: u64 = 64 << 20;
@@ -55,8 +52,10 @@ pub enum Request<'a> {
     Remove(&'a [String], &'a [String]),
     /// Remove what nothing refers to.
     Collect,
-    /// Take a whole tree.
-    Unpack,
+    /// Take a whole tree, which this tells from others.
+    Unpack(&'a str),
+    /// Say whether a whole tree would be taken.
+    Look,
     /// Remove what another request has left in staging.
     Sweep,
 }
@@ -118,7 +117,8 @@ impl Request<'_> {
             Self::Install => "install",
             Self::Remove(..) => "remove",
             Self::Collect => "collect",
-            Self::Unpack => "unpack",
+            Self::Unpack(_) => "unpack",
+            Self::Look => "look",
             Self::Sweep if target.is_rootfs => "clear",
             Self::Sweep => "sweep",
         };
@@ -137,6 +137,7 @@ impl Request<'_> {
                 add("name", names);
                 add("id", ids);
             }
+            Self::Unpack(identity) => add("tree", &[identity.to_owned()]),
             _ => {}
         }
         let mut tar = small_file(REQUEST, &lines);
@@ -148,7 +149,7 @@ impl Request<'_> {
 
     /// Whether more comes after that.
     fn has_content(self) -> bool {
-        matches!(self, Self::Install | Self::Unpack)
+        matches!(self, Self::Install | Self::Unpack(_))
     }
 }
 
@@ -165,6 +166,7 @@ fn small_file(name: &[u8], content: &str) -> Vec<u8> {
 pub struct Asked {
     target: Target,
     way: Way,
+    is_sweep: bool,
     started: way::Started,
 }
 
@@ -186,7 +188,8 @@ impl Asked {
         let mut started = way.start(target, known.then(|| no_store(request)).flatten())?;
         // Who does not listen may have something to say.
         let _ = started.input().write_all(&tar);
-        Ok(Self { target: target.clone(), way: way.clone(), started })
+        let is_sweep = matches!(request, Request::Sweep);
+        Ok(Self { target: target.clone(), way: way.clone(), is_sweep, started })
     }
 
     /// Where the stream goes.
@@ -194,16 +197,17 @@ impl Asked {
         self.started.input()
     }
 
-    /// The answer. After a failure of the stream, `is_whole` is false: then it is only what the helper has against it.
+    /// The answer. What only another run can remove of what was taken out of the store is removed by one; [`Answer::left`] says
+    /// whether that failed.
     ///
     /// # Errors
     /// When there is none.
     pub fn answer(self) -> Result<Answer, Error> {
         let program = self.started.program().to_owned();
-        let answer = self.started.finish().map_err(|error| Error::Start { program: program.clone(), error })?;
-        if answer.as_ref().is_some_and(|answer| answer.left) {
-            // When it published it had no capabilities any more. If it fails, the next run does it.
-            let _ = ask(&self.way, &self.target, Request::Sweep);
+        let mut answer = self.started.finish().map_err(|error| Error::Start { program: program.clone(), error })?;
+        if let Some(answer) = answer.as_mut().filter(|answer| answer.left && !self.is_sweep) {
+            // When it published it had no capabilities any more.
+            answer.left = ask(&self.way, &self.target, Request::Sweep).map_or(true, |swept| swept.left);
         }
         let root = self.target.root.display().to_string();
         match answer {
@@ -222,18 +226,18 @@ pub fn ask(way: &Way, target: &Target, request: Request<'_>) -> Result<Answer, E
     Asked::new(way, target, request)?.answer()
 }
 
-/// Whether somebody writes there for us. A tree is not asked for: left-overs of one are removed.
+/// Whether somebody writes there for us.
 ///
 /// # Errors
 /// When nobody does.
 pub fn probe(way: &Way, target: &Target) -> Result<(), Error> {
-    ask(way, target, if target.is_rootfs { Request::Sweep } else { Request::Query(&[], &[]) }).map(drop)
+    ask(way, target, if target.is_rootfs { Request::Look } else { Request::Query(&[], &[]) }).map(drop)
 }
 
 /// What there is to say where there is no store. Nothing is made for a question, or to remove something from it.
 fn no_store(request: Request<'_>) -> Option<Answer> {
     match request {
-        Request::Install | Request::Unpack => None,
+        Request::Install | Request::Unpack(_) | Request::Look => None,
         Request::Query(layers, images) => Some(Answer {
             missing_layers: layers.to_vec(),
             missing_images: images.iter().map(|image| image.id.clone()).collect(),
@@ -275,7 +279,7 @@ fn own_job(target: &Target) -> io::Result<Job> {
     Ok(Job {
         root: (found.st_dev, found.st_ino),
         target: Dir(without_mounts(directory.0)).open(b"")?,
-        deadline: Instant::now() + PATIENCE,
+        until: Until { deadline: Instant::now() + Duration::from_secs(helper::SECONDS_MAX), is_gone: way::is_stopped },
         budget: Budget { powers: Powers::Own, allow, dropped: (0, Vec::new()) },
     })
 }

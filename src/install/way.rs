@@ -65,6 +65,11 @@ pub fn stop() {
     drop(IS_OVER.wait_timeout_while(served, PATIENCE, |served| served.1 > 0));
 }
 
+/// Whether [`stop`] was called.
+pub fn is_stopped() -> bool {
+    SERVED.lock().unwrap_or_else(PoisonError::into_inner).0
+}
+
 /// A thread that has something in staging, until it is dropped.
 struct Serving;
 
@@ -87,7 +92,7 @@ struct Stoppable(PipeReader);
 
 impl Read for Stoppable {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while !SERVED.lock().unwrap_or_else(PoisonError::into_inner).0 {
+        while !is_stopped() {
             let mut polled = [PollFd::new(&self.0, PollFlags::IN)];
             if retry_on_intr(|| poll(&mut polled, Some(&LOOK)))? > 0 {
                 return self.0.read(buffer);
@@ -214,7 +219,12 @@ impl Started {
             Self::Known(answer, _) => Ok(Some(*answer)),
             Self::Own(writer, thread) => {
                 drop(writer);
-                thread.join().map(Some).or_else(|panic| std::panic::resume_unwind(panic))
+                let answer = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                // What is said is said by who ends the process.
+                while is_stopped() {
+                    std::thread::park();
+                }
+                Ok(Some(answer))
             }
             Self::Socket(stream, _) => {
                 // Gone already if the other side has answered.

@@ -9,22 +9,15 @@
 //! between leaves a store with the old images in it, and directories that no record names.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
 
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
-use super::super::Error;
 use super::super::receive::{Received, image_directory};
 use super::super::staging::Staging;
+use super::super::{Error, Until};
 use super::record::{ImageRecord, LayerRecord};
 use super::store::{Image, LAYERS_MAX, Layer, Locked, Store};
-
-/// The most layers of one stream: two hundred images of twenty-five. While they are published others wait for the locks.
-const LAYERS_RECEIVED_MAX: usize = 5000;
-
-/// The most images of one stream.
-const IMAGES_RECEIVED_MAX: usize = 5000;
 
 /// What has been received, with its records read.
 #[derive(Debug)]
@@ -50,9 +43,6 @@ impl New {
     /// # Errors
     /// When one is not valid, or not of what came before it.
     pub fn parse(received: &Received) -> Result<Self, Error> {
-        if received.layers.len() > LAYERS_RECEIVED_MAX || received.images.len() > IMAGES_RECEIVED_MAX {
-            return Err(Error::request("too many layers or images at once"));
-        }
         let mut new = Self { layers: Vec::new(), images: Vec::new() };
         for (id, text) in &received.layers {
             let record = LayerRecord::parse(text)?;
@@ -76,10 +66,10 @@ impl New {
     /// # Errors
     /// [`Error::Missing`] when layers are neither here nor in the store; then nothing was published. Others when the store cannot
     /// be read or written: then it has the old images, and perhaps the new ones.
-    pub fn publish(&self, store: &Store, staging: &Staging, deadline: Instant) -> Result<Done, Error> {
+    pub fn publish(&self, store: &Store, staging: &Staging, until: Until) -> Result<Done, Error> {
         // All content must be on the disk before anything names it: an image that a power cut leaves empty would be believed.
         rustix::fs::syncfs(&staging.dir).map_err(|error| Error::system("writing to the disk", error))?;
-        let locked = store.lock(deadline)?;
+        let locked = store.lock(until)?;
         let mut layers = store.read_layers()?;
         let mut images = store.read_images()?;
         // containers/storage deletes what is incomplete as soon as it looks.
@@ -97,7 +87,7 @@ impl New {
             return Err(Error::Missing(missing));
         }
         let mut done = Done::default();
-        let place = Place { store, staging, locked: &locked, deadline };
+        let place = Place { store, staging, locked: &locked, until };
         self.publish_layers(&place, &layers, &incomplete, &mut done)?;
         self.publish_images(&place, &mut images, &mut done)?;
         Ok(done)
@@ -215,12 +205,12 @@ struct Place<'a> {
     store: &'a Store,
     staging: &'a Staging,
     locked: &'a Locked,
-    deadline: Instant,
+    until: Until,
 }
 
 impl Place<'_> {
     fn in_time(&self) -> Result<(), Error> {
-        if Instant::now() < self.deadline { Ok(()) } else { Err(Error::request("it takes too long (max_seconds)")) }
+        self.until.check()
     }
 
     /// `chain`: the layers below, the nearest first. Their short names are what the store says: another tool makes others.

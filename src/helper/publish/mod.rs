@@ -1,8 +1,8 @@
 //! Without any capability: what has been received becomes part of the store. It is root's, and so are its records, its locks and
 //! the directories in which layers are renamed.
 //!
-//! JSON and the text of records are read here and nowhere else. What is taken out of the store goes into staging, and is
-//! removed there by the next run that has the capabilities for it ([`Answer::left`]).
+//! JSON and the text of records are read here and nowhere else. What is taken out of the store goes into staging; what of it only
+//! a run with capabilities can remove, the caller asks for by a request of its own ([`Answer::left`]).
 
 /// Small files.
 mod files;
@@ -104,14 +104,14 @@ pub fn publish(work: Work, job: &Job, answer: &mut Answer) -> Result<(), Error> 
         }
         Work::Install(received) => {
             let new = New::parse(&received);
-            let published = new.and_then(|new| new.publish(&open(job)?, &received.staging, job.deadline));
+            let published = new.and_then(|new| new.publish(&open(job)?, &received.staging, job.until));
             answer.left = !received.staging.remove(root, Powers::Own);
             answer.done = published?;
         }
         Work::Collect(swept) => {
             // Nothing is made where there is nothing.
             if Store::is_in(root) {
-                answer.gone = staged(job, answer, |store, staging| remove::collect(store, staging, job.deadline))?;
+                answer.gone = staged(job, answer, |store, staging| remove::collect(store, staging, job.until))?;
             }
             answer.gone.orphans += swept;
         }
@@ -121,13 +121,17 @@ pub fn publish(work: Work, job: &Job, answer: &mut Answer) -> Result<(), Error> 
             let mut targets: Vec<_> = lines.all("name", is_name)?.into_iter().map(Target::Name).collect();
             targets.extend(lines.all("id", is_start)?.into_iter().map(Target::Id));
             lines.end()?;
-            if let (false, Some(Target::Name(name) | Target::Id(name))) = (Store::is_in(root), targets.first()) {
-                return Err(Error::NotFound(name.clone()));
+            if !Store::is_in(root) {
+                let first = targets.into_iter().next();
+                return match first {
+                    Some(Target::Name(name) | Target::Id(name)) => Err(Error::NotFound(name)),
+                    None => Ok(()),
+                };
             }
-            answer.gone = staged(job, answer, |store, staging| remove::remove(store, staging, &targets, job.deadline))?;
+            answer.gone = staged(job, answer, |store, staging| remove::remove(store, staging, &targets, job.until))?;
         }
-        Work::Tree(staging) => {
-            let published = tree::publish(root, staging.as_ref());
+        Work::Tree(staging, identity) => {
+            let published = tree::publish(root, staging.as_ref(), &identity);
             answer.left = staging.is_some_and(|staging| !staging.remove(root, Powers::Own));
             published?;
         }

@@ -1,15 +1,15 @@
 //! Names, images and layers taken out of a store, and what nothing refers to any more.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
-use super::super::Error;
 use super::super::receive::is_id;
 use super::super::root::Dir;
 use super::super::staging::Staging;
+use super::super::{Error, Until};
 use super::record::LayerRecord;
 use super::store::{Container, Image, Layer, Locked, Store};
 
@@ -43,8 +43,8 @@ pub struct Gone {
 ///
 /// # Errors
 /// When one of them is not there, or in use by a container; then nothing was removed.
-pub fn remove(store: &Store, staging: &Staging, targets: &[Target], deadline: Instant) -> Result<Gone, Error> {
-    let locked = store.lock(deadline)?;
+pub fn remove(store: &Store, staging: &Staging, targets: &[Target], until: Until) -> Result<Gone, Error> {
+    let locked = store.lock(until)?;
     let (mut images, layers, containers) = (store.read_images()?, store.read_layers()?, store.read_containers()?);
     let unused_before = unused_layers(&layers, &images, &containers, &BTreeSet::new());
     let mut gone = Gone::default();
@@ -86,8 +86,8 @@ pub fn remove(store: &Store, staging: &Staging, targets: &[Target], deadline: In
 ///
 /// # Errors
 /// When the records cannot be read, or something cannot be removed.
-pub fn collect(store: &Store, staging: &Staging, deadline: Instant) -> Result<Gone, Error> {
-    let locked = store.lock(deadline)?;
+pub fn collect(store: &Store, staging: &Staging, until: Until) -> Result<Gone, Error> {
+    let locked = store.lock(until)?;
     let (images, layers, containers) = (store.read_images()?, store.read_layers()?, store.read_containers()?);
     let mut gone = Gone::default();
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() as i64;

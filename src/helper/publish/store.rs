@@ -18,9 +18,9 @@ use serde::Deserialize;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::super::Error;
 use super::super::receive::is_id;
 use super::super::root::{Dir, is_ours};
+use super::super::{Error, Until};
 use super::record::ImageRecord;
 use crate::json;
 
@@ -181,9 +181,9 @@ impl Store {
     /// Takes all locks, in containers/storage's order.
     ///
     /// # Errors
-    /// When one is still held by somebody else at `deadline`, or cannot be had at all.
-    pub fn lock(&self, deadline: Instant) -> Result<Locked, Error> {
-        let lock = |directory, name| self.take(directory, name, deadline);
+    /// When one is still held by somebody else when the time is over, or cannot be had at all.
+    pub fn lock(&self, until: Until) -> Result<Locked, Error> {
+        let lock = |directory, name| self.take(directory, name, until);
         Ok(Locked {
             _storage: lock(&self.root, "storage.lock")?,
             layers: lock(&self.layers, "layers.lock")?,
@@ -192,8 +192,8 @@ impl Store {
         })
     }
 
-    fn take(&self, directory: &Dir, name: &str, deadline: Instant) -> Result<Lock, Error> {
-        let deadline = deadline.min(Instant::now() + LOCK_PATIENCE);
+    fn take(&self, directory: &Dir, name: &str, until: Until) -> Result<Lock, Error> {
+        let deadline = until.deadline.min(Instant::now() + LOCK_PATIENCE);
         let file = self.lock_file(directory, name)?;
         let whole = libc::flock {
             l_type: libc::F_WRLCK as libc::c_short,
@@ -206,6 +206,7 @@ impl Store {
             match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole)) {
                 Ok(_) => return Ok(Lock(file)),
                 Err(nix::Error::EAGAIN | nix::Error::EACCES | nix::Error::EINTR) if Instant::now() < deadline => {
+                    until.check()?;
                     std::thread::sleep(LOCK_POLL);
                 }
                 Err(nix::Error::EAGAIN | nix::Error::EACCES) => {

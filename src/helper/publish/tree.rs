@@ -8,16 +8,18 @@ use super::super::receive::{COMPLETE, STAGED, TREE};
 use super::super::root::Dir;
 use super::super::staging::Staging;
 
-/// Publishes the tree in `staging`, or the rest of one that is in `root`.
+/// Publishes the tree in `staging`, or the rest of one that is in `root`, if that is the same by its identity.
 ///
 /// # Errors
-/// The kernel's.
-pub fn publish(root: &Dir, staging: Option<&Staging>) -> Result<(), Error> {
+/// The kernel's, and when the rest is of another tree: that is published, but not what was asked for.
+pub fn publish(root: &Dir, staging: Option<&Staging>, identity: &str) -> Result<(), Error> {
+    let found = root.read(COMPLETE, identity.len() as u64).ok().flatten();
+    let is_other = staging.is_none() && found.as_deref() != Some(identity.as_bytes());
     let all = || {
         if let Some(staging) = staging {
             syncfs(&staging.dir)?;
             staging.dir.rename(STAGED, root, TREE)?;
-            root.write(COMPLETE, 0o600, b"")?;
+            root.write(COMPLETE, 0o600, identity.as_bytes())?;
             root.sync()?;
         }
         if root.has(TREE) {
@@ -30,5 +32,9 @@ pub fn publish(root: &Dir, staging: Option<&Staging>) -> Result<(), Error> {
         }
         unlinkat(root, COMPLETE, AtFlags::empty())
     };
-    all().map_err(|error| Error::system("publishing the tree", error))
+    all().map_err(|error| Error::system("publishing the tree", error))?;
+    if is_other {
+        return Err(Error::said("an interrupted run had another tree complete here: that is in its place now"));
+    }
+    Ok(())
 }

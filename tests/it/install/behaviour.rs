@@ -410,7 +410,9 @@ fn a_whole_tree_that_was_interrupted() {
             let inject = format!("inject={call}:signal=SIGKILL:when={number}");
             command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject]);
             command.arg(inner.get_program()).args(inner.get_args()).args(["--rootfs", &item]);
-            let output = command.env("HOME", world.at.join("home")).output().unwrap();
+            command.env("HOME", world.at.join("home"));
+            command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+            let output = command.output().unwrap();
             if output.status.success() {
                 break;
             }

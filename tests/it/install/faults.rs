@@ -666,13 +666,14 @@ fn told_to_stop() {
             };
             // The helper hears of it by the end of its stream.
             let begun = Instant::now();
-            while who == Who::Helper && !left().is_empty() && begun.elapsed() < Duration::from_secs(10) {
+            while who == Who::Helper && !left().is_empty() && begun.elapsed() < Duration::from_secs(2) {
                 std::thread::sleep(Duration::from_millis(5));
             }
             let left = left();
             // The shell before it has no way to go on.
             let is_right = matches!(status.code(), Some(0 | 130)) || status.signal() == Some(2);
-            if !is_right || !left.is_empty() {
+            // Once it has given its capabilities up it leaves what is others' to the next run, which `judge` makes.
+            if !is_right || who == Who::Own && !left.is_empty() {
                 wrong.push(format!("{who:?}: {status} {left:?}"));
             }
             if let Err(error) = bench.judge(tried % THOROUGH == 0) {

@@ -381,7 +381,7 @@ fn records_that_do_not_fit() {
     let lines = layer_record(2, Some(1)).to_lines();
     let many = |count: u32| (0..count).map(|number| (4_000_000_000 + number).to_string()).collect::<Vec<_>>().join(" ");
     let mut records = vec![
-        (String::new(), "`id`"),
+        (String::new(), "no small file"),
         ("\n".to_owned(), "`id`"),
         ("id".to_owned(), "`text`"),
         (lines.trim_end().to_owned(), "`text`"),
@@ -463,7 +463,7 @@ fn records_that_do_not_fit() {
     let manifest_line = lines.lines().find(|line| line.starts_with("data manifest ")).unwrap();
     let config_line = lines.lines().find(|line| line.starts_with("data sha256:")).unwrap();
     let name = "name localhost/bad:1\n";
-    let mut images = vec![(String::new(), "`id`")];
+    let mut images = vec![(String::new(), "no small file")];
     let more = format!("{name}{name}");
     for (from, to, why) in [
         (&record.id[..], &id(5)[..], "`data`"),
@@ -582,7 +582,7 @@ fn requests_and_order() {
     let (version, word, no_graphroot) = ("another version", "the word is unknown", "it has no graphroot");
     let (elsewhere, other_store, more) = ("another directory", "another graphroot", "more lines");
     let mut requests = vec![
-        (String::new(), version),
+        (String::new(), "no small file"),
         ("\n".to_owned(), version),
         ("prepull 1".to_owned(), version),
         ("prepull 1\n".to_owned(), "it has no word"),

@@ -145,7 +145,7 @@ fn slow_and_endless() {
         ("zeros after a start", open, start(), vec![0; 1 << 16], at_once),
         ("a file without an end", "max_bytes", endless_file, vec![b'x'; 1 << 16], at_once),
         ("one directory again and again", late, start(), directory.repeat(100), at_once),
-        ("images that are asked for", "too many records at once", asked, images, at_once),
+        ("images that are asked for", "too many layers or images", asked, images, at_once),
     ];
     // A file never makes its reader wait.
     let path = jail.at("stream");
