@@ -122,10 +122,12 @@ pub struct Until {
 }
 
 impl Until {
+    fn wanted(self) -> Result<(), Error> {
+        if (self.is_gone)() { Err(Error::said("nobody waits for it any more")) } else { Ok(()) }
+    }
+
     fn check(self) -> Result<(), Error> {
-        if (self.is_gone)() {
-            return Err(Error::said("nobody waits for it any more"));
-        }
+        self.wanted()?;
         if Instant::now() < self.deadline { Ok(()) } else { Err(Error::request("it takes too long (max_seconds)")) }
     }
 }

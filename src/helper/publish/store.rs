@@ -206,7 +206,7 @@ impl Store {
             match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole)) {
                 Ok(_) => return Ok(Lock(file)),
                 Err(nix::Error::EAGAIN | nix::Error::EACCES | nix::Error::EINTR) if Instant::now() < deadline => {
-                    until.check()?;
+                    until.wanted()?;
                     std::thread::sleep(LOCK_POLL);
                 }
                 Err(nix::Error::EAGAIN | nix::Error::EACCES) => {

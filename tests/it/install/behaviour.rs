@@ -373,6 +373,23 @@ fn a_whole_tree_into_an_empty_directory() {
     fails(command.args(["install", "-q", "--no-cache", "--rootfs", "--root"]).arg(&odd).arg(&item), 1, "file");
 }
 
+/// Only the tree of the same images goes on where another run was killed.
+#[test]
+fn another_tree_that_was_interrupted() {
+    if !needs_root("install::behaviour::another_tree_that_was_interrupted") {
+        return;
+    }
+    let mut world = World::new();
+    let item = world.image("app", &on_base("app"));
+    let tree = world.root().join(".prepull-tree");
+    fs_err::create_dir_all(&tree).unwrap();
+    fs_err::write(tree.join("theirs"), "x").unwrap();
+    fs_err::write(world.root().join(".prepull-complete"), "tree of another\n").unwrap();
+    fails(world.prepull("install").args(["--rootfs", &item]), 1, "another tree");
+    let names: Vec<_> = fs_err::read_dir(world.root()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["theirs"]);
+}
+
 /// Killed at each of its renames; the next run completes it.
 #[test]
 fn a_whole_tree_that_was_interrupted() {

@@ -1,6 +1,10 @@
 //! podman, skopeo and prepull on one store at the same time.
 
+use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt as _;
+use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -225,4 +229,70 @@ fn who_never_lets_go_is_not_waited_for_forever() {
     world.is_good();
     ok(world.prepull("install").arg(&two));
     world.is_good();
+}
+
+/// Ctrl-C while somebody else has the store.
+#[test]
+fn who_is_told_to_stop_does_not_wait() {
+    if !needs_root("install::together::who_is_told_to_stop_does_not_wait") {
+        return;
+    }
+    let mut world = World::new();
+    let (one, two) = (world.image("one", &[top("one")]), world.image("two", &on_base("two")));
+    world.skopeo(&one, &full("one"));
+    world.lets_root_write("");
+    let before = world.records();
+    for via in ["own", "helper"] {
+        let lock = hold(&world, LOCKS[2]);
+        let inner = world.prepull("install");
+        let mut command = world.as_root();
+        command.arg(inner.get_program()).args(inner.get_args()).args(["--via", via, "--helper"]).arg(world.helper());
+        let mut child = command.arg(&two).process_group(0).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_secs(1));
+        let begun = Instant::now();
+        rustix::process::kill_process_group(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT)
+            .unwrap();
+        let status = child.wait().unwrap();
+        let mut said = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!(status.code(), Some(130), "{via}: {said}");
+        assert_eq!(said, "prepull: interrupted\n", "{via}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{via}: {:?}", begun.elapsed());
+        std::thread::sleep(Duration::from_millis(200));
+        drop(lock);
+        std::thread::sleep(Duration::from_millis(200));
+        assert_eq!(world.records(), before, "{via}");
+    }
+    ok(world.prepull("install").arg(&two));
+    world.is_good();
+}
+
+/// Whatever a service says of what it has left, it is asked once more and not for ever.
+#[test]
+fn a_service_that_has_always_left_something() {
+    let work = tempfile::tempdir().unwrap();
+    let (path, root) = (work.path().join("socket"), work.path().join("root"));
+    fs_err::create_dir(&root).unwrap();
+    let listener = UnixListener::bind(&path).unwrap();
+    let asked = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for connection in listener.incoming() {
+                let mut connection = connection.unwrap();
+                let mut request = Vec::new();
+                connection.read_to_end(&mut request).unwrap();
+                if request.is_empty() || asked.fetch_add(1, Ordering::Relaxed) > 100 {
+                    return;
+                }
+                connection.write_all(b"{\"left\":true}\n").unwrap();
+            }
+        });
+        let mut command = crate::command::prepull(work.path());
+        command.args(["gc", "--via", "socket", "--socket"]).arg(&path).arg("--root").arg(&root);
+        let output = command.output().unwrap();
+        drop(UnixStream::connect(&path).unwrap());
+        assert!(output.status.success() && stderr(&output).contains("could not be removed yet"), "{}", stderr(&output));
+    });
+    // The question whether it works, the request, and what is left of each.
+    assert!(asked.load(Ordering::Relaxed) <= 4, "{asked:?}");
 }
