@@ -82,7 +82,7 @@ pub enum Work {
 /// Layers and images in staging.
 #[derive(Debug)]
 pub struct Received {
-    /// Where they are: layers and tar-splits by their names in the store, images in [`image_directory`].
+    /// Where they are: layers and tar-splits by their names in the store, images as `image-ID`.
     pub staging: Staging,
     /// Ids and records of layers.
     pub layers: Vec<(String, String)>,

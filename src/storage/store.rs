@@ -72,7 +72,7 @@ pub struct Settings {
     pub unpacker: Unpacker,
     /// Whether the machine's configuration goes along.
     pub config: bool,
-    /// Whether layers and images are for a store that is there ([`helper::install`](crate::helper::install)): without the
+    /// Whether layers and images are for a store that is there ([`helper::receive`](crate::helper::receive)): without the
     /// store's own directories, each with its record behind it.
     pub merge: bool,
     /// The pause image's name in the store.
