@@ -74,7 +74,7 @@ fn read_policy() -> (String, Vec<Target>) {
         Ok(caller) => caller,
         Err(error) => return (error.to_string(), Vec::new()),
     };
-    let allowed = policy.for_caller(&caller);
+    let allowed = caller.allowed(&policy);
     let said = format!(
         "{}: {} of its {} entries are for this user{}",
         policy::PATH,

@@ -13,7 +13,7 @@ use rustix::process::{geteuid, getuid};
 use rustix::stdio::stdin;
 
 use super::Error;
-use super::policy::{Allow, Id, number, trusted};
+use super::policy::{Allow, Id, Policy, number, trusted};
 
 const PEER: &str = "who is at the other end of standard input";
 
@@ -112,8 +112,14 @@ impl Caller {
         Self { uid, groups: groups.collect(), name: user.map(|(name, _)| name.to_owned()) }
     }
 
+    /// Entries that this user may use, in the file's order.
+    #[must_use]
+    pub fn allowed<'a>(&self, policy: &'a Policy) -> Vec<&'a Allow> {
+        policy.allow.iter().filter(|entry| self.is(entry)).collect()
+    }
+
     /// Whether the policy means this user.
-    pub(super) fn is(&self, entry: &Allow) -> bool {
+    fn is(&self, entry: &Allow) -> bool {
         let means = |id: &Id, number: u32, name: Option<&String>| match id {
             Id::Number(meant) => *meant == number,
             Id::Name(meant) => Some(meant) == name,

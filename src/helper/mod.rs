@@ -128,6 +128,11 @@ impl Until {
 
     fn check(self) -> Result<(), Error> {
         self.wanted()?;
+        self.in_time()
+    }
+
+    /// All that is looked at once something has been renamed: stopping then would leave it half done, and the rest takes no time.
+    fn in_time(self) -> Result<(), Error> {
         if Instant::now() < self.deadline { Ok(()) } else { Err(Error::request("it takes too long (max_seconds)")) }
     }
 }
@@ -174,7 +179,7 @@ fn confined() -> Result<Job, Error> {
     // Who may do what: read while /etc can be seen, from a file that only root can have written.
     let policy = policy::Policy::load()?;
     let caller = caller::identify(sudo_uid.as_deref())?;
-    let allowed = policy.for_caller(&caller);
+    let allowed = caller.allowed(&policy);
     // Of those directories, the one in which we were started: chosen by what it is, not by what it is called.
     let (allow, root) = confine::open_target(&allowed)?;
     let found = rustix::fs::fstat(&root).map_err(|error| Error::system("looking at the directory", error))?;

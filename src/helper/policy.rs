@@ -11,7 +11,6 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 use serde::Deserialize;
 
 use super::Error;
-use super::caller::Caller;
 
 /// Where the policy is.
 pub const PATH: &str = "/etc/prepull/helper.toml";
@@ -129,12 +128,6 @@ impl Policy {
             entry.check().map_err(|why| Error::said(format!("{PATH}, entry {}: {why}", index + 1)))?;
         }
         Ok(file)
-    }
-
-    /// Entries that `caller` may use, in the file's order.
-    #[must_use]
-    pub fn for_caller(&self, caller: &Caller) -> Vec<&Allow> {
-        self.allow.iter().filter(|entry| caller.is(entry)).collect()
     }
 }
 

@@ -124,7 +124,7 @@ fn confined(mode: &str) -> Result<(), Box<dyn std::error::Error>> {
     if mode == "who" {
         let policy = Policy::load()?;
         let caller = identify(sudo_uid.as_deref())?;
-        let roots = policy.for_caller(&caller).into_iter().map(|entry| &*entry.root);
+        let roots = caller.allowed(&policy).into_iter().map(|entry| &*entry.root);
         println!("{} {}", caller.uid, roots.collect::<Vec<_>>().join(" "));
         return Ok(());
     }

@@ -77,7 +77,7 @@ fn entries_are_for_those_whom_they_name() {
     let policy = Policy::parse(&text.concat()).unwrap();
     let roots = |uid| {
         let caller = Caller::known_as(uid, PASSWD, GROUP);
-        policy.for_caller(&caller).into_iter().map(|entry| entry.root.clone()).collect::<Vec<_>>()
+        caller.allowed(&policy).into_iter().map(|entry| entry.root.clone()).collect::<Vec<_>>()
     };
     assert_eq!(roots(1000), ["/user=alice", "/user=1000", "/group=prepull", "/group=100"]);
     assert_eq!(roots(1001), ["/group=prepull", "/group=100"]);

@@ -117,7 +117,7 @@ impl New {
         let mut new = Vec::new();
         for record in &self.layers {
             let id = &record.id;
-            place.in_time()?;
+            place.until.in_time()?;
             let known = parents.get(id).cloned();
             if known.is_some() && store.has_files(id) {
                 // Somebody else has pulled it meanwhile.
@@ -165,7 +165,7 @@ impl New {
             owner.extend(image.record.names.iter().map(|name| (name.clone(), at)));
         }
         for new in &self.images {
-            place.in_time()?;
+            place.until.in_time()?;
             let failed = |error| Error::system(format!("publishing image {}", new.id), error);
             // As podman moves them: who has a name loses it to who is given it (`images.go`, `updateNames`).
             for name in &new.names {
@@ -209,10 +209,6 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    fn in_time(&self) -> Result<(), Error> {
-        self.until.check()
-    }
-
     /// `chain`: the layers below, the nearest first. Their short names are what the store says: another tool makes others.
     fn publish_layer(
         &self,

@@ -28,8 +28,8 @@ use record::{ImageRecord, Lines, is_name};
 use remove::{Gone, Target};
 use store::Store;
 
-/// The fewest digits of an id that is not whole: with fewer, containers/image and CRI-O take it for a name
-/// (`minimumTruncatedIDLength`), and so few may be a slip. podman itself takes one.
+/// The fewest digits of an id that is not whole: CRI-O takes fewer for a name (`minimumTruncatedIDLength`), and so few may be a
+/// slip. podman itself takes one.
 const ID_MIN: usize = 3;
 
 /// What the helper answers: one line of JSON.

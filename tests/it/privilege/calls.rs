@@ -165,9 +165,12 @@ END
         jail.ok(&script);
         let seen = fs_err::read_to_string(jail.at("seen")).unwrap();
         let number = call_number(call);
-        let at_call: Vec<&str> = seen
-            .lines()
-            .filter_map(|line| line.split_once(' '))
+        // Each call takes long enough to be seen several times; a line that stands alone may be of two calls.
+        let lines: Vec<&str> = seen.lines().collect();
+        let at_call: Vec<&str> = lines
+            .windows(2)
+            .filter(|two| two[0] == two[1])
+            .filter_map(|two| two[0].split_once(' '))
             .filter(|(_, at)| *at == number)
             .map(|(effective, _)| effective)
             .collect();
