@@ -3,7 +3,7 @@
 //! Paths, link targets and extended attributes are bytes: a container image owes nobody UTF-8.
 
 /// A point in time as a file system stores it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Timestamp {
     /// Seconds since 1970-01-01T00:00:00Z; negative before.
     pub seconds: i64,
@@ -23,7 +23,7 @@ impl Timestamp {
 pub type Xattr = (Vec<u8>, Vec<u8>);
 
 /// What `stat` and `listxattr` say of an entry, beyond its type.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Meta {
     /// Permission, setuid, setgid and sticky bits: at most 0o7777.
     pub mode: u16,

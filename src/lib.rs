@@ -7,7 +7,8 @@
 //!   user typed)  bytes lie)     config, all    store's entries,     image records,
 //!                               verified)      verified, cached)    layers.json, images.json)
 //!                                                                          │
-//!                                                                          └───▶ install ─▶ helper ─▶ a store that is there
+//!                                                                          ├───▶ install ─▶ helper ─▶ a store that is there
+//!                                                                          └───▶ mount ─▶ the same store, live over FUSE
 //! ```
 //!
 //! After [`image::Image`] no code knows what a registry is. After [`segment`] no code knows what an image layer is.
@@ -30,15 +31,16 @@
 //! | image | digest, json, media_type, source |
 //! | layer | digest, entry, json, registry, source, threads |
 //! | segment | atomic, digest, entry, layer, source, threads, wire |
-//! | storage | digest, entry, helper, image, json, layer, segment, wire |
+//! | storage | digest, entry, helper, image, json, layer, reference, segment, source, wire |
 //! | install | entry, helper, threads, wire |
 //! | inspect | entry, layer, reference, storage |
 //! | sink | atomic, digest, segment, storage, threads |
 //! | plan | digest, image, reference, source, storage, threads |
 //! | make | atomic, digest, plan, segment, sink, source, storage, threads |
+//! | mount | digest, entry, inspect, layer, make, plan, segment, sink, storage, threads, wire |
 //! | verify | digest, entry, image, inspect, json, layer, reference, segment, storage, threads, wire |
 //! | xcluster | atomic |
-//! | cli | atomic, config, digest, helper, image, inspect, install, make, plan, reference, registry, segment, sink, source, storage, verify, xcluster |
+//! | cli | atomic, config, digest, helper, image, inspect, install, make, mount, plan, reference, registry, segment, sink, source, storage, verify, xcluster |
 
 #[cfg(feature = "front")]
 pub mod atomic;
@@ -63,6 +65,8 @@ pub mod layer;
 pub mod make;
 #[cfg(feature = "front")]
 pub mod media_type;
+#[cfg(feature = "front")]
+pub mod mount;
 #[cfg(feature = "front")]
 pub mod plan;
 #[cfg(feature = "front")]

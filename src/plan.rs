@@ -1,6 +1,7 @@
 //! From what the user typed to verified images with names: all that is known before a layer is touched.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,7 +12,7 @@ use crate::digest::Digest;
 use crate::image::{self, Image, Platform};
 use crate::reference::{Item, Location};
 use crate::source::{self, Descriptor, ImageSource};
-use crate::storage::record::{StoreImage, seconds_since_epoch};
+use crate::storage::record::{SavedImage, StoreImage, seconds_since_epoch};
 use crate::threads;
 
 /// Images whose manifests are fetched at once.
@@ -163,6 +164,67 @@ impl Plan {
             self.add_blobs(&image, &blob);
         }
         Ok(names)
+    }
+
+    /// What was in a store before: its layers must be at hand.
+    ///
+    /// # Errors
+    /// When an image is not what was saved.
+    pub fn of_saved(images: &[SavedImage]) -> Result<Self, image::Error> {
+        let mut plan = Self {
+            images: BTreeMap::new(),
+            blobs: BTreeMap::new(),
+            newest: 0,
+            warnings: Vec::new(),
+            names: BTreeMap::new(),
+        };
+        for image in images {
+            let image = image.restore()?;
+            for name in image.names() {
+                plan.names.insert(name.to_owned(), (*image.id(), name.to_owned()));
+            }
+            plan.images.insert(*image.id(), image);
+        }
+        Ok(plan)
+    }
+
+    /// Takes in the images of another plan. Who has had one of their names loses it, and an image that had no other goes.
+    pub fn take_over(&mut self, other: Self) {
+        for name in other.names.keys() {
+            self.forget_name(name);
+        }
+        for (id, image) in other.images {
+            match self.images.entry(id) {
+                Entry::Vacant(place) => drop(place.insert(image)),
+                Entry::Occupied(mut place) => place.get_mut().absorb(image),
+            }
+        }
+        self.names.extend(other.names);
+        self.blobs.extend(other.blobs);
+    }
+
+    /// Takes a name from the image that has it, which goes with its last. Gives whether there was one.
+    pub fn forget_name(&mut self, name: &str) -> bool {
+        let Some((id, _)) = self.names.remove(name) else { return false };
+        if let Entry::Occupied(mut image) = self.images.entry(id) {
+            image.get_mut().remove_name(name);
+            if image.get().names().next().is_none() {
+                image.remove();
+            }
+        }
+        true
+    }
+
+    /// Removes the image whose id begins so.
+    ///
+    /// # Errors
+    /// When there is none, or more than one.
+    pub fn forget_image(&mut self, begin: &str) -> Result<(), &'static str> {
+        let mut found = self.images.keys().filter(|id| id.hex().starts_with(begin));
+        let (Some(&id), None) = (found.next(), found.next()) else { return Err("not the id of exactly one image") };
+        self.images.remove(&id);
+        self.names.retain(|_, (of, _)| *of != id);
+        Ok(())
     }
 
     /// Whether an image has this name.

@@ -202,10 +202,18 @@ impl Install<'_> {
     }
 }
 
-/// Runs `rm`.
-pub fn remove(args: &RmArgs, printer: &Printer) -> Result<(), Failure> {
+/// Images as they are named on the command line.
+pub struct Selected {
+    /// By full names.
+    pub names: Vec<String>,
+    /// By ids, or their beginnings.
+    pub ids: Vec<String>,
+}
+
+/// What is an id, and what a name.
+pub fn selected(typed: &[String]) -> Result<Selected, Failure> {
     let (mut names, mut ids) = (Vec::new(), Vec::new());
-    for typed in &args.names {
+    for typed in typed {
         let hex = typed.strip_prefix("sha256:").unwrap_or(typed);
         let is_id =
             (ID_MIN..=64).contains(&hex.len()) && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
@@ -217,6 +225,12 @@ pub fn remove(args: &RmArgs, printer: &Printer) -> Result<(), Failure> {
             names.push(name.to_string());
         }
     }
+    Ok(Selected { names, ids })
+}
+
+/// Runs `rm`.
+pub fn remove(args: &RmArgs, printer: &Printer) -> Result<(), Failure> {
+    let Selected { names, ids } = selected(&args.names)?;
     let answer = ask_any(&args.target, Request::Remove(&names, &ids))?;
     report(&answer, args.json, printer)
 }

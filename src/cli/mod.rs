@@ -10,6 +10,7 @@ mod generate;
 mod install;
 mod ls;
 mod make;
+mod mount;
 mod output;
 mod ovl;
 mod progress;
@@ -25,6 +26,8 @@ use clap::Parser;
 pub use args::Args;
 use args::Command;
 use output::Printer;
+
+use crate::mount::keeper;
 
 /// How a command ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +70,18 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
+    // Processes of `prepull mount`, which it starts itself.
+    match std::env::args_os().nth(1).as_deref().and_then(std::ffi::OsStr::to_str) {
+        Some(keeper::KEEPER) => {
+            raise_file_limit();
+            return keeper::run();
+        }
+        Some(keeper::WORKER) => {
+            raise_file_limit();
+            return crate::mount::worker::run();
+        }
+        _ => {}
+    }
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {
@@ -95,6 +110,8 @@ pub fn main() -> ExitCode {
         Command::Install(install) => install::install(&install, &printer).map(done),
         Command::Rm(rm) => install::remove(&rm, &printer).map(done),
         Command::Gc(gc) => install::collect(&gc, &printer).map(done),
+        Command::Mount(mount) => mount::run(&mount, &printer),
+        Command::Umount(umount) => mount::unmount(&umount, &printer).map(done),
         Command::Doctor(doctor) => doctor::run(&doctor),
         Command::Ls(ls) => ls::run(&ls, &printer).map(done),
         Command::Verify(verify) => verify::run(&verify),
@@ -162,7 +179,7 @@ fn stop_on_signals() -> std::io::Result<()> {
     let mut signals = signal_hook::iterator::Signals::new(handled)?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         // Once the tar is in its place there is nothing left to interrupt: the last lines are printed.
-        if signals.forever().any(|_| crate::atomic::may_stop()) {
+        if signals.forever().any(|signal| !keeper::pass_on(signal) && crate::atomic::may_stop()) {
             output::interrupted();
             // Who does not want to wait says it again.
             let stopping = std::thread::Builder::new().spawn(|| {

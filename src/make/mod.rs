@@ -17,6 +17,7 @@ use std::sync::atomic::AtomicBool;
 
 use crate::atomic::{cut_off, is_full};
 use crate::digest::Digest;
+use crate::entry::Meta;
 use crate::plan::Plan;
 use crate::segment::cache::Cache;
 use crate::segment::convert;
@@ -54,6 +55,23 @@ pub enum Output<'a> {
     Stream(TarStream<'a>),
     /// Into a stream, what a store lacks: to who writes it there.
     Store(TarStream<'a>, Lacking),
+    /// Into a stream, all but what is in the layers' trees; those beside it: to who shows them.
+    Trees(TarStream<'a>, &'a mut Vec<LayerTree>),
+}
+
+/// A layer's tree, for who shows it.
+#[derive(Debug)]
+pub struct LayerTree {
+    /// The layer's id.
+    pub id: Digest,
+    /// The key of its segment.
+    pub key: Digest,
+    /// Its entries, and the content of its files.
+    pub segment: Arc<Segment>,
+    /// Its root's metadata.
+    pub root: Meta,
+    /// Whiteouts that stand for its opaque directories, by their paths below its root.
+    pub whiteouts: Vec<Vec<u8>>,
 }
 
 /// What a store lacks.
@@ -110,6 +128,9 @@ pub enum Error {
     /// There is no thread to convert with.
     #[error(transparent)]
     Thread(io::Error),
+    /// A layer was there, and is damaged now.
+    #[error("layer {0}: it is damaged, and nothing says where it came from (give its image again)")]
+    NoSource(Digest),
     /// Another thread failed first.
     #[error("stopped")]
     Stopped,
@@ -204,6 +225,7 @@ impl Make<'_> {
                 Output::File(file) => self.to_file(file, &layers, &mut supply),
                 Output::Stream(stream) => self.to_stream(stream, &layers, &mut supply),
                 Output::Store(stream, lacking) => self.to_store(stream, lacking, &layers, &mut supply),
+                Output::Trees(stream, trees) => self.to_trees(stream, trees, &layers, &mut supply),
             };
             match result {
                 Err(Error::Sink(sink::Error::Segment { layer, error: SegmentError::Damaged }))
@@ -228,7 +250,9 @@ impl Make<'_> {
                 Ok((bytes, warnings)) => {
                     let bytes = match output {
                         Output::File(file) => file.publish().map(|()| bytes)?,
-                        Output::Stream(stream) | Output::Store(stream, _) => stream.finish()?,
+                        Output::Stream(stream) | Output::Store(stream, _) | Output::Trees(stream, _) => {
+                            stream.finish()?
+                        }
                     };
                     supply.sweep();
                     return Ok(report(bytes, cached, warnings, &supply));
@@ -312,6 +336,31 @@ impl Make<'_> {
             }
         }
         stream.push(&store.images(&lacking.images))?;
+        Ok((0, store.warnings().to_vec()))
+    }
+
+    /// What is in the trees is not even read.
+    fn to_trees(
+        &self,
+        stream: &mut TarStream<'_>,
+        trees: &mut Vec<LayerTree>,
+        layers: &[StoreLayer],
+        supply: &mut Supply,
+    ) -> Result<(u64, Vec<String>), Error> {
+        stream.restart();
+        trees.clear();
+        let mut store = Store::new(self.settings, &self.plan.images);
+        stream.push(&store.skeleton())?;
+        for layer in layers {
+            let segment = supply.wait(layer, &AtomicBool::new(false))?;
+            let (mut pieces, tail) = store.layer(layer, &segment)?;
+            pieces.truncate(1);
+            pieces.iter().try_for_each(|head| stream.push(head))?;
+            store.beside(layer, &segment, |piece| stream.push(&piece))?;
+            let key = supply.key(layer);
+            trees.push(LayerTree { id: layer.id, key, segment, root: tail.root.meta, whiteouts: tail.whiteouts });
+        }
+        store.finish(|piece| stream.push(&piece).map_err(Error::from))?;
         Ok((0, store.warnings().to_vec()))
     }
 

@@ -40,6 +40,8 @@ const LOOK: Duration = Duration::from_millis(100);
 pub(super) struct Supply {
     work: Arc<Work>,
     segments: BTreeMap<Digest, Arc<Segment>>,
+    /// Keys of those that somebody else has made.
+    keys: BTreeMap<Digest, Digest>,
     /// Files of segments whose bodies are in the tar, until it is certain that they stay there.
     unsettled: BTreeMap<Digest, Unnamed>,
     /// Lengths of what was damaged: the places of later layers followed from them.
@@ -95,6 +97,7 @@ impl Supply {
         Self {
             work: Arc::new(Work { blobs, graphroot, cache, progress, turns, pack, stop: Arc::default() }),
             segments: BTreeMap::new(),
+            keys: BTreeMap::new(),
             unsettled: BTreeMap::new(),
             discarded: BTreeMap::new(),
             missing: Vec::new(),
@@ -124,7 +127,11 @@ impl Supply {
             if self.segments.contains_key(&layer.id) || self.under_way.contains_key(&layer.id) {
                 continue;
             }
-            if let Some(segment) = self.work.cache.get(&self.work.key(layer)) {
+            let known = self.work.cache.take_known(&layer.id).map(|(key, segment)| {
+                self.keys.insert(layer.id, key);
+                segment
+            });
+            if let Some(segment) = known.or_else(|| self.work.cache.get(&self.work.key(layer))) {
                 self.work.progress.cached(layer);
                 self.segments.insert(layer.id, Arc::new(segment));
                 cached += 1;
@@ -243,9 +250,15 @@ impl Supply {
         self.under_way.values().for_each(Slot::refuse);
         self.work.cache.evict(&self.work.key(layer));
         self.unsettled.remove(&layer.id);
+        self.keys.remove(&layer.id);
         if let Some(segment) = self.segments.remove(&layer.id) {
             self.discarded.insert(layer.id, (segment.body_len(), segment.split_len()));
         }
+    }
+
+    /// The key of a layer's segment.
+    pub fn key(&self, layer: &StoreLayer) -> Digest {
+        self.keys.get(&layer.id).copied().unwrap_or_else(|| self.work.key(layer))
     }
 
     /// Something for the user to know.
@@ -296,7 +309,7 @@ impl Work {
 
     fn convert(&self, layer: &StoreLayer, slot: &Slot, ticket: Ticket<'_>) -> Result<Made, Error> {
         let blob = &layer.layer.descriptor;
-        let from = self.blobs.get(&blob.digest).ok_or(Error::Stopped)?;
+        let from = self.blobs.get(&blob.digest).ok_or(Error::NoSource(layer.id))?;
         let inner =
             from.open(blob).map_err(|error| Error::Fetch { item: from.item.clone(), blob: blob.digest, error })?;
         let blob_reader =

@@ -290,6 +290,29 @@ impl Segment {
         Ok(())
     }
 
+    /// Reads all of `buffer` at `at` of the data as they are now. Whoever has let [`Self::read`] look at them before, and has
+    /// the file open since, knows what they are; only content of files, since a tar has its own times in its headers.
+    ///
+    /// # Errors
+    /// What reading gives.
+    pub fn read_unchecked(&self, at: u64, buffer: &mut [u8]) -> Result<(), Error> {
+        let files = self.files();
+        match &files.tar {
+            Some((tar, _, offset)) if at < self.body => read_exact(tar, buffer, offset + at),
+            Some(_) => read_exact(&files.own, buffer, at - self.body),
+            None => read_exact(&files.own, buffer, at),
+        }
+    }
+
+    /// The files that it is read from: its own, and the tar that has its body, if one has. They are the same open files.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn handles(&self) -> io::Result<Vec<File>> {
+        let files = self.files();
+        std::iter::once(&files.own).chain(files.tar.as_ref().map(|(tar, ..)| &**tar)).map(File::try_clone).collect()
+    }
+
     /// Reads `[at, at + chunk.len())` of the data from where it is.
     fn read_chunk(&self, chunk: &mut [u8], at: u64) -> Result<(), Error> {
         let files = self.files();

@@ -49,6 +49,12 @@ impl Index {
         index
     }
 
+    /// Adds an entry, whose directory and, of a second name, first name have been added before.
+    pub fn add(&mut self, parent: u32, name: &[u8], link_to: Option<u32>, inode: Inode) {
+        let inode = if link_to.is_some() { without_xattrs(&inode) } else { inode };
+        self.push(parent, name, link_to, inode);
+    }
+
     fn push(&mut self, parent: u32, name: &[u8], link_to: Option<u32>, inode: Inode) {
         let start = self.names.len() as u32;
         self.names.extend_from_slice(name);

@@ -172,8 +172,10 @@ struct Root {
 #[derive(Debug)]
 pub struct Tail {
     index: Index,
-    root: Entry,
-    whiteouts: Vec<Vec<u8>>,
+    /// The root's entry.
+    pub root: Entry,
+    /// Whiteouts that stand for opaque directories: paths below the layer's root.
+    pub whiteouts: Vec<Vec<u8>>,
 }
 
 /// What has been put into a store so far.
@@ -354,13 +356,29 @@ impl<'a> Store<'a> {
             }
             add(&entry)?;
         }
+        push(Piece::Bytes(out))?;
+        self.beside(layer, segment, push)
+    }
+
+    /// Hands out what of a layer is beside its tree: its link and its tar-split.
+    ///
+    /// # Errors
+    /// What `push` gives.
+    pub fn beside<E>(
+        &self,
+        layer: &StoreLayer,
+        segment: &Arc<Segment>,
+        mut push: impl FnMut(Piece) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut out = Vec::new();
         let id = layer.id.hex();
         if !self.settings.merge {
             let link = Kind::Symlink(format!("../{id}/diff").into_bytes());
-            add(&self.entry(&self.below(&format!("overlay/l/{}", link_name(&layer.id))), 0o777, link))?;
+            let path = self.below(&format!("overlay/l/{}", link_name(&layer.id)));
+            wire::header(&self.entry(&path, 0o777, link), &mut out);
         }
         let split = self.below(&format!("overlay-layers/{id}.tar-split.gz"));
-        add(&self.entry(&split, self.file_mode(), Kind::Regular { size: segment.split_len() }))?;
+        wire::header(&self.entry(&split, self.file_mode(), Kind::Regular { size: segment.split_len() }), &mut out);
         push(Piece::Bytes(out))?;
         let (start, length) = (segment.body_len(), segment.split_len());
         push(part_of(segment, layer, start, start + length))?;

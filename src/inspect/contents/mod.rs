@@ -252,6 +252,15 @@ impl Contents {
         matches!(self.source, Source::Tar(_))
     }
 
+    /// The tar, if it is one; plain, whatever it was when it came.
+    #[must_use]
+    pub fn tar(&self) -> Option<&File> {
+        match &self.source {
+            Source::Tar(file) => Some(file),
+            Source::Directory(_) => None,
+        }
+    }
+
     /// How many entries it has.
     #[must_use]
     pub fn entries(&self) -> usize {

@@ -1,0 +1,121 @@
+//! Messages between prepull's own processes: a text of JSON, and open files with it.
+//!
+//! ```text
+//!  length of the text, number of files: 4 bytes each │ text │ one byte with up to 200 files │ …
+//! ```
+
+use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::io::retry_on_intr;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// The most bytes of a message: 5,000 layers, and the manifests and configs of as many images.
+const TEXT_MAX: u32 = 256 << 20;
+
+/// The most files of a message: two for each of 20,000 layers.
+const FILES_MAX: u32 = 40_000;
+
+/// Files sent at once: Linux takes 253 (`SCM_MAX_FD`).
+const AT_ONCE: usize = 200;
+
+/// Sends a message.
+///
+/// # Errors
+/// The socket's.
+pub fn send(mut socket: &UnixStream, message: &impl Serialize, files: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let text = serde_json::to_vec(message)?;
+    let mut head = Vec::with_capacity(8);
+    head.extend_from_slice(&(text.len() as u32).to_le_bytes());
+    head.extend_from_slice(&(files.len() as u32).to_le_bytes());
+    socket.write_all(&head)?;
+    socket.write_all(&text)?;
+    for some in files.chunks(AT_ONCE) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(AT_ONCE))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(some));
+        retry_on_intr(|| sendmsg(socket, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::NOSIGNAL))?;
+    }
+    Ok(())
+}
+
+/// Receives a message and its files. `None` when nobody is there to send one.
+///
+/// # Errors
+/// The socket's, or when it is no message.
+pub fn receive<T: DeserializeOwned>(mut socket: &UnixStream) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut head = [0; 8];
+    if retry_on_intr(|| rustix::net::recv(socket, &mut head[..1], RecvFlags::empty()))?.0 == 0 {
+        return Ok(None);
+    }
+    socket.read_exact(&mut head[1..])?;
+    let [length, count] = [0, 4].map(|at| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]));
+    let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+    if length > TEXT_MAX || count > FILES_MAX {
+        return Err(bad("a message is too long"));
+    }
+    let mut text = Vec::new();
+    socket.take(length.into()).read_to_end(&mut text)?;
+    let mut files = Vec::new();
+    while files.len() < count as usize {
+        let before = files.len();
+        receive_files(socket, &mut files)?;
+        if files.len() == before {
+            return Err(bad("files of a message are missing"));
+        }
+    }
+    serde_json::from_slice(&text).map(|message| Some((message, files))).map_err(|error| bad(&error.to_string()))
+}
+
+/// Receives one byte, and the files that come with it.
+///
+/// # Errors
+/// The socket's.
+pub fn receive_files(socket: impl AsFd, files: &mut Vec<OwnedFd>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(AT_ONCE))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    retry_on_intr(|| {
+        recvmsg(&socket, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC).map(drop)
+    })?;
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            files.extend(received);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_arrive_with_their_message() {
+        let (one, other) = UnixStream::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let many: Vec<_> = (0..450).map(|_| file.as_fd()).collect();
+        let sender = std::thread::scope(|scope| {
+            let sending = scope.spawn(|| send(&one, &"text".repeat(100_000), &many));
+            let (text, files) = receive::<String>(&other).unwrap().unwrap();
+            assert_eq!((text.len(), files.len()), (400_000, 450));
+            sending.join().unwrap()
+        });
+        sender.unwrap();
+        send(&one, &7, &[]).unwrap();
+        assert_eq!(receive::<u32>(&other).unwrap().unwrap().0, 7);
+        (&one).write_all(&[0xff; 8]).unwrap();
+        assert!(receive::<u32>(&other).is_err());
+        drop(one);
+        let (one, other) = UnixStream::pair().unwrap();
+        drop(one);
+        assert!(receive::<u32>(&other).unwrap().is_none());
+    }
+}

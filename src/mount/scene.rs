@@ -1,0 +1,480 @@
+//! What is shown, as files and a text that says what they are: all that a process needs that has seen nothing of it yet.
+//!
+//! ```text
+//!  images ▶ Plan ▶ segments ─┐                        ┌ small: a tar of all that is in no layer, then indexes of a tar's layers
+//!                            ├▶ Scene + files ────────┼ segments, perhaps with the tars that have their bodies
+//!  images.tar ▶ Contents ────┘   (any process)  ▶ View└ or the tar
+//! ```
+//!
+//! The files are handed on open: what happens to their names afterwards (`prepull cache prune`, a new `images.tar`) makes no
+//! difference.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::io::{self, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::Error;
+use super::layer::{Body, Layer, Style};
+use super::view::{Part, PartKind, SLOTS, View, slot_of};
+use crate::digest::Digest;
+use crate::entry::{Entry, Kind, Meta, Timestamp};
+use crate::inspect::contents::{Contents, Files, InodeKind};
+use crate::layer::path::below_root;
+use crate::layer::tar::TarReader;
+use crate::layer::tree::Inode;
+use crate::make::{LayerTree, Output, Progress, make};
+use crate::plan::Plan;
+use crate::segment::cache::Cache;
+use crate::segment::file::Segment;
+use crate::segment::index::Index;
+use crate::sink::TarStream;
+use crate::storage::record::SavedImage;
+use crate::storage::store::{Settings, StoreKind, Unpacker};
+use crate::wire;
+
+/// Where the store would lie: its layers' segments are those of `make`.
+const GRAPHROOT: &str = "/var/lib/containers/storage";
+
+/// Bytes that are read at once.
+const BUFFER: usize = 64 << 10;
+
+/// What is shown.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Scene {
+    /// Counts changes.
+    pub generation: u64,
+    /// The images, to make another scene with some of them.
+    pub images: Vec<SavedImage>,
+    /// The path of the tar that is shown, if it is one.
+    pub tar: Option<String>,
+    /// The graphroot in the tar of small files, without slashes around it.
+    graphroot: String,
+    /// The time of what no image dates.
+    pub stamp: i64,
+    /// Whether opaque directories are so by an attribute; else by whiteouts.
+    pub marks_opaque: bool,
+    layers: Vec<SceneLayer>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct SceneLayer {
+    /// The name of its directory.
+    id: String,
+    slot: u32,
+    root: Meta,
+    whiteouts: Vec<String>,
+    tree: TreeAt,
+}
+
+/// Where a layer's tree is: how many of the files, or where in the first of them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+enum TreeAt {
+    Segment { key: Digest, files: usize },
+    Tar { index: u64, length: u64 },
+}
+
+/// A scene and its files.
+#[derive(Debug)]
+pub struct Staged {
+    /// What they are.
+    pub scene: Scene,
+    /// The files: small ones and indexes; then those of each layer; then the tar.
+    pub files: Vec<OwnedFd>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+fn memory() -> Result<File, Error> {
+    let made = rustix::fs::memfd_create("prepull", rustix::fs::MemfdFlags::CLOEXEC);
+    made.map(File::from).map_err(|error| Error::system("making a file in memory", error))
+}
+
+impl Scene {
+    /// The settings of a store that is shown.
+    #[must_use]
+    pub fn settings(stamp: i64, marks_opaque: bool) -> Settings {
+        Settings {
+            graphroot: GRAPHROOT.to_owned(),
+            kind: StoreKind::Additional,
+            unpacker: if marks_opaque { Unpacker::Root } else { Unpacker::Helper },
+            config: false,
+            merge: false,
+            pause: None,
+            stamp,
+            helper: None,
+        }
+    }
+
+    /// The images of `plan`, with all their layers. Layers of `before`, which it takes the place of, keep their slots.
+    ///
+    /// # Errors
+    /// When a layer cannot be had.
+    pub fn of_images(
+        plan: &Plan,
+        settings: &Settings,
+        cache: Cache,
+        progress: Arc<dyn Progress>,
+        before: Option<&Self>,
+    ) -> Result<Staged, Error> {
+        let small = memory()?;
+        let stream = TarStream::new(Box::new(&small), "memory", settings.stamp);
+        let mut trees = Vec::new();
+        let report = make(plan, settings, cache, Output::Trees(stream, &mut trees), progress)?;
+        let mut slots = Slots::of(before);
+        let mut files = vec![OwnedFd::from(small)];
+        let mut layers = Vec::new();
+        for LayerTree { id, key, segment, root, whiteouts } in trees {
+            let handles = segment.handles().map_err(|error| Error::system("keeping a layer open", error))?;
+            layers.push(SceneLayer {
+                id: id.hex(),
+                slot: slots.take(&id),
+                root,
+                whiteouts: whiteouts.iter().map(|path| BASE64.encode(path)).collect(),
+                tree: TreeAt::Segment { key, files: handles.len() },
+            });
+            files.extend(handles.into_iter().map(OwnedFd::from));
+        }
+        let saved = plan.images.values().map(|image| {
+            image.save().ok_or_else(|| Error::Other(format!("image {}: its config or manifest is no text", image.id())))
+        });
+        let scene = Self {
+            generation: before.map_or(1, |before| before.generation + 1),
+            images: saved.collect::<Result<_, _>>()?,
+            tar: None,
+            graphroot: GRAPHROOT.trim_matches('/').to_owned(),
+            stamp: settings.stamp,
+            marks_opaque: matches!(settings.unpacker, Unpacker::Root),
+            layers,
+        };
+        Ok(Staged { scene, files, warnings: report.warnings })
+    }
+
+    /// The store in the tar at `path`, as unpacking would leave it.
+    ///
+    /// # Errors
+    /// When it is no tar, or has not exactly one store.
+    pub fn of_tar(path: &Path) -> Result<Staged, Error> {
+        let contents = Contents::of(path).map_err(|error| Error::Tar(path.display().to_string(), error))?;
+        let [store] = contents.stores() else {
+            let count = contents.stores().len();
+            return Err(Error::Other(format!("{}: {count} stores in it, and one can be shown", path.display())));
+        };
+        let graphroot = store.graphroot.clone();
+        let mut small = io::BufWriter::new(memory()?);
+        let failed = |error: io::Error| Error::system(format!("reading {}", path.display()), error);
+        write_small(&contents, &graphroot, &mut small).map_err(failed)?;
+        let mut small = small.into_inner().map_err(|error| failed(error.into_error()))?;
+        let mut slots = Slots::of(None);
+        let mut layers = Vec::new();
+        for (id, files) in contents.layers(0) {
+            let index = index_of(files).encode();
+            let at = small.stream_position().map_err(failed)?;
+            small.write_all(&index).map_err(failed)?;
+            let slot = slots.take(&Digest::from_hex(id).unwrap_or_else(|_| Digest::of(id.as_bytes())));
+            let tree = TreeAt::Tar { index: at, length: index.len() as u64 };
+            let root = files.get(b"").map(meta_of).unwrap_or_default();
+            layers.push(SceneLayer { id: id.clone(), slot, root, whiteouts: Vec::new(), tree });
+        }
+        let tar = contents.tar().ok_or_else(|| Error::Other(format!("{}: not a tar", path.display())))?;
+        let tar = tar.try_clone().map_err(failed)?;
+        let scene = Self {
+            generation: 1,
+            images: Vec::new(),
+            tar: Some(path.display().to_string()),
+            graphroot,
+            stamp: 0,
+            marks_opaque: false,
+            layers,
+        };
+        Ok(Staged { scene, files: vec![small.into(), tar.into()], warnings: Vec::new() })
+    }
+
+    /// The segments of its layers, by their ids and with their keys, to make another scene with.
+    ///
+    /// # Errors
+    /// When `files` are not those of this scene.
+    pub fn segments(&self, files: &[OwnedFd]) -> Result<BTreeMap<Digest, (Digest, Segment)>, Error> {
+        let mut files = Handles::new(files)?;
+        files.next()?;
+        let mut segments = BTreeMap::new();
+        for layer in &self.layers {
+            if let TreeAt::Segment { key, files: count } = layer.tree {
+                let id = Digest::from_hex(&layer.id).map_err(|_| Error::Scene)?;
+                segments.insert(id, (key, files.segment(&key, count)?));
+            }
+        }
+        Ok(segments)
+    }
+
+    /// Layers of `before` that are shown no more, but may be in use: they follow those of this scene, with their files.
+    #[must_use]
+    pub fn keep(&mut self, before: &Self, files_before: Vec<OwnedFd>, files: &mut Vec<OwnedFd>) -> bool {
+        let there: HashSet<u32> = self.layers.iter().map(|layer| layer.slot).collect();
+        let mut rest = files_before.into_iter().skip(1);
+        for layer in &before.layers {
+            let TreeAt::Segment { files: count, .. } = layer.tree else { return false };
+            let own: Vec<OwnedFd> = rest.by_ref().take(count).collect();
+            if !there.contains(&layer.slot) && own.len() == count {
+                self.layers.push(layer.clone());
+                files.extend(own);
+            }
+        }
+        true
+    }
+
+    /// The view of it. What `before` has is not read again.
+    ///
+    /// # Errors
+    /// When the files are not what the scene says.
+    pub fn open(&self, files: &[OwnedFd], before: Option<&View>) -> Result<View, Error> {
+        let mut handles = Handles::new(files)?;
+        let small = Arc::new(handles.next()?);
+        let tar = match self.tar {
+            Some(_) => Some(Arc::new(File::from(
+                files.last().ok_or(Error::Scene)?.try_clone().map_err(|error| Error::system("opening a tar", error))?,
+            ))),
+            None => None,
+        };
+        let parts = self.parts(&small)?;
+        let mut layers = HashMap::new();
+        for layer in &self.layers {
+            let known = before.and_then(|before| before.layer(layer.slot)).cloned();
+            let opened = match &layer.tree {
+                TreeAt::Segment { key, files } => {
+                    let segment = handles.segment(key, *files)?;
+                    match known {
+                        Some(known) => known,
+                        None => {
+                            let index = segment.index().map_err(|_| Error::Scene)?;
+                            self.layer(layer, &index, Body::of(segment))?
+                        }
+                    }
+                }
+                TreeAt::Tar { index, length } => {
+                    let mut bytes = vec![0; usize::try_from(*length).map_err(|_| Error::Scene)?];
+                    small.read_exact_at(&mut bytes, *index).map_err(|_| Error::Scene)?;
+                    let index = Index::decode(&bytes).map_err(|_| Error::Scene)?;
+                    let body = Body::Tar(tar.clone().ok_or(Error::Scene)?);
+                    self.layer(layer, &index, body)?
+                }
+            };
+            layers.insert(layer.slot, opened);
+        }
+        Ok(View::new(parts, &small, layers, before))
+    }
+
+    fn layer(&self, layer: &SceneLayer, index: &Index, body: Body) -> Result<Arc<Layer>, Error> {
+        let whiteouts: Result<Vec<_>, _> = layer.whiteouts.iter().map(|path| BASE64.decode(path)).collect();
+        let style = Style {
+            stamp: self.stamp,
+            marks_opaque: self.marks_opaque,
+            whiteouts: &whiteouts.map_err(|_| Error::Scene)?,
+            root: &layer.root,
+        };
+        Ok(Arc::new(Layer::new(index, body, &style)))
+    }
+
+    /// Everything outside the layers.
+    fn parts(&self, small: &File) -> Result<Vec<Part>, Error> {
+        let slots: HashMap<Vec<u8>, u32> =
+            self.layers.iter().map(|layer| (format!("overlay/{}/diff", layer.id).into_bytes(), layer.slot)).collect();
+        let mut parts = Vec::new();
+        let mut reader = TarReader::new(BufReader::with_capacity(BUFFER, At { file: small, at: 0 }));
+        let bad = |_| Error::Scene;
+        loop {
+            reader.clear_raw();
+            let Some(header) = reader.next_header().map_err(bad)? else { break };
+            let (at, length) = (reader.offset(), header.size);
+            reader.seek_over_content().map_err(bad)?;
+            let path = below_root(&header.name);
+            let path = match path.strip_prefix(self.graphroot.as_bytes()) {
+                Some(b"") => Vec::new(),
+                Some(rest) if self.graphroot.is_empty() => rest.to_vec(),
+                Some(rest) if rest.starts_with(b"/") => rest[1..].to_vec(),
+                _ => continue,
+            };
+            let meta = Meta {
+                mode: (header.mode & 0o7777) as u16,
+                uid: header.uid as u32,
+                gid: header.gid as u32,
+                mtime: header.mtime,
+                xattrs: header.xattrs,
+            };
+            let kind = match (header.typeflag, slots.get(&path)) {
+                (b'5', Some(&slot)) => PartKind::Layer(slot),
+                (b'5', None) => PartKind::Directory,
+                (b'2', _) => PartKind::Symlink(header.link),
+                (b'0', _) => PartKind::File { at, length, hash: hash(small, at, length)? },
+                _ => continue,
+            };
+            parts.push(Part { path, meta, kind });
+        }
+        if !parts.iter().any(|part| part.path.is_empty()) {
+            // A tar may begin below its graphroot.
+            let meta = Meta { mode: 0o755, mtime: Timestamp::whole(self.stamp), ..Meta::default() };
+            parts.insert(0, Part { path: Vec::new(), meta, kind: PartKind::Directory });
+        }
+        Ok(parts)
+    }
+
+    /// How many layers are shown or kept.
+    #[must_use]
+    pub fn layers(&self) -> usize {
+        self.layers.len()
+    }
+}
+
+/// Reads a file that several have open from a place of its own.
+struct At<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl io::Read for At<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(buffer, self.at)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
+impl io::Seek for At<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+            SeekFrom::End(by) => self.file.metadata()?.len().checked_add_signed(by),
+        };
+        self.at = at.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        Ok(self.at)
+    }
+}
+
+fn hash(file: &File, at: u64, length: u64) -> Result<u64, Error> {
+    let mut hasher = Xxh3::new();
+    let mut buffer = vec![0; BUFFER];
+    let mut content = At { file, at }.take(length);
+    loop {
+        match content.read(&mut buffer).map_err(|_| Error::Scene)? {
+            0 => return Ok(hasher.digest()),
+            count => hasher.update(&buffer[..count]),
+        }
+    }
+}
+
+/// The files of a scene, one after the other.
+struct Handles<'a>(std::slice::Iter<'a, OwnedFd>);
+
+impl<'a> Handles<'a> {
+    fn new(files: &'a [OwnedFd]) -> Result<Self, Error> {
+        Ok(Self(files.iter()))
+    }
+
+    fn next(&mut self) -> Result<File, Error> {
+        let next = self.0.next().ok_or(Error::Scene)?.try_clone();
+        next.map(File::from).map_err(|error| Error::system("opening a layer", error))
+    }
+
+    fn segment(&mut self, key: &Digest, files: usize) -> Result<Segment, Error> {
+        let own = self.next()?;
+        let tar = if files > 1 { Some(Arc::new(self.next()?)) } else { None };
+        Segment::open(own, key, |_| Ok(tar)).map_err(|_| Error::Scene)
+    }
+}
+
+/// The slots of layers: what a layer has it keeps.
+struct Slots {
+    known: HashMap<String, u32>,
+    taken: HashSet<u32>,
+}
+
+impl Slots {
+    fn of(before: Option<&Scene>) -> Self {
+        let layers = || before.into_iter().flat_map(|before| &before.layers);
+        Self {
+            known: layers().map(|layer| (layer.id.clone(), layer.slot)).collect(),
+            taken: layers().map(|layer| layer.slot).collect(),
+        }
+    }
+
+    fn take(&mut self, layer: &Digest) -> u32 {
+        if let Some(&slot) = self.known.get(&layer.hex()) {
+            return slot;
+        }
+        let mut slot = slot_of(layer);
+        while !self.taken.insert(slot) {
+            slot = slot % (SLOTS - 1) + 1;
+        }
+        slot
+    }
+}
+
+/// Everything of the store that is in no layer's tree, and the roots of those, as a tar.
+fn write_small(contents: &Contents, graphroot: &str, out: &mut impl io::Write) -> io::Result<()> {
+    let is_in = |path: &[u8]| {
+        graphroot.is_empty()
+            || path.strip_prefix(graphroot.as_bytes()).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+    };
+    let entry = |path: &[u8], inode: &Inode, kind: Kind| Entry { path: path.to_vec(), meta: meta_of(inode), kind };
+    let mut put = |path: &[u8], inode: &Inode| -> io::Result<()> {
+        let kind = match &inode.kind {
+            InodeKind::Directory => Kind::Directory,
+            InodeKind::Symlink(target) => Kind::Symlink(target.to_vec()),
+            InodeKind::Regular { size, .. } => Kind::Regular { size: *size },
+            _ => return Ok(()),
+        };
+        let mut header = Vec::new();
+        wire::header(&entry(path, inode, kind.clone()), &mut header);
+        out.write_all(&header)?;
+        if let Kind::Regular { size } = kind {
+            let copied = io::copy(&mut contents.open(path, inode)?.take(size), out)?;
+            if copied != size {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            out.write_all(&vec![0; wire::padding(size) as usize])?;
+        }
+        Ok(())
+    };
+    for (path, inode) in contents.rest().iter().filter(|(path, _)| !path.is_empty() && is_in(path)) {
+        put(path, inode)?;
+    }
+    for (id, files) in contents.layers(0) {
+        if let Some(root) = files.get(b"") {
+            let path = crate::inspect::contents::join(graphroot.as_bytes(), format!("overlay/{id}/diff").as_bytes());
+            put(&path, root)?;
+        }
+    }
+    out.write_all(&wire::END)
+}
+
+fn meta_of(inode: &Inode) -> Meta {
+    let (mode, uid, gid, mtime) = (inode.mode, inode.uid, inode.gid, inode.mtime);
+    Meta { mode, uid, gid, mtime, xattrs: inode.xattrs.clone() }
+}
+
+/// The entries of a layer in a tar; where their content is, is where it is in the tar.
+fn index_of(files: &Files) -> Index {
+    let mut numbers: HashMap<&[u8], u32> = HashMap::new();
+    let mut firsts: HashMap<u32, u32> = HashMap::new();
+    let mut index = Index::default();
+    for (path, inode) in files.iter() {
+        let (directory, name) = crate::layer::path::split_last(path);
+        let number = index.nodes().len() as u32;
+        let parent = if path.is_empty() { Some(0) } else { numbers.get(directory).copied() };
+        // A tar may have what no unpacker would make.
+        let Some(parent) = parent else { continue };
+        let first = files.number(path).map_or(number, |inode| *firsts.entry(inode).or_insert(number));
+        index.add(parent, name, (first != number).then_some(first), inode.clone());
+        numbers.insert(path, number);
+    }
+    index
+}
