@@ -9,6 +9,7 @@
 //! INIT is answered here, once for all workers: what was agreed upon belongs to the mount.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
@@ -20,7 +21,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use rustix::io::retry_on_intr;
+use rustix::io::{Errno, retry_on_intr};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -28,7 +29,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use super::Error;
 use super::attach::{self, NotUnmounted};
 use super::channel::{receive, send};
-use super::wire::{Agreed, Operation, REQUEST_MAX, Request};
+use super::serve::{THREADS_MAX, overdue};
+use super::wire::{Agreed, Operation, REQUEST_MAX, Reply, Request};
 use super::worker::{Order, Said};
 use crate::threads;
 
@@ -139,6 +141,8 @@ struct Keeper {
     files: Vec<OwnedFd>,
     fuse: OwnedFd,
     agreed: Agreed,
+    /// Where workers note what they are at, if the kernel does not send it again.
+    journal: Option<File>,
     events: Receiver<Event>,
     sender: Sender<Event>,
     worker: Option<Worker>,
@@ -199,9 +203,12 @@ impl Keeper {
         let (sender, events) = channel();
         stop_on_signals(&sender)?;
         let fuse = attach::mount(&start.mountpoint, start.others)?;
+        let agreed = agree(&fuse, start.no_resend)?;
+        let journal = if agreed.resends() { None } else { Some(journal()?) };
         let mut keeper = Self {
             generation: generation(&start.scene)?,
-            agreed: agree(&fuse, start.no_resend)?,
+            agreed,
+            journal,
             start,
             files,
             fuse,
@@ -245,8 +252,10 @@ impl Keeper {
             let _ = sender.send(Event::Ended(number, code));
         })
         .map_err(failed)?;
-        let order = Order::Serve { scene: &self.start.scene, resend: resend && self.agreed.resends() };
+        let journal = self.journal.is_some();
+        let order = Order::Serve { scene: &self.start.scene, resend: resend && self.agreed.resends(), journal };
         let mut files = vec![self.fuse.as_fd()];
+        files.extend(self.journal.iter().map(File::as_fd));
         files.extend(self.files.iter().map(OwnedFd::as_fd));
         // If it dies meanwhile, that is an event.
         let _ = send(&ours, &order, &files);
@@ -343,6 +352,7 @@ impl Keeper {
                         continue;
                     }
                     self.worker = None;
+                    self.fail_overdue();
                     if code == Some(0) {
                         // The file system is mounted nowhere any more.
                         return Ok(());
@@ -390,11 +400,21 @@ impl Keeper {
                 Ok(()) => return Ok(()),
                 Err(error) => {
                     self.worker = None;
+                    self.fail_overdue();
                     self.trouble(format!("starting a worker: {error}"));
                     // What is lacking may come back.
                     std::thread::sleep(Duration::from_millis(100 * self.deaths.len() as u64));
                 }
             }
+        }
+    }
+
+    /// Answers, with an error, what a worker that has died was at: on a kernel that does not send it again nobody else will.
+    fn fail_overdue(&self) {
+        // While nobody else has read one.
+        for unique in self.journal.iter().flat_map(overdue) {
+            let reply = Reply::error(unique, Errno::IO);
+            let _ = retry_on_intr(|| rustix::io::write(&self.fuse, &reply));
         }
     }
 
@@ -441,6 +461,14 @@ impl Keeper {
         (self.start.scene, self.files, self.generation) = (scene, files, generation);
         Ok(())
     }
+}
+
+fn journal() -> Result<File, Error> {
+    let failed = |error: io::Error| Error::system("making a journal", error);
+    let made = rustix::fs::memfd_create("journal", rustix::fs::MemfdFlags::CLOEXEC);
+    let file = made.map(File::from).map_err(|error| failed(error.into()))?;
+    file.set_len(THREADS_MAX * 8).map_err(failed)?;
+    Ok(file)
 }
 
 fn generation(scene: &RawValue) -> Result<u64, Error> {

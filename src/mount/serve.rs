@@ -1,19 +1,24 @@
 //! Answers requests: several threads, each with one request at a time, all from one view.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use rustix::io::{Errno, retry_on_intr};
 
 use super::view::{Failed, View};
-use super::wire::{Dirent, Operation, READ_MAX, REPLY, REQUEST_MAX, Reply, Request};
+use super::wire::{self, Dirent, Operation, READ_MAX, REPLY, REQUEST_MAX, Reply, Request};
 
 /// What threads share.
 #[derive(Debug)]
 pub struct Server {
     fuse: OwnedFd,
     view: RwLock<Arc<View>>,
+    /// Where each thread notes which request it has read last, 8 bytes for each, if the kernel does not send them again: see
+    /// [`overdue`].
+    journal: Option<File>,
     /// Told what users should know: files that cannot be read.
     report: fn(&str),
 }
@@ -21,8 +26,16 @@ pub struct Server {
 impl Server {
     /// Serves `view` on `fuse`, an open `/dev/fuse` that is mounted, and whose INIT has been answered.
     #[must_use]
-    pub fn new(fuse: OwnedFd, view: View, report: fn(&str)) -> Self {
-        Self { fuse, view: RwLock::new(Arc::new(view)), report }
+    pub fn new(fuse: OwnedFd, view: View, journal: Option<File>, report: fn(&str)) -> Self {
+        Self { fuse, view: RwLock::new(Arc::new(view)), journal, report }
+    }
+
+    /// Notes that the thread so-and-so has read this request.
+    fn note(&self, thread: u64, unique: u64) {
+        if let Some(journal) = &self.journal {
+            // Memory has no errors.
+            let _ = journal.write_all_at(&unique.to_ne_bytes(), thread * 8);
+        }
     }
 
     /// What is shown.
@@ -41,9 +54,9 @@ impl Server {
         };
         for (directory, names) in view.changes(&before) {
             for name in names {
-                self.send(&super::wire::invalidate_entry(directory, &name));
+                self.send(&wire::invalidate_entry(directory, &name));
             }
-            self.send(&super::wire::invalidate(directory));
+            self.send(&wire::invalidate(directory));
         }
     }
 
@@ -54,39 +67,30 @@ impl Server {
 
     /// Has the kernel send again what another server has not answered.
     pub fn resend(&self) {
-        self.send(&super::wire::resend());
+        self.send(&wire::resend());
     }
 
-    /// Answers requests until the file system is mounted nowhere any more.
+    /// Answers requests until the file system is mounted nowhere any more; as the thread so-and-so, from 0.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn run(&self) -> io::Result<()> {
-        let mut request = vec![0; REQUEST_MAX];
-        let mut buffer = Vec::with_capacity(REPLY + READ_MAX);
+    pub fn run(&self, thread: u64) -> io::Result<()> {
+        let mut bytes = vec![0; REQUEST_MAX];
+        let mut buffer = vec![0; REPLY + READ_MAX];
         loop {
-            let count = match rustix::io::read(self.fuse.as_fd(), &mut request[..]) {
+            let count = match rustix::io::read(self.fuse.as_fd(), &mut bytes[..]) {
                 Ok(count) => count,
                 // Interrupted, or the request was taken back before it was read.
                 Err(Errno::INTR | Errno::NOENT | Errno::AGAIN) => continue,
                 Err(Errno::NODEV) => return Ok(()),
                 Err(error) => return Err(error.into()),
             };
-            let Ok(request) = Request::parse(&request[..count]) else { continue };
-            match request.operation {
-                Operation::Forget | Operation::Interrupt => continue,
-                Operation::Destroy => {
-                    self.send(&Reply::new(request.unique).finish());
-                    continue;
-                }
-                _ => {}
-            }
-            let view = self.view();
-            match answer(&view, &request, std::mem::take(&mut buffer)) {
-                Ok(reply) => {
-                    self.send(&reply);
-                    buffer = reply;
-                }
+            let Ok(request) = Request::parse(&bytes[..count]) else { continue };
+            self.note(thread, request.unique);
+            match answer(&self.view(), &request, &mut buffer) {
+                Ok(Answer::Data(length)) => self.send(wire::data(&mut buffer, request.unique, length)),
+                Ok(Answer::Reply(reply)) => self.send(&reply),
+                Ok(Answer::None) => {}
                 Err(Failed::Asked(error)) => self.send(&Reply::error(request.unique, error)),
                 Err(Failed::Damaged(error)) => {
                     (self.report)(&format!("reading inode {}: {error}", request.node));
@@ -97,19 +101,59 @@ impl Server {
     }
 }
 
-/// The reply to a request, in `buffer` if that is of use.
+/// Threads of one server, at most.
+pub const THREADS_MAX: u64 = 4;
+
+/// How far behind a request that was noted one may be that was lost before it could be noted, and how far ahead: as many as are
+/// ever queued at once.
+const BEHIND: u64 = 4_000;
+const AHEAD: u64 = 40_000;
+
+/// How requests are numbered (Linux `fs/fuse/fuse_i.h`, `FUSE_REQ_ID_STEP`).
+const STEP: usize = 2;
+
+/// What a server that has died may have been at, by its journal: requests with numbers near those that it had noted. Of those
+/// the kernel waits for the ones that somebody has read and not answered, and knows nothing of the others.
+pub fn overdue(journal: &File) -> impl Iterator<Item = u64> {
+    let mut bytes = [0; THREADS_MAX as usize * 8];
+    let read = journal.read_exact_at(&mut bytes, 0);
+    let noted = bytes.as_chunks::<8>().0.iter().map(|unique| u64::from_ne_bytes(*unique));
+    let mut noted: Vec<u64> = noted.filter(|unique| *unique != 0 && read.is_ok()).collect();
+    noted.sort_unstable();
+    let mut done = 0;
+    noted.into_iter().flat_map(move |unique| {
+        let from = unique.saturating_sub(BEHIND).max(done);
+        done = unique + AHEAD;
+        (from..done).step_by(STEP)
+    })
+}
+
+/// What a request is answered with.
+#[derive(Debug)]
+pub enum Answer {
+    /// These bytes.
+    Reply(Vec<u8>),
+    /// So many bytes of the buffer: see [`wire::data`].
+    Data(usize),
+    /// Nothing: there are requests that nobody waits for.
+    None,
+}
+
+/// The answer to a request; `buffer` is for what is read.
 ///
 /// # Errors
 /// What the caller gets: `EIO` where content is damaged.
-pub fn answer(view: &View, request: &Request<'_>, buffer: Vec<u8>) -> Result<Vec<u8>, Failed> {
+pub fn answer(view: &View, request: &Request<'_>, buffer: &mut [u8]) -> Result<Answer, Failed> {
     let Request { unique, node, uid, operation } = *request;
-    let mut reply = Reply::reuse(buffer, unique);
+    let mut reply = Reply::new(unique);
     match operation {
         Operation::Lookup(name) => reply.entry(view.lookup(node, name)?.as_ref()),
         Operation::Getattr => reply.attributes(&view.attributes(node)?),
         Operation::Readlink => reply.bytes(view.target(node)?),
         Operation::Read { offset, size } => {
-            reply.fill((size as usize).min(READ_MAX), |buffer| view.read(node, offset, buffer))?;
+            let room = &mut buffer[REPLY..];
+            let size = room.len().min(size as usize);
+            return Ok(Answer::Data(view.read(node, offset, &mut room[..size])?));
         }
         Operation::Readdir { offset, size, plus } => {
             let mut failed = None;
@@ -132,7 +176,7 @@ pub fn answer(view: &View, request: &Request<'_>, buffer: Vec<u8>) -> Result<Vec
         Operation::Getxattr { name, size } => {
             let xattrs = view.xattrs(node)?;
             let found = xattrs.binary_search_by(|(other, _)| (**other).cmp(name)).map_err(|_| Errno::NODATA)?;
-            return Ok(Reply::sized(unique, size, &xattrs[found].1));
+            return Ok(Answer::Reply(Reply::sized(unique, size, &xattrs[found].1)));
         }
         Operation::Listxattr { size } => {
             // As on a disk, only root sees these; and whoever the kernel does not tell apart since the mount may map ids. Their
@@ -140,7 +184,7 @@ pub fn answer(view: &View, request: &Request<'_>, buffer: Vec<u8>) -> Result<Vec
             let is_shown = |name: &[u8]| matches!(uid, 0 | u32::MAX) || !name.starts_with(b"trusted.");
             let xattrs = view.xattrs(node)?.iter().filter(|(name, _)| is_shown(name));
             let names: Vec<u8> = xattrs.flat_map(|(name, _)| name.iter().copied().chain([0])).collect();
-            return Ok(Reply::sized(unique, size, &names));
+            return Ok(Answer::Reply(Reply::sized(unique, size, &names)));
         }
         Operation::Statfs => {
             let (blocks, inodes) = view.size();
@@ -148,7 +192,8 @@ pub fn answer(view: &View, request: &Request<'_>, buffer: Vec<u8>) -> Result<Vec
         }
         // The kernel then opens files and directories without asking, and keeps what it has read of them.
         Operation::Open | Operation::Init(_) | Operation::Other(_) => return Err(Errno::NOSYS.into()),
-        Operation::Forget | Operation::Interrupt | Operation::Destroy => {}
+        Operation::Destroy => {}
+        Operation::Forget | Operation::Interrupt(_) => return Ok(Answer::None),
     }
-    Ok(reply.finish())
+    Ok(Answer::Reply(reply.finish()))
 }

@@ -130,8 +130,8 @@ pub enum Operation<'a> {
     Statfs,
     /// The first request of all.
     Init(Init),
-    /// Somebody does not want to wait for a reply any more: no reply.
-    Interrupt,
+    /// Somebody does not want to wait for the reply to this request any more: no reply.
+    Interrupt(u64),
     /// The last request of a file system that is mounted nowhere any more.
     Destroy,
     /// Anything else.
@@ -277,7 +277,7 @@ impl<'a> Request<'a> {
                 }
                 Operation::Init(Init { major, minor, max_readahead, flags })
             }
-            36 => Operation::Interrupt,
+            36 => Operation::Interrupt(input.u64()?),
             38 => Operation::Destroy,
             other => Operation::Other(other),
         };
@@ -323,15 +323,6 @@ impl Reply {
     #[must_use]
     pub fn new(unique: u64) -> Self {
         Self::with(0, unique)
-    }
-
-    /// In a buffer that is there.
-    #[must_use]
-    pub fn reuse(mut buffer: Vec<u8>, unique: u64) -> Self {
-        buffer.clear();
-        let mut reply = Self(buffer);
-        reply.head(0, unique);
-        reply
     }
 
     fn with(error: i32, unique: u64) -> Self {
@@ -391,18 +382,6 @@ impl Reply {
     /// Bytes as they are.
     pub fn bytes(&mut self, bytes: &[u8]) {
         self.0.extend_from_slice(bytes);
-    }
-
-    /// Room for `size` bytes, to be filled by `fill`, which says how many it has filled.
-    ///
-    /// # Errors
-    /// Those of `fill`.
-    pub fn fill<E>(&mut self, size: usize, fill: impl FnOnce(&mut [u8]) -> Result<usize, E>) -> Result<(), E> {
-        let start = self.0.len();
-        self.zeros(size);
-        let filled = fill(&mut self.0[start..])?;
-        self.0.truncate(start + filled);
-        Ok(())
     }
 
     /// `fuse_attr_out`.
@@ -489,6 +468,16 @@ impl Reply {
         }
         self.zeros(6 * 4);
     }
+}
+
+/// Makes of `buffer` the reply to a READ, of which `length` bytes are in their place, behind [`REPLY`] bytes: nothing of it is
+/// copied. Gives the bytes for the kernel.
+#[must_use]
+pub fn data(buffer: &mut [u8], unique: u64, length: usize) -> &[u8] {
+    let mut head = Reply::new(unique).0;
+    head[..4].copy_from_slice(&((REPLY + length) as u32).to_ne_bytes());
+    buffer[..REPLY].copy_from_slice(&head);
+    &buffer[..REPLY + length]
 }
 
 /// An entry of a directory.

@@ -1,5 +1,6 @@
 //! The process that answers the kernel. It holds nothing that cannot be made again, and can do nothing but answer.
 
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -12,18 +13,20 @@ use serde::{Deserialize, Serialize};
 use super::Error;
 use super::channel::{receive, send};
 use super::scene::Scene;
-use super::serve::Server;
+use super::serve::{Server, THREADS_MAX};
 use crate::threads;
 
 /// What the keeper tells the worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Order<S> {
-    /// To serve a scene. The first file is the mount; with `resend`, another worker has died.
+    /// To serve a scene. The first file is the mount, the second the journal if there is one.
     Serve {
         /// What.
         scene: S,
-        /// Whether the kernel is to send again what nobody has answered.
+        /// Whether the kernel is to send again what nobody has answered: another worker has died.
         resend: bool,
+        /// Whether it is to be noted what is being answered.
+        journal: bool,
     },
     /// To show another scene.
     Show {
@@ -80,13 +83,13 @@ fn serve() -> Result<(), Error> {
     let lost = |error| Error::system("listening to the keeper", error);
     let reply_to = keeper.try_clone().map_err(lost)?;
     let _ = KEEPER.set(Mutex::new(reply_to));
-    let Some((Order::Serve { scene, resend }, mut files)) = receive::<Order<Scene>>(&keeper).map_err(lost)? else {
+    let Some((Order::Serve { scene, resend, journal }, files)) = receive::<Order<Scene>>(&keeper).map_err(lost)? else {
         return Err(Error::Scene);
     };
-    if files.is_empty() {
-        return Err(Error::Scene);
-    }
-    let fuse = files.remove(0);
+    let mut files = files.into_iter();
+    let fuse = files.next().ok_or(Error::Scene)?;
+    let journal = if journal { Some(File::from(files.next().ok_or(Error::Scene)?)) } else { None };
+    let files: Vec<OwnedFd> = files.collect();
     confine()?;
     let view = match scene.open(&files, None) {
         Ok(view) => view,
@@ -96,7 +99,7 @@ fn serve() -> Result<(), Error> {
         }
     };
     drop(files);
-    let server = Arc::new(Server::new(fuse, view, report));
+    let server = Arc::new(Server::new(fuse, view, journal, report));
     start(&server)?;
     if resend {
         server.resend();
@@ -123,12 +126,12 @@ fn show(server: &Server, scene: &Scene, files: &[OwnedFd]) -> Result<(), Error> 
 
 /// Threads that answer: as many as there are processors, but not one alone, since it may wait for a disk.
 fn start(server: &Arc<Server>) -> Result<(), Error> {
-    let count = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4);
+    let count = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, THREADS_MAX as usize);
     let running = Arc::new(std::sync::atomic::AtomicUsize::new(count));
-    for _ in 0..count {
+    for thread in 0..count {
         let (server, running) = (Arc::clone(server), Arc::clone(&running));
         let task = move || {
-            let result = server.run();
+            let result = server.run(thread as u64);
             if let Err(error) = &result {
                 report(&format!("reading /dev/fuse: {error}"));
             }
