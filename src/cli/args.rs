@@ -141,6 +141,10 @@ pub struct MountArgs {
     #[arg(long)]
     pub expand_opaque: bool,
 
+    /// Fetch a layer when somebody reads it first; until then only manifests and configs are there
+    #[arg(long)]
+    pub lazy: bool,
+
     /// Do not return before it is unmounted
     #[arg(long)]
     pub foreground: bool,
@@ -596,7 +600,7 @@ pub struct RegistryArgs {
 }
 
 /// Options for the segment cache.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Cache")]
 pub struct CacheArgs {
     /// Keep converted layers below DIR [default: $XDG_CACHE_HOME/prepull, else ~/.cache/prepull]

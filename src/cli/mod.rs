@@ -80,6 +80,10 @@ pub fn main() -> ExitCode {
             raise_file_limit();
             return crate::mount::worker::run();
         }
+        Some(keeper::FETCHER) => {
+            raise_file_limit();
+            return mount::fetch();
+        }
         _ => {}
     }
     let args = match Args::try_parse() {

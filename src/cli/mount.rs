@@ -1,27 +1,40 @@
 //! `prepull mount` and `umount`: a store that is shown, not written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
+use clap::Parser as _;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::args::{MountAddArgs, MountArgs, MountCommand, MountRmArgs, MountStatusArgs, UmountArgs};
+use super::args::{
+    Args, CacheArgs, Command, MountAddArgs, MountArgs, MountCommand, MountRmArgs, MountStatusArgs, RegistryArgs,
+    UmountArgs,
+};
 use super::install::{Selected, selected};
 use super::make::{STAMP_MAX, all_items, epoch, make_failure, open_cache, plan_failure, source_options};
 use super::output::{self, Printer};
 use super::progress::Bars;
 use super::{Exit, Failure};
+use crate::digest::Digest;
 use crate::image::Platform;
 use crate::mount::Error;
 use crate::mount::attach;
-use crate::mount::keeper::{self, Answer, Ask, Start, Status};
-use crate::mount::scene::{Scene, Staged};
-use crate::plan::Plan;
+use crate::mount::channel::{receive, send};
+use crate::mount::keeper::{self, Answer, Ask, Kept, Start, Status, Wanted};
+use crate::mount::kept;
+use crate::mount::scene::{Fetch, Scene, Sources, Staged};
+use crate::plan::{BlobSource, Plan};
+use crate::reference::Item;
+use crate::source;
 use crate::storage::machine;
+use crate::storage::store::layers_of;
 
 /// How often a change begins again when somebody else has changed the mount meanwhile.
 const ATTEMPTS: usize = 10;
@@ -38,6 +51,9 @@ pub fn run(args: &MountArgs, printer: &Printer) -> Result<Exit, Failure> {
 
 fn mount(args: &MountArgs, printer: &Printer) -> Result<Exit, Failure> {
     let typed = args.mountpoint.as_deref().unwrap_or(Path::new(""));
+    if let Some(kept) = resume(args, typed, printer)? {
+        return end(kept);
+    }
     let mountpoint = directory(typed).map_err(Failure::usage)?;
     let staged = match tar(&args.items, args.images.is_empty()) {
         Some(tar) => Scene::of_tar(&tar).map_err(|error| failure(error, ""))?,
@@ -49,6 +65,7 @@ fn mount(args: &MountArgs, printer: &Printer) -> Result<Exit, Failure> {
         others: args.allow_other || rustix::process::geteuid().is_root(),
         foreground: args.foreground,
         no_resend: args.no_resend,
+        mounted: None,
         mountpoint: mountpoint.clone(),
         scene,
     };
@@ -65,10 +82,24 @@ fn mount(args: &MountArgs, printer: &Printer) -> Result<Exit, Failure> {
         printer.say(&format!("{}: mounted; in [storage.options] of storage.conf:", mountpoint.display()));
         output::data(&format!("{line}\n"))?;
     }
-    if args.foreground && !kept.wait()? {
-        return Ok(Exit::Failure);
+    if args.foreground { end(kept) } else { Ok(Exit::Success) }
+}
+
+/// Waits until it is mounted nowhere any more.
+fn end(kept: Kept) -> Result<Exit, Failure> {
+    Ok(if kept.wait()? { Exit::Success } else { Exit::Failure })
+}
+
+/// Goes on with a mount whose keeper has died, if systemd has kept it.
+fn resume(args: &MountArgs, typed: &Path, printer: &Printer) -> Result<Option<Kept>, Failure> {
+    let kept = kept::take::<Start<Box<RawValue>>>().context("taking back what systemd has kept")?;
+    let Some((start, files)) = kept.filter(|_| args.foreground) else { return Ok(None) };
+    if place(typed)? != start.mountpoint || attach::device_of(&start.mountpoint).is_none() {
+        // Another one, or somebody has unmounted it.
+        return Ok(None);
     }
-    Ok(Exit::Success)
+    printer.say(&format!("{}: goes on", start.mountpoint.display()));
+    keeper::start(&start, &files).map(Some).map_err(|error| failure(error, ""))
 }
 
 /// How it is, for machines.
@@ -108,9 +139,84 @@ fn images(args: &MountArgs, printer: &Printer) -> Result<Staged, Failure> {
     let settings = Scene::settings(stamp, !args.expand_opaque);
     let (cache, elsewhere) = open_cache(&args.cache, &std::env::temp_dir().join("x"), printer)?;
     let bars = Arc::new(Bars::new(*printer));
-    let staged = Scene::of_images(&plan, &settings, cache, bars.clone(), None);
+    let (mut sources, none) = (Sources::default(), BTreeSet::new());
+    if args.lazy {
+        note_sources(&mut sources, &plan)?;
+    }
+    let fetch = Fetch { lazily: args.lazy.then_some((&sources, &none)) };
+    let staged = Scene::of_images(&plan, &settings, cache, bars.clone(), None, fetch);
     bars.clear();
     staged.map_err(|error| failure(error, elsewhere))
+}
+
+/// Notes where the layers of `plan` come from: from what is typed here.
+fn note_sources(sources: &mut Sources, plan: &Plan) -> Result<(), Failure> {
+    let number = sources.commands.len();
+    sources.commands.push((std::env::args_os().collect(), std::env::current_dir()?));
+    for (blob, source) in &plan.blobs {
+        sources.items.insert(*blob, (source.item.clone(), number));
+    }
+    Ok(())
+}
+
+/// Runs a fetcher: its standard input is the keeper, which says what is wanted.
+#[must_use]
+pub fn fetch() -> ExitCode {
+    let keeper = match std::io::stdin().as_fd().try_clone_to_owned() {
+        Ok(keeper) => UnixStream::from(keeper),
+        Err(_) => return ExitCode::FAILURE,
+    };
+    let Ok(Some((wanted, _))) = receive::<Wanted>(&keeper) else { return ExitCode::FAILURE };
+    let answer: Answer<()> = match fetch_layer(&wanted) {
+        Ok(()) => Answer::Done,
+        Err(failure) => Answer::Failed(format!("{:#}", failure.error)),
+    };
+    match send(&keeper, &answer, &[]) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Fetches a layer, and those below it: who needs it needs them.
+fn fetch_layer(wanted: &Wanted) -> Result<(), Failure> {
+    let mut what = |plan: &mut Plan, before: &Scene, _: &mut Option<Sources>| {
+        let sources = before.lazy.as_ref().ok_or_else(|| anyhow!("nothing is to be fetched"))?;
+        let layers = before.absent_below(plan, &wanted.layer);
+        let mut cache = None;
+        for layer in layers_of(&plan.images).iter().filter(|layer| layers.contains(&layer.id)) {
+            let blob = layer.layer.descriptor.digest;
+            let (item, number) = sources.items.get(&blob).ok_or_else(|| anyhow!("nobody knows where {blob} is"))?;
+            let (words, directory) = sources.commands.get(*number).context("nobody knows where it was typed")?;
+            std::env::set_current_dir(directory)?;
+            let (registry, typed) = options_of(words)?;
+            let location = Item::parse(std::ffi::OsStr::new(item))?.location;
+            let source = source::open(&location, &source_options(&registry)?).with_context(|| item.clone())?;
+            plan.blobs.insert(blob, BlobSource { item: item.clone(), source });
+            cache = Some(typed);
+        }
+        Ok(Change { wanted: layers, cache })
+    };
+    change(&wanted.mountpoint, &CacheArgs::default(), &Printer::new(true), &mut what)
+}
+
+/// How a command line of `mount` or `mount add` says that layers are fetched and kept.
+fn options_of(words: &[OsString]) -> anyhow::Result<(RegistryArgs, CacheArgs)> {
+    match Args::try_parse_from(words)?.command {
+        Command::Mount(mount) => match mount.command {
+            Some(MountCommand::Add(add)) => Ok((add.registry, add.cache)),
+            _ => Ok((mount.registry, mount.cache)),
+        },
+        _ => Err(anyhow!("nobody knows how it was typed")),
+    }
+}
+
+/// What a change wants.
+#[derive(Debug, Default)]
+struct Change {
+    /// Layers that are to be fetched, if others are not.
+    wanted: BTreeSet<Digest>,
+    /// Where they are kept.
+    cache: Option<CacheArgs>,
 }
 
 /// Runs `mount add`.
@@ -118,11 +224,14 @@ fn add(args: &MountAddArgs, printer: &Printer) -> Result<(), Failure> {
     let items = all_items(&args.items, &args.images)?;
     let platform = args.platform.clone().unwrap_or_else(Platform::host);
     let options = source_options(&args.registry)?;
-    let mut change = |plan: &mut Plan| {
+    let mut change = |plan: &mut Plan, _: &Scene, sources: &mut Option<Sources>| {
         let new = Plan::new(&items, &platform, &options).map_err(plan_failure)?;
         printer.warn_all(&new.warnings);
+        if let Some(sources) = sources {
+            note_sources(sources, &new)?;
+        }
         plan.take_over(new);
-        Ok(())
+        Ok(Change::default())
     };
     self::change(&args.mountpoint, &args.cache, printer, &mut change)
 }
@@ -130,7 +239,7 @@ fn add(args: &MountAddArgs, printer: &Printer) -> Result<(), Failure> {
 /// Runs `mount rm`.
 fn remove(args: &MountRmArgs, printer: &Printer) -> Result<(), Failure> {
     let Selected { names, ids } = selected(&args.names)?;
-    let mut change = |plan: &mut Plan| {
+    let mut change = |plan: &mut Plan, _: &Scene, _: &mut Option<Sources>| {
         for name in &names {
             if !plan.forget_name(name) {
                 return Err(Failure::usage(anyhow!("{name}: no such image in the mount")));
@@ -139,7 +248,7 @@ fn remove(args: &MountRmArgs, printer: &Printer) -> Result<(), Failure> {
         for id in &ids {
             plan.forget_image(id).map_err(|why| Failure::usage(anyhow!("{id}: {why}")))?;
         }
-        Ok(())
+        Ok(Change::default())
     };
     self::change(&args.mountpoint, &args.cache, printer, &mut change)
 }
@@ -147,9 +256,9 @@ fn remove(args: &MountRmArgs, printer: &Printer) -> Result<(), Failure> {
 /// Shows something else: again when somebody else has changed the mount meanwhile.
 fn change(
     typed: &Path,
-    cache_args: &super::args::CacheArgs,
+    cache_args: &CacheArgs,
     printer: &Printer,
-    change: &mut dyn FnMut(&mut Plan) -> Result<(), Failure>,
+    change: &mut dyn FnMut(&mut Plan, &Scene, &mut Option<Sources>) -> Result<Change, Failure>,
 ) -> Result<(), Failure> {
     let mountpoint = place(typed)?;
     for _ in 0..ATTEMPTS {
@@ -167,12 +276,15 @@ fn change(
             )));
         }
         let mut plan = Plan::of_saved(&before.images).context("reading what is mounted")?;
-        change(&mut plan)?;
+        let mut sources = before.lazy.clone();
+        let Change { wanted, cache } = change(&mut plan, &before, &mut sources)?;
         let settings = Scene::settings(before.stamp, before.marks_opaque);
-        let (cache, elsewhere) = open_cache(cache_args, &std::env::temp_dir().join("x"), printer)?;
+        let (cache, elsewhere) =
+            open_cache(cache.as_ref().unwrap_or(cache_args), &std::env::temp_dir().join("x"), printer)?;
+        let fetch = Fetch { lazily: sources.as_ref().map(|sources| (sources, &wanted)) };
         let known: BTreeMap<_, _> = before.segments(&files).map_err(|error| failure(error, ""))?;
         let bars = Arc::new(Bars::new(*printer));
-        let staged = Scene::of_images(&plan, &settings, cache.with_known(known), bars.clone(), Some(&before));
+        let staged = Scene::of_images(&plan, &settings, cache.with_known(known), bars.clone(), Some(&before), fetch);
         bars.clear();
         let Staged { mut scene, files: mut shown, warnings } = staged.map_err(|error| failure(error, elsewhere))?;
         printer.warn_all(&warnings);

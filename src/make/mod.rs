@@ -18,6 +18,7 @@ use std::sync::atomic::AtomicBool;
 use crate::atomic::{cut_off, is_full};
 use crate::digest::Digest;
 use crate::entry::Meta;
+use crate::layer::inflate::Compression;
 use crate::plan::Plan;
 use crate::segment::cache::Cache;
 use crate::segment::convert;
@@ -55,8 +56,9 @@ pub enum Output<'a> {
     Stream(TarStream<'a>),
     /// Into a stream, what a store lacks: to who writes it there.
     Store(TarStream<'a>, Lacking),
-    /// Into a stream, all but what is in the layers' trees; those beside it: to who shows them.
-    Trees(TarStream<'a>, &'a mut Vec<LayerTree>),
+    /// Into a stream, all but what is in the layers' trees; those beside it: to who shows them. With a set, no other layers than
+    /// these are fetched.
+    Trees(TarStream<'a>, &'a mut Vec<LayerTree>, Option<&'a BTreeSet<Digest>>),
 }
 
 /// A layer's tree, for who shows it.
@@ -66,8 +68,8 @@ pub struct LayerTree {
     pub id: Digest,
     /// The key of its segment.
     pub key: Digest,
-    /// Its entries, and the content of its files.
-    pub segment: Arc<Segment>,
+    /// Its entries, and the content of its files; `None` if it has not been fetched.
+    pub segment: Option<Arc<Segment>>,
     /// Its root's metadata.
     pub root: Meta,
     /// Whiteouts that stand for its opaque directories, by their paths below its root.
@@ -220,12 +222,15 @@ impl Make<'_> {
         let mut attempts: BTreeMap<Digest, usize> = BTreeMap::new();
         loop {
             supply.look(&layers);
+            if let Output::Trees(.., Some(wanted)) = &output {
+                supply.only(wanted);
+            }
             supply.start().map_err(Error::Thread)?;
             let result = match &mut output {
                 Output::File(file) => self.to_file(file, &layers, &mut supply),
                 Output::Stream(stream) => self.to_stream(stream, &layers, &mut supply),
                 Output::Store(stream, lacking) => self.to_store(stream, lacking, &layers, &mut supply),
-                Output::Trees(stream, trees) => self.to_trees(stream, trees, &layers, &mut supply),
+                Output::Trees(stream, trees, _) => self.to_trees(stream, trees, &layers, &mut supply),
             };
             match result {
                 Err(Error::Sink(sink::Error::Segment { layer, error: SegmentError::Damaged }))
@@ -250,7 +255,7 @@ impl Make<'_> {
                 Ok((bytes, warnings)) => {
                     let bytes = match output {
                         Output::File(file) => file.publish().map(|()| bytes)?,
-                        Output::Stream(stream) | Output::Store(stream, _) | Output::Trees(stream, _) => {
+                        Output::Stream(stream) | Output::Store(stream, _) | Output::Trees(stream, ..) => {
                             stream.finish()?
                         }
                     };
@@ -352,12 +357,14 @@ impl Make<'_> {
         let mut store = Store::new(self.settings, &self.plan.images);
         stream.push(&store.skeleton())?;
         for layer in layers {
-            let segment = supply.wait(layer, &AtomicBool::new(false))?;
+            let is_there = supply.has(layer);
+            let segment = if is_there { supply.wait(layer, &AtomicBool::new(false))? } else { absent(layer)? };
             let (mut pieces, tail) = store.layer(layer, &segment)?;
             pieces.truncate(1);
             pieces.iter().try_for_each(|head| stream.push(head))?;
             store.beside(layer, &segment, |piece| stream.push(&piece))?;
             let key = supply.key(layer);
+            let segment = is_there.then_some(segment);
             trees.push(LayerTree { id: layer.id, key, segment, root: tail.root.meta, whiteouts: tail.whiteouts });
         }
         store.finish(|piece| stream.push(&piece).map_err(Error::from))?;
@@ -377,6 +384,18 @@ impl Make<'_> {
         store.finish(|piece| assembly.push(piece))?;
         Ok(store.warnings().to_vec())
     }
+}
+
+/// What stands for a layer that has not been fetched. How it is compressed is what its manifest says.
+fn absent(layer: &StoreLayer) -> Result<Arc<Segment>, Error> {
+    let descriptor = &layer.layer.descriptor;
+    let compression = match descriptor.media_type.rsplit(['.', '+']).next() {
+        Some("gzip") => Compression::Gzip,
+        Some("zstd") => Compression::Zstd,
+        _ => Compression::None,
+    };
+    let segment = Segment::absent(descriptor.digest, descriptor.size, compression as u8, layer.layer.diff_id);
+    segment.map(Arc::new).map_err(Error::Cache)
 }
 
 fn report(bytes: u64, cached: usize, warnings: Vec<String>, supply: &Supply) -> Report {

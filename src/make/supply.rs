@@ -1,7 +1,7 @@
 //! Layers as segments: those there are, and the threads that make the others.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -116,7 +116,11 @@ impl Supply {
     /// tried, or cannot be.
     pub fn without_keeping(&self, plan: &Plan, settings: &Settings) -> Option<Self> {
         let cache = self.work.cache.to_read_only()?;
-        Some(Self::new(plan, settings, cache, Arc::clone(&self.work.progress)))
+        let mut next = Self::new(plan, settings, cache, Arc::clone(&self.work.progress));
+        // What somebody else has made cannot be had again.
+        next.keys.clone_from(&self.keys);
+        next.segments = self.keys.keys().filter_map(|id| Some((*id, Arc::clone(self.segments.get(id)?)))).collect();
+        Some(next)
     }
 
     /// Takes what is in the cache; gives how many layers that were.
@@ -140,6 +144,16 @@ impl Supply {
             }
         }
         cached
+    }
+
+    /// Has nothing converted but `wanted`.
+    pub fn only(&mut self, wanted: &BTreeSet<Digest>) {
+        self.missing.retain(|layer| wanted.contains(&layer.id));
+    }
+
+    /// Whether the layer is there, or under way.
+    pub fn has(&self, layer: &StoreLayer) -> bool {
+        self.segments.contains_key(&layer.id) || self.under_way.contains_key(&layer.id)
     }
 
     /// Has the bodies of the missing layers written into `file`, where the cache can keep it; but not if most of it were

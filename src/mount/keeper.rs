@@ -8,7 +8,7 @@
 //!
 //! INIT is answered here, once for all workers: what was agreed upon belongs to the mount.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -29,6 +29,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use super::Error;
 use super::attach::{self, NotUnmounted};
 use super::channel::{receive, send};
+use super::kept;
 use super::serve::{THREADS_MAX, overdue};
 use super::wire::{Agreed, Operation, REQUEST_MAX, Reply, Request};
 use super::worker::{Order, Said};
@@ -38,6 +39,8 @@ use crate::threads;
 pub const KEEPER: &str = "mount-keeper";
 /// That of the worker.
 pub const WORKER: &str = "mount-worker";
+/// That of who fetches a layer.
+pub const FETCHER: &str = "mount-fetcher";
 
 /// How often a worker may die within [`DEATHS_WITHIN`] before this is given up: then it dies of what it serves.
 const DEATHS_MAX: usize = 30;
@@ -60,6 +63,9 @@ pub struct Start<S> {
     pub foreground: bool,
     /// Whether the kernel is taken for one that does not send requests again (for tests).
     pub no_resend: bool,
+    /// Whether it is mounted already, and what was agreed upon then: the first file is the mount, the second the journal, if
+    /// there is one.
+    pub mounted: Option<Agreed>,
     /// What is shown.
     pub scene: S,
 }
@@ -133,6 +139,17 @@ enum Event {
     Ended(u64, Option<i32>),
     Asked(UnixStream),
     Signal(i32),
+    /// A layer has been fetched, or not, because.
+    Fetched(String, Result<(), String>),
+}
+
+/// What a fetcher is told.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Wanted {
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// The layer's id.
+    pub layer: String,
 }
 
 struct Keeper {
@@ -151,6 +168,8 @@ struct Keeper {
     troubles: VecDeque<String>,
     socket: Option<PathBuf>,
     is_ending: bool,
+    /// Layers that are being fetched.
+    fetching: HashSet<String>,
 }
 
 struct Worker {
@@ -169,8 +188,10 @@ pub fn run() -> ExitCode {
     let mut is_foreground = false;
     let result = Keeper::begin(&front, &mut is_foreground).and_then(|mut keeper| {
         keeper.listen();
+        keeper.keep();
         let _ = send(&front, &Answer::<()>::Status(keeper.status()), &[]);
         let ended = keeper.run();
+        kept::forget();
         if let Some(socket) = &keeper.socket {
             let _ = fs_err::remove_file(socket);
         }
@@ -202,15 +223,26 @@ impl Keeper {
         let _ = rustix::process::chdir("/");
         let (sender, events) = channel();
         stop_on_signals(&sender)?;
-        let fuse = attach::mount(&start.mountpoint, start.others)?;
-        let agreed = agree(&fuse, start.no_resend)?;
-        let journal = if agreed.resends() { None } else { Some(journal()?) };
+        let mounted = start.mounted;
+        let mut files = files.into_iter();
+        let (fuse, agreed, journal) = match mounted {
+            Some(agreed) => {
+                let fuse = files.next().ok_or(Error::Scene)?;
+                let journal = if agreed.resends() { None } else { Some(files.next().ok_or(Error::Scene)?.into()) };
+                (fuse, agreed, journal)
+            }
+            None => {
+                let fuse = attach::mount(&start.mountpoint, start.others)?;
+                let agreed = agree(&fuse, start.no_resend)?;
+                (fuse, agreed, if agreed.resends() { None } else { Some(self::journal()?) })
+            }
+        };
         let mut keeper = Self {
             generation: generation(&start.scene)?,
             agreed,
             journal,
             start,
-            files,
+            files: files.collect(),
             fuse,
             events,
             sender,
@@ -220,8 +252,12 @@ impl Keeper {
             troubles: VecDeque::new(),
             socket: None,
             is_ending: false,
+            fetching: HashSet::new(),
         };
-        let served = keeper.employ(false);
+        if mounted.is_some() {
+            keeper.fail_overdue();
+        }
+        let served = keeper.employ(mounted.is_some());
         if served.is_err() {
             let _ = attach::unmount(&keeper.start.mountpoint, true);
         }
@@ -274,6 +310,7 @@ impl Keeper {
                     Said::Done => break Ok(()),
                     Said::Failed(error) => break Err(Error::Other(error)),
                     Said::Trouble(text) => self.trouble(text),
+                    Said::Wanted(layer) => self.fetch(layer),
                 },
                 Ok(event @ Event::Ended(from, _)) if from == number => {
                     later.push(event);
@@ -312,6 +349,25 @@ impl Keeper {
         }
     }
 
+    /// Has systemd keep what another keeper would need.
+    fn keep(&mut self) {
+        let Start { mountpoint, others, foreground, no_resend, scene, .. } = &self.start;
+        let message = Start {
+            mountpoint: mountpoint.clone(),
+            others: *others,
+            foreground: *foreground,
+            no_resend: *no_resend,
+            mounted: Some(self.agreed),
+            scene,
+        };
+        let mut files = vec![self.fuse.as_fd()];
+        files.extend(self.journal.iter().map(File::as_fd));
+        files.extend(self.files.iter().map(OwnedFd::as_fd));
+        if let Err(error) = kept::keep(self.generation, &message, &files) {
+            self.trouble(format!("systemd keeps nothing: {error}"));
+        }
+    }
+
     /// Lets users ask. Without it the mount is as good, but cannot be changed.
     fn listen(&mut self) {
         let listening = attach::device_of(&self.start.mountpoint)
@@ -346,6 +402,18 @@ impl Keeper {
             };
             match event {
                 Event::Said(_, Said::Trouble(text)) => self.trouble(text),
+                Event::Said(_, Said::Wanted(layer)) => self.fetch(layer),
+                Event::Fetched(layer, result) => {
+                    self.fetching.remove(&layer);
+                    if let Err(why) = result {
+                        self.trouble(format!("layer {layer}: {why}"));
+                        let order: Order<()> = Order::Refuse { layers: vec![layer] };
+                        if let Some(worker) = &self.worker {
+                            // If it dies meanwhile, that is an event.
+                            let _ = send(&worker.socket, &order, &[]);
+                        }
+                    }
+                }
                 Event::Said(..) => {}
                 Event::Ended(number, code) => {
                     if self.worker.as_ref().is_none_or(|worker| worker.number != number) {
@@ -409,6 +477,22 @@ impl Keeper {
         }
     }
 
+    /// Has a layer fetched: by another process, since there is a network, a registry and a stranger's archive to it. It comes back
+    /// as any other change of what is shown.
+    fn fetch(&mut self, layer: String) {
+        if !self.fetching.insert(layer.clone()) {
+            return;
+        }
+        let (mountpoint, sender, wanted) = (self.start.mountpoint.clone(), self.sender.clone(), layer.clone());
+        let spawned = threads::spawn(move || {
+            let result = fetch(&Wanted { mountpoint, layer: wanted.clone() });
+            let _ = sender.send(Event::Fetched(wanted, result));
+        });
+        if let Err(error) = spawned {
+            let _ = self.sender.send(Event::Fetched(layer, Err(error.to_string())));
+        }
+    }
+
     /// Answers, with an error, what a worker that has died was at: on a kernel that does not send it again nobody else will.
     fn fail_overdue(&self) {
         // While nobody else has read one.
@@ -459,7 +543,28 @@ impl Keeper {
         let _ = send(&worker.socket, &order, &borrowed);
         self.wait_for_worker(START_MAX)?;
         (self.start.scene, self.files, self.generation) = (scene, files, generation);
+        self.keep();
         Ok(())
+    }
+}
+
+/// Runs a fetcher to its end.
+fn fetch(wanted: &Wanted) -> Result<(), String> {
+    let text = |error: io::Error| format!("starting a fetcher: {error}");
+    let (ours, theirs) = UnixStream::pair().map_err(text)?;
+    let mut child = Command::new("/proc/self/exe")
+        .arg(FETCHER)
+        .stdin(OwnedFd::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(text)?;
+    let answer = send(&ours, wanted, &[]).and_then(|()| receive::<Answer<()>>(&ours));
+    let _ = child.wait();
+    match answer {
+        Ok(Some((Answer::Done, _))) => Ok(()),
+        Ok(Some((Answer::Failed(why), _))) => Err(why),
+        _ => Err("the fetcher has died".to_owned()),
     }
 }
 

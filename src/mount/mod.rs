@@ -12,6 +12,7 @@
 pub mod attach;
 pub mod channel;
 pub mod keeper;
+pub mod kept;
 pub mod layer;
 pub mod scene;
 pub mod serve;

@@ -9,12 +9,13 @@
 //! The files are handed on open: what happens to their names afterwards (`prepull cache prune`, a new `images.tar`) makes no
 //! difference.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -24,7 +25,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::Error;
 use super::layer::{Body, Layer, Style};
-use super::view::{Part, PartKind, SLOTS, View, slot_of};
+use super::view::{Layers, Part, PartKind, SLOTS, View, slot_of};
 use crate::digest::Digest;
 use crate::entry::{Entry, Kind, Meta, Timestamp};
 use crate::inspect::contents::{Contents, Files, InodeKind};
@@ -62,7 +63,18 @@ pub struct Scene {
     pub stamp: i64,
     /// Whether opaque directories are so by an attribute; else by whiteouts.
     pub marks_opaque: bool,
+    /// Where layers come from that are fetched when somebody needs them; `None` if all are there.
+    pub lazy: Option<Sources>,
     layers: Vec<SceneLayer>,
+}
+
+/// Where layers come from.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Sources {
+    /// Items as they were typed, by the blobs that they have, with the number of the command line.
+    pub items: BTreeMap<Digest, (String, usize)>,
+    /// Command lines, with the directories that they were typed in.
+    pub commands: Vec<(Vec<OsString>, PathBuf)>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -78,6 +90,7 @@ struct SceneLayer {
 /// Where a layer's tree is: how many of the files, or where in the first of them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 enum TreeAt {
+    Absent,
     Segment { key: Digest, files: usize },
     Tar { index: u64, length: u64 },
 }
@@ -124,22 +137,28 @@ impl Scene {
         cache: Cache,
         progress: Arc<dyn Progress>,
         before: Option<&Self>,
+        fetch: Fetch<'_>,
     ) -> Result<Staged, Error> {
         let small = memory()?;
         let stream = TarStream::new(Box::new(&small), "memory", settings.stamp);
         let mut trees = Vec::new();
-        let report = make(plan, settings, cache, Output::Trees(stream, &mut trees), progress)?;
+        let wanted = fetch.lazily.map(|(_, wanted)| wanted);
+        let report = make(plan, settings, cache, Output::Trees(stream, &mut trees, wanted), progress)?;
         let mut slots = Slots::of(before);
         let mut files = vec![OwnedFd::from(small)];
         let mut layers = Vec::new();
         for LayerTree { id, key, segment, root, whiteouts } in trees {
-            let handles = segment.handles().map_err(|error| Error::system("keeping a layer open", error))?;
+            let handles = segment.as_ref().map_or(Ok(Vec::new()), |segment| segment.handles());
+            let handles = handles.map_err(|error| Error::system("keeping a layer open", error))?;
             layers.push(SceneLayer {
                 id: id.hex(),
                 slot: slots.take(&id),
                 root,
                 whiteouts: whiteouts.iter().map(|path| BASE64.encode(path)).collect(),
-                tree: TreeAt::Segment { key, files: handles.len() },
+                tree: match segment {
+                    Some(_) => TreeAt::Segment { key, files: handles.len() },
+                    None => TreeAt::Absent,
+                },
             });
             files.extend(handles.into_iter().map(OwnedFd::from));
         }
@@ -153,6 +172,7 @@ impl Scene {
             graphroot: GRAPHROOT.trim_matches('/').to_owned(),
             stamp: settings.stamp,
             marks_opaque: matches!(settings.unpacker, Unpacker::Root),
+            lazy: fetch.lazily.map(|(sources, _)| sources.clone()),
             layers,
         };
         Ok(Staged { scene, files, warnings: report.warnings })
@@ -193,6 +213,7 @@ impl Scene {
             graphroot,
             stamp: 0,
             marks_opaque: false,
+            lazy: None,
             layers,
         };
         Ok(Staged { scene, files: vec![small.into(), tar.into()], warnings: Vec::new() })
@@ -221,7 +242,11 @@ impl Scene {
         let there: HashSet<u32> = self.layers.iter().map(|layer| layer.slot).collect();
         let mut rest = files_before.into_iter().skip(1);
         for layer in &before.layers {
-            let TreeAt::Segment { files: count, .. } = layer.tree else { return false };
+            let count = match layer.tree {
+                TreeAt::Segment { files, .. } => files,
+                TreeAt::Absent => continue,
+                TreeAt::Tar { .. } => return false,
+            };
             let own: Vec<OwnedFd> = rest.by_ref().take(count).collect();
             if !there.contains(&layer.slot) && own.len() == count {
                 self.layers.push(layer.clone());
@@ -245,10 +270,14 @@ impl Scene {
             None => None,
         };
         let parts = self.parts(&small)?;
-        let mut layers = HashMap::new();
+        let (mut layers, mut absent) = (HashMap::new(), HashMap::new());
         for layer in &self.layers {
             let known = before.and_then(|before| before.layer(layer.slot)).cloned();
             let opened = match &layer.tree {
+                TreeAt::Absent => {
+                    absent.insert(layer.slot, layer.id.clone());
+                    continue;
+                }
                 TreeAt::Segment { key, files } => {
                     let segment = handles.segment(key, *files)?;
                     match known {
@@ -269,7 +298,7 @@ impl Scene {
             };
             layers.insert(layer.slot, opened);
         }
-        Ok(View::new(parts, &small, layers, before))
+        Ok(View::new(parts, &small, Layers { there: layers, absent }, before))
     }
 
     fn layer(&self, layer: &SceneLayer, index: &Index, body: Body) -> Result<Arc<Layer>, Error> {
@@ -326,11 +355,29 @@ impl Scene {
         Ok(parts)
     }
 
-    /// How many layers are shown or kept.
+    /// The layer with this id and those below it, as far as they have not been fetched.
     #[must_use]
-    pub fn layers(&self) -> usize {
-        self.layers.len()
+    pub fn absent_below(&self, plan: &Plan, id: &str) -> BTreeSet<Digest> {
+        let chains = plan.images.values().map(|image| image.chain());
+        let upto = chains.filter_map(|chain| {
+            let at = chain.iter().position(|layer| layer.hex() == id)?;
+            chain.get(..=at)
+        });
+        let absent: HashSet<&str> = self
+            .layers
+            .iter()
+            .filter(|layer| matches!(layer.tree, TreeAt::Absent))
+            .map(|layer| layer.id.as_str())
+            .collect();
+        upto.flatten().filter(|layer| absent.contains(layer.hex().as_str())).copied().collect()
     }
+}
+
+/// Which layers are fetched at once.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Fetch<'a> {
+    /// If not all: where the others come from, and which are.
+    pub lazily: Option<(&'a Sources, &'a BTreeSet<Digest>)>,
 }
 
 /// Reads a file that several have open from a place of its own.

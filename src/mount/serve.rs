@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use rustix::io::{Errno, retry_on_intr};
 
+use super::layer::DIRECTORY;
 use super::view::{Failed, View};
 use super::wire::{self, Dirent, Operation, READ_MAX, REPLY, REQUEST_MAX, Reply, Request};
 
@@ -21,13 +22,17 @@ pub struct Server {
     journal: Option<File>,
     /// Told what users should know: files that cannot be read.
     report: fn(&str),
+    /// Told which layers are needed.
+    want: fn(&str),
+    /// Requests that wait for a layer: its slot, and their bytes.
+    waiting: Mutex<Vec<(u32, Vec<u8>)>>,
 }
 
 impl Server {
     /// Serves `view` on `fuse`, an open `/dev/fuse` that is mounted, and whose INIT has been answered.
     #[must_use]
-    pub fn new(fuse: OwnedFd, view: View, journal: Option<File>, report: fn(&str)) -> Self {
-        Self { fuse, view: RwLock::new(Arc::new(view)), journal, report }
+    pub fn new(fuse: OwnedFd, view: View, journal: Option<File>, report: fn(&str), want: fn(&str)) -> Self {
+        Self { fuse, view: RwLock::new(Arc::new(view)), journal, report, want, waiting: Mutex::default() }
     }
 
     /// Notes that the thread so-and-so has read this request.
@@ -58,6 +63,77 @@ impl Server {
             }
             self.send(&wire::invalidate(directory));
         }
+        let waiting = std::mem::take(&mut *self.waiting());
+        let mut buffer = vec![0; REPLY + READ_MAX];
+        for request in waiting.iter().filter_map(|(_, bytes)| Request::parse(bytes).ok()) {
+            self.serve(&request, &mut buffer);
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<(u32, Vec<u8>)>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fails all that waits for these layers: they cannot be had.
+    pub fn refuse(&self, layers: &[String]) {
+        let view = self.view();
+        let is_refused = |slot| layers.iter().any(|layer| view.lacks_layer(slot, layer));
+        let failed: Vec<_> = self.waiting().extract_if(.., |(slot, _)| is_refused(*slot)).collect();
+        for request in failed.iter().filter_map(|(_, bytes)| Request::parse(bytes).ok()) {
+            self.send(&Reply::error(request.unique, Errno::IO));
+        }
+    }
+
+    /// Has a request wait, if it is for a layer that has not been fetched. Gives whether it does.
+    fn park(&self, request: &Request<'_>) -> bool {
+        let Operation::Lookup(name) = request.operation else { return false };
+        let view = self.view();
+        let Some((slot, layer)) = view.awaits(request.node, name) else { return false };
+        let is_first = {
+            let mut waiting = self.waiting();
+            // It may have come meanwhile: then nobody would look here again.
+            if !self.view().lacks(slot) {
+                return false;
+            }
+            let is_first = waiting.iter().all(|(other, _)| *other != slot);
+            waiting.push((slot, request.to_bytes()));
+            is_first
+        };
+        if is_first {
+            (self.want)(layer);
+        }
+        true
+    }
+
+    /// Somebody does not want to wait any more.
+    fn interrupt(&self, unique: u64) {
+        let mut waiting = self.waiting();
+        let is_it = |(_, bytes): &(u32, Vec<u8>)| Request::parse(bytes).is_ok_and(|request| request.unique == unique);
+        if let Some(at) = waiting.iter().position(is_it) {
+            waiting.swap_remove(at);
+            self.send(&Reply::error(unique, Errno::INTR));
+        }
+    }
+
+    /// Answers a request, now or when it can be.
+    fn serve(&self, request: &Request<'_>, buffer: &mut [u8]) {
+        if let Operation::Interrupt(unique) = request.operation {
+            self.interrupt(unique);
+            return;
+        }
+        if self.park(request) {
+            return;
+        }
+        match answer(&self.view(), request, buffer) {
+            Ok(Answer::Data(length)) => self.send(wire::data(buffer, request.unique, length)),
+            Ok(Answer::Reply(reply)) => self.send(&reply),
+            Ok(Answer::None) => {}
+            Err(Failed::Asked(error)) => self.send(&Reply::error(request.unique, error)),
+            Err(Failed::Damaged(error)) => {
+                (self.report)(&format!("reading inode {}: {error}", request.node));
+                self.send(&Reply::error(request.unique, Errno::IO));
+            }
+        }
     }
 
     /// A message or a reply. The kernel does not take one for what it has not asked or does not have: that is no matter.
@@ -87,16 +163,7 @@ impl Server {
             };
             let Ok(request) = Request::parse(&bytes[..count]) else { continue };
             self.note(thread, request.unique);
-            match answer(&self.view(), &request, &mut buffer) {
-                Ok(Answer::Data(length)) => self.send(wire::data(&mut buffer, request.unique, length)),
-                Ok(Answer::Reply(reply)) => self.send(&reply),
-                Ok(Answer::None) => {}
-                Err(Failed::Asked(error)) => self.send(&Reply::error(request.unique, error)),
-                Err(Failed::Damaged(error)) => {
-                    (self.report)(&format!("reading inode {}: {error}", request.node));
-                    self.send(&Reply::error(request.unique, Errno::IO));
-                }
-            }
+            self.serve(&request, &mut buffer);
         }
     }
 }
@@ -144,7 +211,7 @@ pub enum Answer {
 /// # Errors
 /// What the caller gets: `EIO` where content is damaged.
 pub fn answer(view: &View, request: &Request<'_>, buffer: &mut [u8]) -> Result<Answer, Failed> {
-    let Request { unique, node, uid, operation } = *request;
+    let Request { unique, node, uid, operation, .. } = *request;
     let mut reply = Reply::new(unique);
     match operation {
         Operation::Lookup(name) => reply.entry(view.lookup(node, name)?.as_ref()),
@@ -159,6 +226,11 @@ pub fn answer(view: &View, request: &Request<'_>, buffer: &mut [u8]) -> Result<A
             let mut failed = None;
             let most = (size as usize).min(READ_MAX);
             view.list(node, offset, |id, next, name| match view.attributes(id) {
+                // What it is like is said when it is looked up.
+                Err(_) if view.is_awaited(id) => {
+                    let entry = Dirent { node: id, offset: next, mode: DIRECTORY, name };
+                    reply.dirent(&entry, plus.then_some(None), most)
+                }
                 Ok(attributes) => {
                     let entry = Dirent { node: id, offset: next, mode: attributes.mode, name };
                     let is_other = name != b"." && name != b"..";

@@ -106,18 +106,29 @@ pub enum PartKind {
     Symlink(Vec<u8>),
 }
 
+/// Layers, by their slots.
+#[derive(Debug, Default)]
+pub struct Layers {
+    /// Those that can be shown.
+    pub there: HashMap<u32, Arc<Layer>>,
+    /// Ids of those that have not been fetched.
+    pub absent: HashMap<u32, String>,
+}
+
 /// A view.
 #[derive(Debug, Default)]
 pub struct View {
     outside: HashMap<u64, Arc<Outside>>,
     layers: HashMap<u32, (Arc<Layer>, u64)>,
+    absent: HashMap<u32, String>,
 }
 
 impl View {
     /// The view of these parts, whose files are in `small`, and layers, which takes the place of `before`. Directories come
     /// before what is in them.
     #[must_use]
-    pub fn new(parts: Vec<Part>, small: &Arc<File>, layers: HashMap<u32, Arc<Layer>>, before: Option<&Self>) -> Self {
+    pub fn new(parts: Vec<Part>, small: &Arc<File>, layers: Layers, before: Option<&Self>) -> Self {
+        let Layers { there: layers, absent } = layers;
         let mut paths: HashMap<Vec<u8>, u64> = HashMap::new();
         let mut outside: HashMap<u64, Outside> = HashMap::new();
         let mut shown: HashMap<u32, (Arc<Layer>, u64)> = HashMap::new();
@@ -153,8 +164,11 @@ impl View {
             }
             outside.insert(id, Outside { parent, meta, what });
         }
-        let mut view =
-            Self { outside: outside.into_iter().map(|(id, node)| (id, Arc::new(node))).collect(), layers: shown };
+        let mut view = Self {
+            outside: outside.into_iter().map(|(id, node)| (id, Arc::new(node))).collect(),
+            layers: shown,
+            absent,
+        };
         if let Some(before) = before {
             for (id, node) in &before.outside {
                 view.outside.entry(*id).or_insert_with(|| Arc::clone(node));
@@ -174,6 +188,35 @@ impl View {
     #[must_use]
     pub fn layer(&self, slot: u32) -> Option<&Arc<Layer>> {
         self.layers.get(&slot).map(|(layer, _)| layer)
+    }
+
+    /// The layer that must be fetched before it can be said what this name is.
+    #[must_use]
+    pub fn awaits(&self, directory: u64, name: &[u8]) -> Option<(u32, &str)> {
+        if self.absent.is_empty() {
+            return None;
+        }
+        let What::Directory(entries) = &self.outside.get(&directory)?.what else { return None };
+        let slot = (entries.by_name.get(name)? >> 32) as u32;
+        self.absent.get(&slot).map(|layer| (slot, layer.as_str()))
+    }
+
+    /// The same of an inode that is in a directory: then nothing is known of it but that it is one, too.
+    #[must_use]
+    pub fn is_awaited(&self, id: u64) -> bool {
+        id & OUTSIDE == 0 && self.absent.contains_key(&((id >> 32) as u32))
+    }
+
+    /// Whether the layer of this slot is that one, and has not been fetched.
+    #[must_use]
+    pub fn lacks_layer(&self, slot: u32, layer: &str) -> bool {
+        self.absent.get(&slot).is_some_and(|id| id == layer)
+    }
+
+    /// Whether a layer of this slot has not been fetched.
+    #[must_use]
+    pub fn lacks(&self, slot: u32) -> bool {
+        self.absent.contains_key(&slot)
     }
 
     /// Directories whose entries are not those of `before`, and the names that changed in each.

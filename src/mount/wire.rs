@@ -83,6 +83,8 @@ pub struct Request<'a> {
     pub uid: u32,
     /// For what.
     pub operation: Operation<'a>,
+    /// As it came.
+    bytes: &'a [u8],
 }
 
 /// What is asked for.
@@ -281,7 +283,13 @@ impl<'a> Request<'a> {
             38 => Operation::Destroy,
             other => Operation::Other(other),
         };
-        Ok(Self { unique, node, uid, operation })
+        Ok(Self { unique, node, uid, operation, bytes })
+    }
+
+    /// The request as it came, to be taken apart again.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.bytes.to_vec()
     }
 }
 

@@ -33,6 +33,11 @@ pub enum Order<S> {
         /// What.
         scene: S,
     },
+    /// To fail what waits for these layers: they cannot be had.
+    Refuse {
+        /// Their ids.
+        layers: Vec<String>,
+    },
 }
 
 /// What the worker tells the keeper.
@@ -44,6 +49,8 @@ pub enum Said {
     Failed(String),
     /// Something for users to know.
     Trouble(String),
+    /// Somebody needs this layer.
+    Wanted(String),
 }
 
 /// The way to the keeper, for threads that have something to say.
@@ -58,6 +65,10 @@ fn say(said: &Said) {
 
 fn report(text: &str) {
     say(&Said::Trouble(text.to_owned()));
+}
+
+fn want(layer: &str) {
+    say(&Said::Wanted(layer.to_owned()));
 }
 
 /// Runs the worker: its standard input is the keeper.
@@ -99,18 +110,21 @@ fn serve() -> Result<(), Error> {
         }
     };
     drop(files);
-    let server = Arc::new(Server::new(fuse, view, journal, report));
+    let server = Arc::new(Server::new(fuse, view, journal, report, want));
     start(&server)?;
     if resend {
         server.resend();
     }
     say(&Said::Done);
     while let Some((order, files)) = receive::<Order<Scene>>(&keeper).map_err(lost)? {
-        let Order::Show { scene } = order else { return Err(Error::Scene) };
-        say(&match show(&server, &scene, &files) {
-            Ok(()) => Said::Done,
-            Err(error) => Said::Failed(error.to_string()),
-        });
+        match order {
+            Order::Serve { .. } => return Err(Error::Scene),
+            Order::Refuse { layers } => server.refuse(&layers),
+            Order::Show { scene } => say(&match show(&server, &scene, &files) {
+                Ok(()) => Said::Done,
+                Err(error) => Said::Failed(error.to_string()),
+            }),
+        }
     }
     // The keeper has died: nobody would start another worker, but this one still serves.
     loop {

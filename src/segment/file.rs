@@ -196,6 +196,28 @@ impl Segment {
         Ok(Self { files: RwLock::new(Files { own: file, tar }), seed, sums: rest, body, split, index, facts })
     }
 
+    /// What stands for a layer of which only the manifest is known: it has no content, no tar-split and a bare index.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn absent(blob: Digest, blob_size: u64, compression: u8, diff_id: Digest) -> io::Result<Self> {
+        let facts = Facts {
+            blob,
+            blob_size,
+            diff_id,
+            diff_size: 0,
+            compression,
+            uids: Vec::new(),
+            gids: Vec::new(),
+            root_claimed: false,
+            stamped: Vec::new(),
+            opaque: Vec::new(),
+            warnings: Vec::new(),
+        };
+        let files = RwLock::new(Files { own: File::open("/dev/null")?, tar: None });
+        Ok(Self { files, seed: 0, sums: Vec::new(), body: 0, split: 0, index: 0, facts })
+    }
+
     fn files(&self) -> RwLockReadGuard<'_, Files> {
         // It is changed in one step: right, whoever panicked.
         self.files.read().unwrap_or_else(PoisonError::into_inner)
@@ -250,6 +272,9 @@ impl Segment {
     /// # Errors
     /// [`Error::Damaged`] when it is not what was written.
     pub fn index(&self) -> Result<Index, Error> {
+        if self.index == 0 {
+            return Ok(Index::bare());
+        }
         let mut encoded = Vec::with_capacity(self.index as usize);
         self.read(self.body + self.split, self.index, |_, part| {
             encoded.extend_from_slice(part);

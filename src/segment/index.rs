@@ -28,6 +28,25 @@ pub struct Index {
 pub struct Malformed;
 
 impl Index {
+    /// A root and nothing else.
+    #[must_use]
+    pub fn bare() -> Self {
+        let mut index = Self::default();
+        let inode = Inode {
+            kind: InodeKind::Directory,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            mtime: Timestamp::default(),
+            stamped: true,
+            opaque: false,
+            whiteout: false,
+            xattrs: Vec::new(),
+        };
+        index.push(0, b"", None, inode);
+        index
+    }
+
     /// The final tree of a layer.
     #[must_use]
     pub fn of(tree: &Tree) -> Self {

@@ -377,6 +377,10 @@ impl<'a> Store<'a> {
             let path = self.below(&format!("overlay/l/{}", link_name(&layer.id)));
             wire::header(&self.entry(&path, 0o777, link), &mut out);
         }
+        if segment.split_len() == 0 {
+            // Not before the layer is there.
+            return push(Piece::Bytes(out));
+        }
         let split = self.below(&format!("overlay-layers/{id}.tar-split.gz"));
         wire::header(&self.entry(&split, self.file_mode(), Kind::Regular { size: segment.split_len() }), &mut out);
         push(Piece::Bytes(out))?;
