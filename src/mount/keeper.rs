@@ -52,6 +52,9 @@ const TROUBLES_MAX: usize = 20;
 /// How long a worker may take to begin: a million files, from a slow disk.
 const START_MAX: Duration = Duration::from_secs(300);
 
+/// How long who has asked something may take to read the answer.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+
 /// What to do.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Start<S> {
@@ -137,7 +140,8 @@ enum Event {
     /// The worker number so-and-so has said something, or ended.
     Said(u64, Said),
     Ended(u64, Option<i32>),
-    Asked(UnixStream),
+    /// Somebody asks something, with files.
+    Asked(UnixStream, Ask<Box<RawValue>>, Vec<OwnedFd>),
     Signal(i32),
     /// A layer has been fetched, or not, because.
     Fetched(String, Result<(), String>),
@@ -373,7 +377,7 @@ impl Keeper {
         let listening = attach::device_of(&self.start.mountpoint)
             .ok_or_else(|| io::Error::other("the mount is not to be seen in /proc/self/mountinfo"))
             .and_then(|device| {
-                let path = socket_of(&device, true)?;
+                let path = directory()?.join(device);
                 let _ = fs_err::remove_file(&path);
                 let listener = UnixListener::bind(&path)?;
                 Ok((path, listener))
@@ -383,7 +387,14 @@ impl Keeper {
             self.socket = Some(path);
             threads::spawn(move || {
                 for socket in listener.incoming().flatten() {
-                    let _ = sender.send(Event::Asked(socket));
+                    let sender = sender.clone();
+                    // Nobody waits for somebody who asks slowly. Who cannot be listened to sees that nobody answers.
+                    let _ = threads::spawn(move || {
+                        let _ = socket.set_write_timeout(Some(ANSWER_MAX));
+                        if let Ok(Some((ask, files))) = receive(&socket) {
+                            let _ = sender.send(Event::Asked(socket, ask, files));
+                        }
+                    });
                 }
             })
         });
@@ -427,7 +438,7 @@ impl Keeper {
                     }
                     self.replace()?;
                 }
-                Event::Asked(socket) => self.answer(&socket),
+                Event::Asked(socket, ask, files) => self.answer(&socket, ask, files),
                 Event::Signal(signal) => {
                     if self.is_ending {
                         return Err(Error::Other("stopped while it was in use".to_owned()));
@@ -502,13 +513,9 @@ impl Keeper {
         }
     }
 
-    fn answer(&mut self, socket: &UnixStream) {
+    fn answer(&mut self, socket: &UnixStream, ask: Ask<Box<RawValue>>, files: Vec<OwnedFd>) {
         let is_ours = nix::sys::socket::getsockopt(socket, nix::sys::socket::sockopt::PeerCredentials)
             .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw());
-        // Nobody waits for somebody who asks slowly.
-        let _ = socket.set_read_timeout(Some(Duration::from_secs(60)));
-        let _ = socket.set_write_timeout(Some(Duration::from_secs(60)));
-        let Ok(Some((ask, files))) = receive::<Ask<Box<RawValue>>>(socket) else { return };
         if !is_ours {
             let _ = send(socket, &Answer::<()>::Failed("the mount is another user's".to_owned()), &[]);
             return;
@@ -606,29 +613,35 @@ fn stop_on_signals(sender: &Sender<Event>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Where the keeper of the mount with this device number listens: in a directory that only this user can enter. With `make`
-/// that is made.
-///
-/// # Errors
-/// When there is no such directory.
-pub fn socket_of(device: &str, make: bool) -> io::Result<PathBuf> {
+/// Directories in which keepers of this user may listen. Root of a user namespace is not root of the machine.
+fn directories() -> Vec<PathBuf> {
     let user = rustix::process::geteuid().as_raw();
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
-    let directory = match runtime {
-        _ if user == 0 => PathBuf::from("/run/prepull"),
-        Some(runtime) => runtime.join("prepull"),
-        None => PathBuf::from(format!("/tmp/prepull-{user}")),
-    };
-    // The systemd unit's socket for the helper lies in the same one, which others may enter: each mount gets one of its own.
-    let directory = directory.join("mounts");
-    if make {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+    // The helper's socket lies in /run/prepull, which others may enter.
+    let root = (user == 0).then(|| PathBuf::from("/run/prepull/mounts"));
+    let own = runtime.map(|path| path.join("prepull/mounts"));
+    let last = PathBuf::from(format!("/tmp/prepull-mounts-{user}"));
+    root.into_iter().chain(own).chain([last]).collect()
+}
+
+/// Whether nobody else can have put something there.
+fn is_ours(directory: &Path) -> io::Result<bool> {
+    let found = fs_err::symlink_metadata(directory)?;
+    Ok(found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o077 == 0)
+}
+
+/// The first of them that is there, or can be made, and that nobody else can enter.
+fn directory() -> io::Result<PathBuf> {
+    let mut failed = io::Error::from(io::ErrorKind::NotFound);
+    for path in directories() {
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        match made.and_then(|()| is_ours(&path)) {
+            Ok(true) => return Ok(path),
+            Ok(false) => failed = io::Error::other(format!("{} is not ours alone", path.display())),
+            Err(error) => failed = error,
+        }
     }
-    let found = fs_err::symlink_metadata(&directory)?;
-    if !found.is_dir() || found.uid() != user || found.mode() & 0o022 != 0 {
-        return Err(io::Error::other(format!("{} is not ours alone", directory.display())));
-    }
-    Ok(directory.join(device))
+    Err(failed)
 }
 
 /// Asks the keeper of what is mounted at `mountpoint`.
@@ -649,7 +662,9 @@ pub fn ask<S: for<'de> Deserialize<'de>>(
         }
         _ => Error::system(format!("{shown}: asking its keeper"), error),
     };
-    let socket = socket_of(&device, false).and_then(UnixStream::connect).map_err(failed)?;
+    let ours = directories().into_iter().filter(|directory| is_ours(directory).unwrap_or(false));
+    let mut sockets = ours.map(|directory| UnixStream::connect(directory.join(&device)));
+    let socket = sockets.find(Result::is_ok).unwrap_or_else(|| Err(io::ErrorKind::NotFound.into())).map_err(failed)?;
     send(&socket, ask, files).map_err(failed)?;
     match receive(&socket).map_err(failed)? {
         Some(answer) => Ok(answer),

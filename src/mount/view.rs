@@ -22,7 +22,7 @@ use super::layer::{DIRECTORY, Layer, REGULAR, SYMLINK, blocks};
 use super::wire::{Attributes, ROOT};
 use crate::digest::Digest;
 use crate::entry::{Meta, Xattr};
-use crate::layer::path::split_last;
+use crate::layer::path::{NAME_MAX, split_last};
 
 /// Marks inodes that are in no layer.
 const OUTSIDE: u64 = 1 << 60;
@@ -254,6 +254,7 @@ impl View {
             // From who has kept a handle of an inode that the kernel has forgotten.
             (_, b".") => Some(directory),
             (_, b"..") => Some(self.parent(directory)?),
+            (_, name) if name.len() > NAME_MAX => return Err(Errno::NAMETOOLONG),
             (Place::Outside(node), _) => match &node.what {
                 What::Directory(entries) => entries.by_name.get(name).copied(),
                 _ => return Err(Errno::NOTDIR),
