@@ -101,7 +101,7 @@ fn paths_that_lead_elsewhere() {
         ("var/lib/containers/storage/.prepull-staging-0", file),
         ("var/lib/containers/storage/.prepull-staging-0/x", file),
         ("var/lib/containers/storage/overlay/.has-mount-program", file),
-        ("var/lib/containers/storage/overlay-images/x/manifest", "its image has no valid id"),
+        ("var/lib/containers/storage/overlay-images/x/manifest", "is not complete"),
     ]
     .map(|(path, why)| (path.as_bytes().to_vec(), why))
     .to_vec();

@@ -175,13 +175,14 @@ fn records_that_do_not_fit() {
         let stream = Stream::new("install", &jail).dir(diff(2)).at(split, kind.clone());
         let stream = stream.file("prepull-layer", layer_record(2, None).to_lines()).end();
         attacks.push((format!("{what} as the tar-split"), "no regular file", stream));
-        for (name, why) in [
-            ("prepull-layer", "no small file"),
-            ("prepull-image", "no small file"),
-            ("prepull-request", "not in the store"),
+        let in_layer = || Stream::new("install", &jail).dir(diff(2)).split(2);
+        for (name, why, before) in [
+            ("prepull-layer", "no small file", in_layer()),
+            ("prepull-image", "no small file", Stream::new("install", &jail)),
+            ("prepull-image", "is not complete", in_layer()),
+            ("prepull-request", "not in the store", in_layer()),
         ] {
-            let stream = Stream::new("install", &jail).dir(diff(2)).split(2).at(name, kind.clone()).end();
-            attacks.push((format!("{what} as {name}"), why, stream));
+            attacks.push((format!("{what} as {name}"), why, before.at(name, kind.clone()).end()));
         }
     }
     // Its record is read when the layer is there, which others' directories are in: what publishes may not remove them.
@@ -332,8 +333,9 @@ fn requests_and_order() {
     let lines = image_record(image, image, None, name).to_lines();
     add("an image's record alone", alone, start().file("prepull-image", lines));
     add("an image twice", "File exists", start().image(image, Some(1), name).image(image, Some(1), name));
-    add("an image in a layer", "not belong to the image", start().dir(diff(2)).image(image, Some(1), name));
+    add("an image in a layer", incomplete, start().dir(diff(2)).image(image, Some(1), name));
     add("a layer in an image", open, start().data(&id(4), &[("manifest", b"")]).layer(2, None));
+    add("a layer after an image", "layers come before", start().image(image, Some(1), name).layer(2, None));
     let two = start().data(&id(4), &[("manifest", b"")]).data(&id(5), &[("manifest", b"")]);
     add("two open images", "not belong to the image", two);
     add("an image without a record", incomplete, start().data(&id(4), &[("manifest", b"")]));
