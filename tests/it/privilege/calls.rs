@@ -150,6 +150,54 @@ fn images_are_received_without_a_capability() {
     assert_eq!(jail.staging(), 0);
 }
 
+/// Stopping would leave it half done, and the rest takes no time.
+#[test]
+fn what_has_begun_to_be_published_is_finished_whoever_has_gone() {
+    if !needs_root("privilege::calls::what_has_begun_to_be_published_is_finished_whoever_has_gone") {
+        return;
+    }
+    // The layer's tar-split, the layer, layers.json, the image, images.json.
+    for number in 1..=5 {
+        let strace =
+            format!("strace -f -o /dev/null -e trace=renameat -e inject=renameat:delay_enter=500000:when={number}");
+        let finished = |jail: &Jail, name: &str| {
+            let begun = std::time::Instant::now();
+            while jail.staging() > 0 {
+                assert!(begun.elapsed().as_secs() < 30, "{name} {number}: it is not finished");
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            assert!(jail.podman().contains(&format!("localhost/{name} ")), "{name} {number}: {}", jail.podman());
+            jail.ok(r#""$at/bin/prepull" verify --strict "$at/vm""#);
+        };
+        // Nobody reads the answer any more.
+        let jail = Jail::new("");
+        let mut child = jail.run(By::ForUser).wrapper(&strace).command().spawn().unwrap();
+        let mut input = child.stdin.take().unwrap();
+        input.write_all(&good(&jail, 1, None).end()).unwrap();
+        at_call(&jail, "renameat");
+        drop((input, child.stdout.take()));
+        assert_eq!(child.wait().unwrap().code(), Some(1), "it cannot say that it is done");
+        let podman = jail.podman();
+        assert!(podman.contains("localhost/good:1 ") && jail.staging() == 0, "{number}: {podman}");
+        // Who asked is killed.
+        let jail = Jail::new("");
+        let script = format!(
+            r#"cat >"$at/bin/traced" <<'END'
+#! /bin/sh
+exec {strace} env SUDO_UID={USER} "$(dirname "$0")/prepull-helper" "$@"
+END
+            chmod 755 "$at/bin/traced"
+            exec "$at/bin/prepull" install --quiet --no-cache --via helper --helper "$at/bin/traced" --root "$at/vm" {hello}"#,
+            hello = crate::command::hello(),
+        );
+        let mut child = jail.command(&script).spawn().unwrap();
+        at_call(&jail, "renameat");
+        child.kill().unwrap();
+        assert!(!child.wait().unwrap().success());
+        finished(&jail, "hello:v1");
+    }
+}
+
 #[test]
 fn each_capability_is_there_for_its_call_only() {
     if !needs_root("privilege::calls::each_capability_is_there_for_its_call_only") {
