@@ -52,7 +52,7 @@ fuzz_target!(|data: &[u8]| {
         let target = Dir::at(at.join("store").as_path()).expect("a directory");
         let deadline = Instant::now() + Duration::from_secs(5);
         let until = Until { deadline, is_gone: || false };
-        serve(stream, Job { root: (0, 0), target, budget, until })
+        serve(stream, &Job { root: (0, 0), target, until }, budget)
     };
     let answer = job(&stream);
     assert!(!answer.error.contains('\n'), "{}", answer.error);

@@ -11,17 +11,17 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write as _};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 
-use caps::Capability;
 use rustix::fs::{self, AtFlags, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
+use rustix::thread::CapabilitySet;
 
 use super::Error;
 use super::confine::Powers;
 use super::policy::Allow;
 use super::root::{Dir, is_directory};
-use crate::entry::{Device, Entry, Kind, Meta, Timestamp, Xattr};
+use crate::entry::{Device, Entry, Kind, Meta, Xattr};
 use crate::wire::read::Reader;
 
 /// Bytes that are copied at once.
@@ -52,9 +52,6 @@ pub struct Tree {
     /// The directory that the last entry was in.
     last: (Vec<u8>, Dir),
 }
-
-/// Sets an attribute by name and value.
-type Set<'a> = &'a dyn Fn(&[u8], &[u8]) -> Result<(), Errno>;
 
 /// An entry as it is being made.
 struct Making<'a> {
@@ -98,7 +95,7 @@ impl Tree {
         let path = entry.path.strip_prefix(&self.prefix[..]).unwrap_or_default();
         if path.is_empty() {
             return match entry.kind {
-                Kind::Directory => making.finish(&self.base),
+                Kind::Directory => making.finish(&self.base, b""),
                 _ => Err(making.refuse("the root of a tree is a directory")),
             };
         }
@@ -119,11 +116,11 @@ impl Tree {
             Kind::Regular { size } => {
                 let file = making.done("making", parent.create(name, 0o600))?;
                 copy(from, &file, *size, entry)?;
-                making.finish(&file)
+                making.finish(&file, b"")
             }
             Kind::Symlink(target) => {
                 making.done("making", fs::symlinkat(&target[..], parent, name))?;
-                making.finish_name(parent, name)
+                making.finish(parent, name)
             }
             Kind::CharDevice(device) => making.node(parent, name, FileType::CharacterDevice, *device),
             Kind::BlockDevice(device) => making.node(parent, name, FileType::BlockDevice, *device),
@@ -149,6 +146,16 @@ impl Making<'_> {
         if meta.mode & 0o6000 != 0 && matches!(kind, Kind::Regular { .. }) && !self.budget.allow.suid {
             return Err(self.refuse("the policy allows no setuid or setgid files (suid = true)"));
         }
+        for (name, value) in &meta.xattrs {
+            let is_file = matches!(kind, Kind::Regular { .. } | Kind::Directory);
+            if name == CAPABILITY && is_file && !self.budget.allow.filecaps {
+                return Err(self.refuse("the policy allows no file capabilities (filecaps = true)"));
+            }
+            let is_opaque = name == b"trusted.overlay.opaque" && value == b"y" && *kind == Kind::Directory;
+            if !is_opaque && (name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")) {
+                return Err(self.refuse("an attribute that would steer the overlay that it is mounted by"));
+            }
+        }
         Ok(())
     }
 
@@ -158,10 +165,10 @@ impl Making<'_> {
                 self.budget.take(self.entry, 0)?;
                 let Meta { mode, uid, gid, .. } = self.entry.meta;
                 let ours = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-                if is_once && (uid, gid) == ours && mode & 0o6700 == 0o700 { self.finish(&made) } else { Ok(()) }
+                if is_once && (uid, gid) == ours && mode & 0o6700 == 0o700 { self.finish(&made, b"") } else { Ok(()) }
             }
-            Err(Errno::EXIST) => self.finish(&self.done("opening", parent.open(name))?),
-            Err(error) => Err(self.failed("making", error)),
+            Err(Errno::EXIST) => self.finish(&self.done("opening", parent.open(name))?, b""),
+            made => self.done("making", made.map(drop)),
         }
     }
 
@@ -174,82 +181,75 @@ impl Making<'_> {
         }
         // Somebody else's file may be linked with CAP_FOWNER only (sysctl fs.protected_hardlinks).
         let link = || fs::linkat(&opened, target, parent, name, AtFlags::empty());
-        self.done("making", self.budget.powers.with(Capability::CAP_FOWNER, link))
+        self.done("making", self.budget.powers.with(CapabilitySet::FOWNER, link))
     }
 
     fn node(&mut self, parent: &Dir, name: &[u8], kind: FileType, device: Device) -> Result<(), Error> {
         let number = fs::makedev(device.major, device.minor);
         let make = || fs::mknodat(parent, name, kind, Mode::empty(), number);
         let is_free = kind == FileType::Fifo || kind == FileType::CharacterDevice && number == 0;
-        let made = if is_free { make() } else { self.budget.powers.with(Capability::CAP_MKNOD, make) };
+        let made = if is_free { make() } else { self.budget.powers.with(CapabilitySet::MKNOD, make) };
         self.done("making", made)?;
-        self.finish_name(parent, name)
+        self.finish(parent, name)
     }
 
-    /// Metadata of a file or directory that is open.
-    fn finish(&mut self, file: &impl AsFd) -> Result<(), Error> {
+    /// Metadata of the file or directory that is open. With `name`, of that in the directory: it cannot be opened without side
+    /// effects, is new, and nobody else can be there.
+    fn finish(&mut self, at: &impl AsFd, name: &[u8]) -> Result<(), Error> {
         let Meta { mode, uid, gid, mtime, xattrs } = &self.entry.meta;
-        let powers = self.budget.powers;
-        let set = |name: &[u8], value: &[u8]| fs::fsetxattr(file, name, value, XattrFlags::empty());
+        let (at, powers) = (at.as_fd(), self.budget.powers);
         let of_user = |(name, _): &&Xattr| name.starts_with(b"user.");
         for xattr in xattrs.iter().filter(of_user) {
-            self.attribute(xattr, &set)?;
+            self.attribute(at, name, xattr, CapabilitySet::empty())?;
         }
         let owner = (Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)));
-        let chown = || fs::fchown(file, owner.0, owner.1);
-        self.done(OWNER, powers.with(Capability::CAP_CHOWN, chown))?;
+        let chown = || fs::chownat(at, name, owner.0, owner.1, ITSELF);
+        self.done("changing the owner of", powers.with(CapabilitySet::CHOWN, chown))?;
         for xattr in xattrs.iter().filter(|xattr| !of_user(xattr) && xattr.0 != CAPABILITY) {
-            self.attribute(xattr, &|name, value| privileged(powers, || set(name, value)))?;
-        }
-        self.done(MODE, privileged(powers, || fs::fchmod(file, Mode::from_raw_mode(u32::from(*mode)))))?;
-        for xattr in xattrs.iter().filter(|xattr| xattr.0 == CAPABILITY) {
-            if !self.budget.allow.filecaps {
-                return Err(self.refuse("the policy allows no file capabilities (filecaps = true)"));
-            }
-            self.attribute(xattr, &|name, value| powers.with(Capability::CAP_SETFCAP, || set(name, value)))?;
-        }
-        self.done(TIME, powers.with(Capability::CAP_FOWNER, || fs::futimens(file, &times(*mtime))))
-    }
-
-    /// Metadata of what cannot be opened without side effects. The name is new, and nobody else can be in `parent`.
-    fn finish_name(&mut self, parent: &Dir, name: &[u8]) -> Result<(), Error> {
-        let Meta { mode, uid, gid, mtime, xattrs } = &self.entry.meta;
-        let powers = self.budget.powers;
-        let owner = (Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)));
-        let chown = || fs::chownat(parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW);
-        self.done(OWNER, powers.with(Capability::CAP_CHOWN, chown))?;
-        for xattr in xattrs {
-            // The system call takes no directory.
-            let path = [format!("/proc/self/fd/{}/", parent.as_fd().as_raw_fd()).as_bytes(), name].concat();
-            self.attribute(xattr, &|name, value| match powers {
-                Powers::Own => fs::lsetxattr(&path[..], name, value, XattrFlags::empty()),
-                Powers::Raised => Err(Errno::NOTSUP),
-            })?;
+            self.attribute(at, name, xattr, OF_OTHERS)?;
         }
         if !matches!(self.entry.kind, Kind::Symlink(_)) {
-            let mode = Mode::from_raw_mode(u32::from(*mode));
-            self.done(MODE, privileged(powers, || fs::chmodat(parent, name, mode, AtFlags::empty())))?;
+            let mode = Mode::from_raw_mode((*mode).into());
+            let chmod = || match name {
+                b"" => fs::fchmod(at, mode),
+                _ => fs::chmodat(at, name, mode, AtFlags::empty()),
+            };
+            self.done("changing the mode of", powers.with(OF_OTHERS, chmod))?;
         }
-        let set_time = || fs::utimensat(parent, name, &times(*mtime), AtFlags::SYMLINK_NOFOLLOW);
-        self.done(TIME, powers.with(Capability::CAP_FOWNER, set_time))
+        for xattr in xattrs.iter().filter(|xattr| xattr.0 == CAPABILITY) {
+            self.attribute(at, name, xattr, CapabilitySet::SETFCAP)?;
+        }
+        let time = Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanoseconds.into() };
+        let times = Timestamps { last_access: time, last_modification: time };
+        let set_times = || fs::utimensat(at, name, &times, ITSELF);
+        self.done("setting the time of", powers.with(CapabilitySet::FOWNER, set_times))
     }
 
     /// Sets an attribute, or leaves it out where the file system or the kernel does not take it from us, as
     /// containers/storage does (`pkg/archive/archive.go`, `extractTarFileEntry`).
-    fn attribute(&mut self, (name, value): &Xattr, set: Set<'_>) -> Result<(), Error> {
-        let is_opaque = name == b"trusted.overlay.opaque" && value == b"y" && self.entry.kind == Kind::Directory;
-        if !is_opaque && (name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")) {
-            return Err(self.refuse("an attribute that would steer the overlay that it is mounted by"));
-        }
+    fn attribute(
+        &mut self,
+        at: BorrowedFd<'_>,
+        of: &[u8],
+        (name, value): &Xattr,
+        needed: CapabilitySet,
+    ) -> Result<(), Error> {
         // Each time: a directory's header may come again.
         let left = self.budget.allow.max_bytes.checked_sub((name.len() + value.len()) as u64);
         self.budget.allow.max_bytes = left.ok_or_else(|| self.refuse("too many bytes (max_bytes)"))?;
         let known = name == CAPABILITY || name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_");
-        let done = if known || self.budget.powers == Powers::Own { set(name, value) } else { Err(Errno::NOTSUP) };
+        let done = match self.budget.powers {
+            Powers::Raised if !known || !of.is_empty() => Err(Errno::NOTSUP),
+            powers if of.is_empty() => powers.with(needed, || fs::fsetxattr(at, name, value, XattrFlags::empty())),
+            // The system call takes no directory.
+            Powers::Own | Powers::Raised => {
+                let path = [format!("/proc/self/fd/{}/", at.as_raw_fd()).as_bytes(), of].concat();
+                fs::lsetxattr(&path[..], name, value, XattrFlags::empty())
+            }
+        };
         // A program without its capabilities would not work; on anything else they mean nothing.
         let is_needed = name == CAPABILITY && matches!(self.entry.kind, Kind::Regular { .. });
         match done {
-            Ok(()) => Ok(()),
             Err(Errno::NOTSUP | Errno::PERM) if !is_needed => {
                 self.budget.dropped.0 += 1;
                 if self.budget.dropped.1.len() < DROPPED_SHOWN {
@@ -258,7 +258,7 @@ impl Making<'_> {
                 }
                 Ok(())
             }
-            Err(error) => Err(self.failed(&format!("setting {} of", shown(name)), error)),
+            done => self.done(&format!("setting {} of", shown(name)), done),
         }
     }
 
@@ -266,12 +266,8 @@ impl Making<'_> {
         Error::refused(self.entry, why)
     }
 
-    fn failed(&self, doing: &str, error: Errno) -> Error {
-        Error::system(format!("{doing} {}", shown(&self.entry.path)), error)
-    }
-
     fn done<T>(&self, doing: &str, result: Result<T, Errno>) -> Result<T, Error> {
-        result.map_err(|error| self.failed(doing, error))
+        result.map_err(|error| Error::system(format!("{doing} {}", shown(&self.entry.path)), error))
     }
 }
 
@@ -292,20 +288,11 @@ pub fn copy<R: Read>(from: &mut Reader<R>, mut file: &File, size: u64, entry: &E
 
 const CAPABILITY: &[u8] = b"security.capability";
 
-/// What is being done to an entry, for messages.
-const OWNER: &str = "changing the owner of";
-const MODE: &str = "changing the mode of";
-const TIME: &str = "setting the time of";
+/// For what is somebody else's: without FSETID, setgid of a group that we are not in would be lost without a word.
+const OF_OTHERS: CapabilitySet = CapabilitySet::FOWNER.union(CapabilitySet::FSETID);
 
-/// Of what is somebody else's: CAP_FSETID, or setgid of a group that we are not in would be lost without a word.
-fn privileged<T>(powers: Powers, call: impl FnOnce() -> T) -> T {
-    powers.with(Capability::CAP_FOWNER, || powers.with(Capability::CAP_FSETID, call))
-}
-
-fn times(mtime: Timestamp) -> Timestamps {
-    let time = Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanoseconds.into() };
-    Timestamps { last_access: time, last_modification: time }
-}
+/// What is open, or a name in it, but not where that leads to.
+const ITSELF: AtFlags = AtFlags::SYMLINK_NOFOLLOW.union(AtFlags::EMPTY_PATH);
 
 /// The directory and the last component.
 fn split(path: &[u8]) -> (&[u8], &[u8]) {
@@ -317,52 +304,46 @@ pub(crate) fn shown(name: &[u8]) -> String {
     String::from_utf8_lossy(name).escape_debug().collect()
 }
 
-/// What directories are called while a tree is removed.
-const TRASH: &[u8] = b"trash-";
+/// What directories are called while a tree is removed: no tree has such a name in its root.
+const TRASH: &str = ".prepull-trash-";
 
 /// Removes the directory `name` in `parent` and all that is in it, whoever owns it, without following a link.
 ///
-/// Nothing is open but two directories, however deep it is: a directory in a directory is first moved up into `parent`.
+/// Nothing is open but two directories, however deep it is: what is a directory in it is first moved up.
 ///
 /// # Errors
 /// The kernel's.
 pub fn remove(powers: Powers, parent: &Dir, name: &[u8]) -> Result<(), Errno> {
-    let mut number = 0_u64;
-    let mut todo = vec![name.to_vec()];
-    while let Some(name) = todo.pop() {
-        take_over(powers, parent, &name)?;
-        let directory = parent.open(&name)?;
+    take_over(powers, parent, name)?;
+    let top = parent.open(name)?;
+    let mut todo = vec![b".".to_vec()];
+    while let Some(at) = todo.pop() {
+        let directory = top.open(&at)?;
         for child in directory.names()? {
             match fs::unlinkat(&directory, &child[..], AtFlags::empty()) {
                 Err(Errno::ISDIR) => {
                     take_over(powers, &directory, &child)?;
-                    if fs::unlinkat(&directory, &child[..], AtFlags::REMOVEDIR).is_ok() {
-                        continue;
-                    }
-                    let moved = loop {
-                        number += 1;
-                        let moved = [TRASH, number.to_string().as_bytes()].concat();
-                        if !parent.has(&moved) {
-                            break moved;
-                        }
-                    };
-                    directory.rename(&child, parent, &moved)?;
+                    // No two directories have one number.
+                    let moved = format!("{TRASH}{}", directory.stat(&child)?.st_ino).into_bytes();
+                    directory.rename(&child, &top, &moved)?;
                     todo.push(moved);
                 }
                 done => done?,
             }
         }
-        fs::unlinkat(parent, &name[..], AtFlags::REMOVEDIR)?;
+        if at != b"." {
+            fs::unlinkat(&top, &at[..], AtFlags::REMOVEDIR)?;
+        }
     }
-    Ok(())
+    fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
 }
 
 /// Makes a directory ours, so that it can be emptied without a capability for that.
 fn take_over(powers: Powers, parent: &Dir, name: &[u8]) -> Result<(), Errno> {
     let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
     let chown = || fs::chownat(parent, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW);
-    powers.with(Capability::CAP_CHOWN, chown)?;
+    powers.with(CapabilitySet::CHOWN, chown)?;
     // By its name: it may not be readable yet, and what is opened by path only takes a mode from Linux 6.6 on. Nobody can have
     // put a link there meanwhile: the parent is ours, and others may not write to it (`Staging::new`, `sweep`, or this).
-    fs::chmodat(parent, name, Mode::from_raw_mode(0o700), AtFlags::empty())
+    fs::chmodat(parent, name, Mode::RWXU, AtFlags::empty())
 }

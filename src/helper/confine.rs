@@ -6,10 +6,9 @@
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsString};
 use std::io::{self, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 
-use caps::{CapSet, Capability};
 use landlock::{
     ABI, Access as _, AccessFs, AccessNet, PathBeneath, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _,
     RulesetError, RulesetStatus, Scope,
@@ -109,15 +108,10 @@ pub fn begin(mode: &str) -> Result<Option<OsString>, Error> {
 fn close_inherited() -> Result<(), Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let list = openat2(CWD, "/proc/self/fd", flags, Mode::empty(), ResolveFlags::empty())?;
-    let own = list.as_raw_fd();
-    let mut inherited = Vec::new();
-    for entry in Dir::new(list)? {
-        let name = entry?;
-        let number = name.file_name().to_str().ok().and_then(|name| name.parse().ok());
-        inherited.extend(number.filter(|number: &i32| *number > 2 && *number != own));
-    }
-    for number in inherited {
-        // It is closed even if that reports an error of a write long ago.
+    let listed: Vec<_> = Dir::new(list)?.collect::<Result<_, _>>()?;
+    let numbers = listed.iter().filter_map(|entry| entry.file_name().to_str().ok()?.parse::<i32>().ok());
+    for number in numbers.filter(|number| *number > 2) {
+        // It is closed even if that reports an error of a write long ago. What it was listed by is closed already.
         let _ = nix::unistd::close(number);
     }
     Ok(())
@@ -195,7 +189,12 @@ pub fn enter(target: &OwnedFd, devices: bool) -> Result<Powers, Error> {
     // 3. What a program would get that this process started: nothing. It cannot start one (7), so where this is not permitted
     // (file capabilities, the systemd unit) it is not missed.
     if effective.contains(CapabilitySet::SETPCAP) {
-        caps::clear(None, CapSet::Bounding).map_err(Error::at(CAPABILITIES))?;
+        for one in (0..u64::BITS).map(|bit| CapabilitySet::from_bits_retain(1 << bit)) {
+            // What this kernel does not know is an error, and in no set.
+            if thread::capability_is_in_bounding_set(one).unwrap_or(false) {
+                thread::remove_capability_from_bounding_set(one).map_err(Error::at(CAPABILITIES))?;
+            }
+        }
         let bits = thread::capabilities_secure_bits().map_err(Error::at(CAPABILITIES))? | SECURE_BITS;
         thread::set_capabilities_secure_bits(bits).map_err(Error::at(CAPABILITIES))?;
     }
@@ -300,7 +299,7 @@ const ALLOWED: &[i64] = &[
     // Files that are open.
     libc::SYS_read, libc::SYS_write, libc::SYS_writev, libc::SYS_pread64, libc::SYS_pwrite64, libc::SYS_lseek,
     libc::SYS_ftruncate, libc::SYS_fsync, libc::SYS_fdatasync, libc::SYS_syncfs, libc::SYS_flock, libc::SYS_close,
-    libc::SYS_fstat, libc::SYS_fstatfs, libc::SYS_getdents64, libc::SYS_fchown, libc::SYS_fchmod, libc::SYS_fsetxattr,
+    libc::SYS_fstat, libc::SYS_fstatfs, libc::SYS_getdents64, libc::SYS_fchmod, libc::SYS_fsetxattr,
     libc::SYS_fgetxattr, libc::SYS_flistxattr, libc::SYS_ppoll,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_poll,
@@ -327,11 +326,10 @@ pub enum Powers {
 }
 
 impl Powers {
-    /// Does `call` with `capability`. Where it is not permitted, the call itself fails for that.
-    pub fn with<T>(self, capability: Capability, call: impl FnOnce() -> T) -> T {
+    /// Does `call` with `needed`. Where that is not permitted, the call itself fails for that.
+    pub fn with<T>(self, needed: CapabilitySet, call: impl FnOnce() -> T) -> T {
         let (Self::Raised, Ok(before)) = (self, capabilities(None)) else { return call() };
-        let one = CapabilitySet::from_bits_retain(capability.bitmask());
-        let _ = set_capabilities(None, CapabilitySets { effective: before.effective | one, ..before });
+        let _ = set_capabilities(None, CapabilitySets { effective: before.effective | needed, ..before });
         let done = call();
         // Less than now is always allowed. If it fails nevertheless, nothing here can be relied upon. A panic is the end.
         if set_capabilities(None, before).is_err() {

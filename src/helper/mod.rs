@@ -26,6 +26,7 @@ pub mod staging;
 
 use std::fmt::Display;
 use std::io::{self, BufReader, Read, Write as _};
+use std::os::fd::BorrowedFd;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -34,8 +35,11 @@ use crate::wire::read::Reader;
 use apply::{Budget, shown};
 use policy::Kind;
 pub use publish::Answer;
+use receive::Stream;
 use root::Dir;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
+use rustix::stdio::{stdin, stdout};
 
 /// The name of the first entry.
 pub const REQUEST: &[u8] = b"prepull-request";
@@ -45,6 +49,8 @@ pub const VERSION: &str = "1";
 
 /// The longest `max_seconds` that counts, a year: the clock cannot add any number.
 pub(crate) const SECONDS_MAX: u64 = 365 * 24 * 3600;
+
+const TOO_LONG: &str = "it takes too long (max_seconds)";
 
 /// Bytes that are read at once.
 const READ: usize = 256 << 10;
@@ -106,8 +112,6 @@ pub struct Job {
     pub root: (u64, u64),
     /// The target: a graphroot, or an empty directory.
     pub target: Dir,
-    /// How, and what of it is allowed.
-    pub budget: Budget,
     /// When all must be over.
     pub until: Until,
 }
@@ -133,18 +137,21 @@ impl Until {
 
     /// All that is looked at once something has been renamed: stopping then would leave it half done, and the rest takes no time.
     fn in_time(self) -> Result<(), Error> {
-        if Instant::now() < self.deadline { Ok(()) } else { Err(Error::request("it takes too long (max_seconds)")) }
+        if Instant::now() < self.deadline { Ok(()) } else { Err(Error::request(TOO_LONG)) }
     }
 }
 
-/// Does what `input` asks for: everything that takes a capability while it comes, and then the rest without any.
+/// Does what `input` asks for: first everything that takes a capability, then the rest without any.
 #[must_use]
-pub fn serve(input: impl Read, mut job: Job) -> Answer {
+pub fn serve(input: impl Read, job: &Job, mut budget: Budget) -> Answer {
     let mut answer = Answer::default();
-    let received = receive::receive(&mut Reader::new(BufReader::with_capacity(READ, input)), &mut job);
-    let done = job.budget.powers.give_up().and(received).and_then(|work| publish::publish(work, &job, &mut answer));
+    let mut reader = Reader::new(BufReader::with_capacity(READ, input));
+    let mut stream = Stream::new(&mut reader, &mut budget);
+    let received = receive::receive(&mut stream, job);
+    let given_up = stream.budget.powers.give_up();
+    let done = given_up.and(received).and_then(|work| publish::publish(work, &mut stream, job, &mut answer));
     done.unwrap_or_else(|error| answer.fail(error));
-    (answer.dropped, answer.dropped_first) = job.budget.dropped;
+    (answer.dropped, answer.dropped_first) = budget.dropped;
     answer
 }
 
@@ -166,14 +173,15 @@ pub fn main() -> ExitCode {
 
 /// Serves one request on standard input.
 fn stdio() -> ExitCode {
-    let answer = confined().map_or_else(Answer::failed, |job| serve(Input { deadline: job.until.deadline }, job));
+    let answer = confined()
+        .map_or_else(Answer::failed, |(job, budget)| serve(Input { deadline: job.until.deadline }, &job, budget));
     let line = serde_json::to_string(&answer).unwrap_or_default();
     let said = writeln!(io::stdout(), "{line}");
     if said.is_ok() && answer.error.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Everything that must be before the first byte of input, in the only order in which it holds.
-fn confined() -> Result<Job, Error> {
+fn confined() -> Result<(Job, Budget), Error> {
     // Nothing inherited: descriptors, environment, limits, signals.
     let sudo_uid = confine::begin("stdio")?;
     // Who may do what: read while /etc can be seen, from a file that only root can have written.
@@ -190,7 +198,7 @@ fn confined() -> Result<Job, Error> {
     let target = root::without_mounts(target.0);
     // From here on there is nothing but the target, and no way to get more power.
     let powers = confine::enter(&target, allow.devices)?;
-    Ok(Job {
+    let job = Job {
         root: (found.st_dev, found.st_ino),
         // What was held was only a place: now it is read, too.
         target: Dir(target).open(b"").map_err(|error| Error::system("opening the target", error))?,
@@ -198,8 +206,8 @@ fn confined() -> Result<Job, Error> {
             deadline: Instant::now() + Duration::from_secs(allow.max_seconds.min(SECONDS_MAX)),
             is_gone: is_caller_gone,
         },
-        budget: Budget { powers, allow: allow.clone(), dropped: (0, Vec::new()) },
-    })
+    };
+    Ok((job, Budget { powers, allow: allow.clone(), dropped: (0, Vec::new()) }))
 }
 
 /// Opens the graphroot below `root`, and makes what is missing of it.
@@ -220,13 +228,18 @@ pub fn graphroot(root: Dir, path: &str) -> Result<Dir, Error> {
     Ok(at)
 }
 
+/// What `poll` says of a descriptor, as soon as that is something, or when `patience` is at its end.
+fn polled(fd: BorrowedFd<'_>, events: PollFlags, patience: Duration) -> io::Result<PollFlags> {
+    let timeout = Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: patience.subsec_nanos().into() };
+    let mut polled = [PollFd::from_borrowed_fd(fd, events)];
+    retry_on_intr(|| poll(&mut polled, Some(&timeout)))?;
+    Ok(polled[0].revents())
+}
+
 /// Whether nobody can read the answer any more.
 fn is_caller_gone() -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let stdout = rustix::stdio::stdout();
-    let mut polled = [PollFd::new(&stdout, PollFlags::empty())];
-    let _ = poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
-    polled[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
+    let said = polled(stdout(), PollFlags::empty(), Duration::ZERO);
+    said.is_ok_and(|said| said.intersects(PollFlags::ERR | PollFlags::HUP))
 }
 
 /// Standard input, until the deadline.
@@ -236,18 +249,11 @@ struct Input {
 
 impl Read for Input {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let stdin = rustix::stdio::stdin();
         let left = self.deadline.saturating_duration_since(Instant::now());
         // With no time left `poll` would still say that there is something to read.
-        if left.is_zero() {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "it takes too long (max_seconds)"));
+        if left.is_zero() || polled(stdin(), PollFlags::IN, left)?.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, TOO_LONG));
         }
-        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-        let mut polled = [PollFd::new(&stdin, PollFlags::IN)];
-        if retry_on_intr(|| poll(&mut polled, Some(&timeout)))? == 0 {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "it takes too long (max_seconds)"));
-        }
-        Ok(retry_on_intr(|| rustix::io::read(stdin, &mut *buffer))?)
+        Ok(retry_on_intr(|| rustix::io::read(stdin(), &mut *buffer))?)
     }
 }

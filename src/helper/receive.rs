@@ -1,17 +1,16 @@
-//! With the four capabilities: the stream becomes files in a staging directory. What they are called in the store, and what its
-//! records say of them, is [`publish`](super::publish)'s business, which has no capability any more.
+//! With the four capabilities: the stream becomes files in a staging directory, as far as that takes one. What they are called in
+//! the store, what its records say of them, and images, whose files are root's, are [`publish`](super::publish)'s business, which
+//! has no capability any more.
 //!
 //! ```text
-//!  request ▶ (query)    records ……………………………………………▶ kept as text
-//!          ▶ (install)  layer ▶ record ▶ image ▶ record ▶ files in .prepull-staging-N, records kept as text
+//!  request ▶ (query)    ……………………………………………………………▶ nothing
+//!          ▶ (install)  layer ▶ record ▶ layer ▶ record ▶ files in .prepull-staging-N, records kept as text
 //!          ▶ (unpack)   a whole tree …………………………………▶ files in .prepull-staging-N/tree
 //!          ▶ (sweep, clear) what somebody has left is removed, whoever owns it
 //! ```
 
-use std::collections::BTreeMap;
 use std::io::Read;
 
-use base64::Engine as _;
 use rustix::fs::{FlockOperation, flock};
 
 use super::apply::{self, Budget, Tree, copy, shown};
@@ -29,9 +28,6 @@ pub const LAYER: &[u8] = b"prepull-layer";
 /// The name of the entry that ends an image: its record.
 pub const IMAGE: &[u8] = b"prepull-image";
 
-/// The most bytes of one file of an image: containers/image reads manifests to 4 MiB, and configs are as large at most.
-const BIG_DATA_MAX: u64 = 16 << 20;
-
 /// The most bytes of one record: as many owners and groups as a layer may have are three quarters of it.
 const RECORD_MAX: u64 = 2 << 20;
 
@@ -41,14 +37,15 @@ const RECORDS_MAX: u64 = 64 << 20;
 /// The most layers of one stream: two hundred images of twenty-five. While they are published others wait for the locks.
 const LAYERS_MAX: usize = 5000;
 
-/// The most images of one stream.
-const IMAGES_MAX: usize = 5000;
-
 /// The most bytes that tell one tree from another.
 const IDENTITY_MAX: usize = 128;
 
-/// The most files of one image.
-const FILES_MAX: usize = 1000;
+/// What an entry is refused for.
+pub(super) const OPEN: &str = "another layer or image is not complete yet";
+pub(super) const NO_FILE: &str = "it is no file of a layer or image";
+
+/// What the stream is refused for at its end.
+pub(super) const INCOMPLETE: &str = "the last layer or image is not complete";
 
 /// A tree in staging.
 pub const STAGED: &[u8] = b"tree";
@@ -62,12 +59,12 @@ pub const COMPLETE: &[u8] = b".prepull-complete";
 /// What a layer takes beside its content: directories, and files with names of layers.
 const LAYER_INODES: usize = 9;
 
-/// What is to be done when the stream has ended; the texts are lines that nobody has looked into.
+/// What is to be done without capabilities; the texts are lines that nobody has looked into.
 #[derive(Debug)]
 pub enum Work {
-    /// Say what is lacking of these layers, and of images with these records.
-    Query(String, Vec<String>),
-    /// Publish these.
+    /// Say what is lacking of these layers, and of images with the records that come.
+    Query(String, Option<Entry>),
+    /// Publish these, and the images that come.
     Install(Received),
     /// Remove these names and ids.
     Remove(String),
@@ -79,39 +76,41 @@ pub enum Work {
     Tree(Option<Staging>, String),
 }
 
-/// Layers and images in staging.
+/// Layers in staging.
 #[derive(Debug)]
 pub struct Received {
-    /// Where they are: layers and tar-splits by their names in the store, images as `image-ID`.
+    /// Where they are: layers and tar-splits by their names in the store.
     pub staging: Staging,
-    /// Ids and records of layers.
+    /// Their ids and records.
     pub layers: Vec<(String, String)>,
-    /// Ids of images, their files by key with sizes, and records.
-    pub images: Vec<(String, BTreeMap<String, u64>, String)>,
+    /// The first entry after them.
+    pub next: Option<Entry>,
 }
 
-/// What the last entries were of.
-enum Open {
-    Nothing,
-    Layer { id: String, tree: Box<Tree>, has_split: bool },
-    Image { id: String, files: BTreeMap<String, u64> },
+/// A layer of which more may come.
+struct Layer {
+    id: String,
+    tree: Tree,
+    has_split: bool,
 }
 
 /// The stream.
-struct Stream<'a, R> {
-    input: &'a mut Reader<R>,
-    budget: &'a mut Budget,
+#[derive(Debug)]
+pub struct Stream<'a, R> {
+    /// What comes.
+    pub input: &'a mut Reader<R>,
+    /// What may still come.
+    pub budget: &'a mut Budget,
     /// Bytes of records that may still come.
     records: u64,
 }
 
-/// Takes the whole stream.
+/// Takes what needs capabilities from the stream.
 ///
 /// # Errors
 /// When it is not what it should be, or not allowed, or something cannot be made: then nothing is left of it.
-pub fn receive<R: Read>(input: &mut Reader<R>, job: &mut Job) -> Result<Work, Error> {
-    let (root, powers, allow) = (&job.target, job.budget.powers, job.budget.allow.clone());
-    let mut stream = Stream { input, budget: &mut job.budget, records: RECORDS_MAX };
+pub fn receive<R: Read>(stream: &mut Stream<'_, R>, job: &Job) -> Result<Work, Error> {
+    let (root, powers, allow) = (&job.target, stream.budget.powers, stream.budget.allow.clone());
     let first = stream.input.next_entry()?.filter(|entry| entry.path == REQUEST);
     let text = stream.text(&first.ok_or_else(|| Error::request("the stream does not begin with it"))?)?;
     let (word, rest) = request(&text, job.root, &allow)?;
@@ -120,27 +119,18 @@ pub fn receive<R: Read>(input: &mut Reader<R>, job: &mut Job) -> Result<Work, Er
     }
     match (word, allow.kind) {
         ("query", Root::Storage) => {
-            let mut records = Vec::new();
-            while let Some(entry) = stream.input.next_entry()? {
-                if entry.path != IMAGE {
-                    return Err(Error::refused(&entry, "it does not belong to a query"));
-                }
-                records.push(stream.text(&entry)?);
-                at_most(records.len(), IMAGES_MAX)?;
-            }
+            let first = stream.input.next_entry()?;
             // An install begins so, also one that has nothing to do.
-            if !(rest.is_empty() && records.is_empty()) {
+            if !(rest.is_empty() && first.is_none()) {
                 staging::sweep(root, powers);
             }
-            Ok(Work::Query(rest.to_owned(), records))
+            Ok(Work::Query(rest.to_owned(), first))
         }
         ("install", Root::Storage) => {
             staging::sweep(root, powers);
-            let prefix = format!("{}/", allow.graphroot().trim_start_matches('/'));
-            let mut received = Received { staging: Staging::new(root)?, layers: Vec::new(), images: Vec::new() };
+            let mut received = Received { staging: Staging::new(root)?, layers: Vec::new(), next: None };
             // Who has gone meanwhile wants nothing published; later it could not be removed.
-            let taken = stream.images(prefix.as_bytes(), &mut received).and_then(|()| job.until.check());
-            match taken {
+            match stream.layers(&mut received).and_then(|()| job.until.check()) {
                 Ok(()) => Ok(Work::Install(received)),
                 Err(error) => received.staging.abandon(root, powers, error),
             }
@@ -196,7 +186,9 @@ fn request<'a>(text: &'a str, served: (u64, u64), allow: &Allow) -> Result<(&'a 
     }
 }
 
-fn at_most(count: usize, most: usize) -> Result<(), Error> {
+/// # Errors
+/// When there are more than that.
+pub fn at_most(count: usize, most: usize) -> Result<(), Error> {
     if count <= most { Ok(()) } else { Err(Error::request("too many layers or images at once")) }
 }
 
@@ -213,92 +205,78 @@ fn clear(root: &Dir, powers: Powers) -> Result<(), Error> {
     }
 }
 
-impl<R: Read> Stream<'_, R> {
-    /// Layers and images, each ended by its record.
-    fn images(&mut self, prefix: &[u8], received: &mut Received) -> Result<(), Error> {
-        let mut open = Open::Nothing;
+impl<'a, R: Read> Stream<'a, R> {
+    /// The beginning of one.
+    pub fn new(input: &'a mut Reader<R>, budget: &'a mut Budget) -> Self {
+        Self { input, budget, records: RECORDS_MAX }
+    }
+
+    /// Layers, each ended by its record, and the first entry after them.
+    fn layers(&mut self, received: &mut Received) -> Result<(), Error> {
+        let mut open: Option<Layer> = None;
         while let Some(entry) = self.input.next_entry()? {
-            if entry.path == LAYER || entry.path == IMAGE {
+            if entry.path == LAYER {
                 let record = self.text(&entry)?;
-                match (&entry.path[..], std::mem::replace(&mut open, Open::Nothing)) {
-                    (LAYER, Open::Layer { id, has_split: true, .. }) => received.layers.push((id, record)),
-                    (IMAGE, Open::Image { id, files }) => received.images.push((id, files, record)),
+                match open.take() {
+                    Some(Layer { id, has_split: true, .. }) => received.layers.push((id, record)),
                     _ => return Err(Error::refused(&entry, "a record without its files")),
                 }
                 at_most(received.layers.len(), LAYERS_MAX)?;
-                at_most(received.images.len(), IMAGES_MAX)?;
                 continue;
             }
-            let path = entry.path.strip_prefix(prefix);
-            let path = path.ok_or_else(|| Error::refused(&entry, "it is not in the store"))?;
-            let mut parts = path.splitn(4, |&byte| byte == b'/');
-            match (parts.next(), parts.next(), parts.next(), parts.next()) {
-                (Some(b"overlay"), Some(id), Some(b"diff"), below) => {
-                    self.in_layer(&mut open, &received.staging, id, below.is_none(), &entry)?;
-                }
-                (Some(b"overlay-layers"), Some(name), None, None) => match &mut open {
-                    Open::Layer { id, has_split, .. }
-                        if name == format!("{id}.tar-split.gz").as_bytes() && !*has_split =>
-                    {
-                        *has_split = true;
-                        self.file(&received.staging.dir, name, &entry)?;
-                    }
-                    _ => return Err(Error::refused(&entry, "it does not belong to the layer before it")),
-                },
-                (Some(b"overlay-images"), Some(id), Some(key), None) => {
-                    self.in_image(&mut open, &received.staging, id, key, &entry)?;
-                }
-                _ => return Err(Error::refused(&entry, "it is no file of a layer or image")),
+            if entry.path == IMAGE {
+                received.next = Some(entry);
+                break;
             }
+            let why = match (self.parts(&entry)?, &mut open) {
+                ([Some(b"overlay"), Some(id), Some(b"diff"), _], Some(layer)) if layer.id.as_bytes() == id => {
+                    layer.tree.place(self.budget, &entry, self.input)?;
+                    continue;
+                }
+                ([Some(b"overlay"), Some(id), Some(b"diff"), None], None) if entry.kind == Kind::Directory => {
+                    open = Some(self.layer(&received.staging, id, &entry)?);
+                    continue;
+                }
+                ([Some(b"overlay-layers"), Some(name), None, None], Some(layer))
+                    if name == format!("{}.tar-split.gz", layer.id).as_bytes() && !layer.has_split =>
+                {
+                    layer.has_split = true;
+                    self.file(&received.staging.dir, name, &entry)?;
+                    continue;
+                }
+                ([Some(b"overlay-images"), _, Some(_), None], _) => {
+                    received.next = Some(entry);
+                    break;
+                }
+                ([Some(b"overlay"), _, Some(b"diff"), _], _) => OPEN,
+                ([Some(b"overlay-layers"), Some(_), None, None], _) => "it does not belong to the layer before it",
+                _ => NO_FILE,
+            };
+            return Err(Error::refused(&entry, why));
         }
-        match open {
-            Open::Nothing => Ok(()),
-            _ => Err(Error::request("the last layer or image is not complete")),
-        }
+        if open.is_none() { Ok(()) } else { Err(Error::request(INCOMPLETE)) }
     }
 
-    fn in_layer(
-        &mut self,
-        open: &mut Open,
-        to: &Staging,
-        id: &[u8],
-        is_base: bool,
-        entry: &Entry,
-    ) -> Result<(), Error> {
-        match open {
-            Open::Layer { id: open, tree, .. } if open.as_bytes() == id => tree.place(self.budget, entry, self.input),
-            Open::Nothing if is_base && entry.kind == Kind::Directory => {
-                let id = text_id(id).ok_or_else(|| Error::refused(entry, "its layer has no valid id"))?;
-                (0..LAYER_INODES).try_for_each(|_| self.budget.take(entry, 0))?;
-                let diff = to.dir.make(id.as_bytes(), 0o700).and_then(|layer| layer.make(b"diff", 0o700));
-                let tree = diff.and_then(|diff| Tree::new(diff, [&entry.path[..], b"/"].concat(), false));
-                let tree = tree.map_err(|error| Error::system(format!("making layer {id}"), error))?;
-                *open = Open::Layer { id, tree: Box::new(tree), has_split: false };
-                Ok(())
-            }
-            _ => Err(Error::refused(entry, "another layer or image is not complete yet")),
-        }
+    /// Begins a layer.
+    fn layer(&mut self, to: &Staging, id: &[u8], entry: &Entry) -> Result<Layer, Error> {
+        let id = text_id(id).ok_or_else(|| Error::refused(entry, "its layer has no valid id"))?;
+        (0..LAYER_INODES).try_for_each(|_| self.budget.take(entry, 0))?;
+        let diff = to.dir.make(id.as_bytes(), 0o700).and_then(|layer| layer.make(b"diff", 0o700));
+        let tree = diff.and_then(|diff| Tree::new(diff, [&entry.path[..], b"/"].concat(), false));
+        let tree = tree.map_err(|error| Error::system(format!("making layer {id}"), error))?;
+        Ok(Layer { id, tree, has_split: false })
     }
 
-    fn in_image(&mut self, open: &mut Open, to: &Staging, id: &[u8], key: &[u8], entry: &Entry) -> Result<(), Error> {
-        let id = text_id(id).ok_or_else(|| Error::refused(entry, "its image has no valid id"))?;
-        let directory = image_directory(&id);
-        let failed = |error| Error::system(format!("making image {id}"), error);
-        if matches!(open, Open::Nothing) {
-            self.budget.take(entry, 0)?;
-            to.dir.make(directory.as_bytes(), 0o700).map_err(failed)?;
-            *open = Open::Image { id: id.clone(), files: BTreeMap::new() };
-        }
-        match (open, std::str::from_utf8(key), &entry.kind) {
-            (Open::Image { id: open, files }, Ok(key), Kind::Regular { size: 0..=BIG_DATA_MAX })
-                if *open == id && files.len() < FILES_MAX =>
-            {
-                let directory = to.dir.open(directory.as_bytes()).map_err(failed)?;
-                files.insert(key.to_owned(), self.file(&directory, file_name(key).as_bytes(), entry)?);
-                Ok(())
-            }
-            _ => Err(Error::refused(entry, "it does not belong to the image before it, or is too much")),
-        }
+    /// The first components of a path in the store, and the rest of it.
+    ///
+    /// # Errors
+    /// When it is not in there.
+    pub fn parts<'e>(&self, entry: &'e Entry) -> Result<[Option<&'e [u8]>; 4], Error> {
+        let graphroot = self.budget.allow.graphroot().trim_start_matches('/').as_bytes();
+        let below = entry.path.strip_prefix(graphroot).and_then(|path| path.strip_prefix(b"/"));
+        let mut parts =
+            below.ok_or_else(|| Error::refused(entry, "it is not in the store"))?.splitn(4, |&byte| byte == b'/');
+        Ok([parts.next(), parts.next(), parts.next(), parts.next()])
     }
 
     /// A whole tree.
@@ -315,7 +293,10 @@ impl<R: Read> Stream<'_, R> {
     }
 
     /// The lines of an entry that is a record.
-    fn text(&mut self, entry: &Entry) -> Result<String, Error> {
+    ///
+    /// # Errors
+    /// When it is none, or cannot be read.
+    pub fn text(&mut self, entry: &Entry) -> Result<String, Error> {
         let Kind::Regular { size: size @ 1..=RECORD_MAX } = entry.kind else {
             return Err(Error::refused(entry, "it is no small file"));
         };
@@ -326,35 +307,26 @@ impl<R: Read> Stream<'_, R> {
         Ok(text)
     }
 
-    /// Big data files and tar-splits: root's, and for nobody else, whatever the header says. Gives the size.
-    fn file(&mut self, directory: &Dir, name: &[u8], entry: &Entry) -> Result<u64, Error> {
+    /// Big data files and tar-splits: root's, and for nobody else, whatever the header says.
+    ///
+    /// # Errors
+    /// When it is none, or cannot be made.
+    pub fn file(&mut self, directory: &Dir, name: &[u8], entry: &Entry) -> Result<(), Error> {
         let Kind::Regular { size } = entry.kind else { return Err(Error::refused(entry, "it is no regular file")) };
         self.budget.take(entry, size)?;
         let failed = |error| Error::system(format!("making {}", shown(&entry.path)), error);
         let file = directory.create(name, 0o600).map_err(failed)?;
-        copy(self.input, &file, size, entry).map(|()| size)
+        copy(self.input, &file, size, entry)
     }
 }
 
-fn text_id(id: &[u8]) -> Option<String> {
+/// An id in a path.
+#[must_use]
+pub fn text_id(id: &[u8]) -> Option<String> {
     std::str::from_utf8(id).ok().filter(|id| is_id(id)).map(str::to_owned)
 }
 
 /// 64 lower-case hexadecimal digits.
 pub(crate) fn is_id(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-}
-
-/// Where the files of an image are in staging.
-pub(crate) fn image_directory(id: &str) -> String {
-    format!("image-{id}")
-}
-
-/// The file of a big data item (containers/storage `store.go`, `makeBigDataBaseName`).
-#[must_use]
-pub fn file_name(key: &str) -> String {
-    if key.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'z' | b'.')) {
-        return key.to_owned();
-    }
-    format!("={}", base64::engine::general_purpose::STANDARD.encode(key))
 }

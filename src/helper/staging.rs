@@ -2,13 +2,13 @@
 //!
 //! It is locked (flock) as long as its run lives. What a killed run has left is nobody's, and removed by the next one.
 
-use rustix::fs::{AtFlags, FlockOperation, flock};
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::Error;
 use super::apply::remove;
 use super::confine::Powers;
-use super::root::{Dir, is_directory, is_ours};
+use super::root::{Dir, is_ours};
 
 /// What they are called. containers/storage looks at no name in a graphroot that it does not know.
 pub const PREFIX: &[u8] = b".prepull-staging-";
@@ -62,22 +62,21 @@ impl Staging {
 
     /// Removes it and all that is in it; gives whether that is done. What cannot be removed is left for the next run.
     pub fn remove(self, root: &Dir, powers: Powers) -> bool {
-        empty(root, &self.name, &self.dir, powers).is_ok()
+        remove(powers, root, &self.name).is_ok()
     }
 }
 
 /// Removes what killed runs have left in `root`; gives how many that were.
 pub fn sweep(root: &Dir, powers: Powers) -> u64 {
     let mut swept = 0;
-    for name in root.names().unwrap_or_default().iter().filter(|name| name.starts_with(PREFIX)) {
+    // What somebody else has made or put there, or could have, is not touched.
+    let names = if is_safe(root) { root.names().unwrap_or_default() } else { Vec::new() };
+    for name in names.iter().filter(|name| name.starts_with(PREFIX)) {
         let Ok(dir) = root.open(name) else { continue };
-        // What somebody else has made or put there, or could have, is not touched.
-        let is_ours = is_safe(root)
-            && rustix::fs::fstat(&dir).is_ok_and(|found| is_ours(&found) && found.st_mode & 0o7777 == 0o700);
-        if !is_ours || !is_there(root, name, &dir) {
-            continue;
-        }
-        if flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok() && empty(root, name, &dir, powers).is_ok() {
+        let is_ours = rustix::fs::fstat(&dir).is_ok_and(|found| is_ours(&found) && found.st_mode & 0o7777 == 0o700);
+        // While it is locked and has its name, it is nobody else's.
+        let is_left = is_ours && flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok();
+        if is_left && is_there(root, name, &dir) && remove(powers, root, name).is_ok() {
             swept += 1;
         }
     }
@@ -94,15 +93,4 @@ fn is_there(root: &Dir, name: &[u8], dir: &Dir) -> bool {
         (Ok(named), Ok(open)) => (named.st_dev, named.st_ino) == (open.st_dev, open.st_ino),
         _ => false,
     }
-}
-
-fn empty(root: &Dir, name: &[u8], dir: &Dir, powers: Powers) -> Result<(), Errno> {
-    for child in dir.names()? {
-        if is_directory(&dir.stat(&child)?) {
-            remove(powers, dir, &child)?;
-        } else {
-            rustix::fs::unlinkat(dir, &child[..], AtFlags::empty())?;
-        }
-    }
-    rustix::fs::unlinkat(root, name, AtFlags::REMOVEDIR)
 }

@@ -252,7 +252,7 @@ fn no_store(request: Request<'_>) -> Option<Answer> {
 }
 
 /// What root may do: everything.
-fn own_job(target: &Target) -> io::Result<Job> {
+fn own_job(target: &Target) -> io::Result<(Job, Budget)> {
     let root = Dir::at(target.root.as_path())?;
     let found = rustix::fs::fstat(&root)?;
     let (kind, directory) = if target.is_rootfs {
@@ -276,12 +276,12 @@ fn own_job(target: &Target) -> io::Result<Job> {
         suid: true,
         filecaps: true,
     };
-    Ok(Job {
+    let job = Job {
         root: (found.st_dev, found.st_ino),
         target: Dir(without_mounts(directory.0)).open(b"")?,
         until: Until { deadline: Instant::now() + Duration::from_secs(helper::SECONDS_MAX), is_gone: way::is_stopped },
-        budget: Budget { powers: Powers::Own, allow, dropped: (0, Vec::new()) },
-    })
+    };
+    Ok((job, Budget { powers: Powers::Own, allow, dropped: (0, Vec::new()) }))
 }
 
 /// Reads a line of JSON. Who has said it before it has read all that was sent resets a socket: what it said counts.

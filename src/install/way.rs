@@ -165,7 +165,7 @@ impl Way {
         }
         match self {
             Self::Own => {
-                let job = own_job(target).map_err(root)?;
+                let (job, budget) = own_job(target).map_err(root)?;
                 let (reader, writer) = io::pipe().map_err(failed)?;
                 let _ = rustix::pipe::fcntl_setpipe_size(&writer, 1 << 20);
                 let serving = Serving::begin();
@@ -175,7 +175,7 @@ impl Way {
                     let mut blocked = SigSet::empty();
                     blocked.add(Signal::SIGXFSZ);
                     let _ = blocked.thread_block();
-                    serve(Stoppable(reader), job)
+                    serve(Stoppable(reader), &job, budget)
                 };
                 let thread = threads::spawn(serve).map_err(failed)?;
                 Ok(Started::Own(writer, thread))

@@ -26,7 +26,7 @@ pub fn link_name(layer_id: &Digest) -> String {
 }
 
 /// The file name of a big data item.
-pub use crate::helper::receive::file_name as big_data_file_name;
+pub use crate::helper::publish::incoming::file_name as big_data_file_name;
 
 #[cfg(test)]
 mod tests {

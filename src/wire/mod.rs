@@ -12,17 +12,21 @@
 //! [`read`] takes exactly this and refuses everything else.
 
 pub mod read;
+/// What only those need who write whole tars.
+#[cfg(feature = "front")]
+mod whole;
 
-use crate::entry::{Device, Entry, Kind, Timestamp};
+use crate::entry::{Device, Entry, Kind, Meta, Timestamp};
+#[cfg(feature = "front")]
+pub use whole::{END, set_mtime, small_file};
 
 /// Bytes in a tar block (POSIX pax, "ustar Interchange Format").
 pub const BLOCK: u64 = 512;
 
-/// The two zero blocks that end an archive.
-pub const END: [u8; 2 * BLOCK as usize] = [0; 2 * BLOCK as usize];
-
 const NAME: usize = 100;
 const PREFIX: usize = 155;
+
+const NANOSECONDS: i128 = 1_000_000_000;
 
 /// Zero bytes that follow `size` bytes of content, to fill the last block.
 #[must_use]
@@ -62,64 +66,37 @@ pub fn header(entry: &Entry, out: &mut Vec<u8>) {
         record(&mut records, &[b"SCHILY.xattr.", &name[..]].concat(), value);
     }
     if !records.is_empty() {
-        let fields = Fields { mode: 0o644, typeflag: b'x', size: records.len() as u64, ..Fields::default() };
-        out.extend_from_slice(&block(b"PaxHeader", b"", &fields));
+        let meta = Meta { mode: 0o644, ..Meta::default() };
+        out.extend_from_slice(&block(b"", b"PaxHeader", &meta, b'x', records.len() as u64, b"", None));
         out.extend_from_slice(&records);
         out.resize(out.len() + padding(records.len() as u64) as usize, 0);
     }
-    let fields = Fields {
-        mode: entry.meta.mode.into(),
-        uid: entry.meta.uid,
-        gid: entry.meta.gid,
-        size,
-        mtime: entry.meta.mtime.seconds,
-        typeflag,
-        link: &link[..link.len().min(NAME)],
-        device,
-    };
     // Where the path is in the x header, the header keeps its last bytes: something for a human with a hex editor.
     let (prefix, name) = split.unwrap_or((b"", &path[path.len().saturating_sub(NAME)..]));
-    out.extend_from_slice(&block(name, prefix, &fields));
+    let link = &link[..link.len().min(NAME)];
+    out.extend_from_slice(&block(prefix, name, &entry.meta, typeflag, size, link, device));
 }
 
-/// Sets the modification time of a header block as [`header`] made it to a whole second.
-pub fn set_mtime(block: &mut [u8; BLOCK as usize], seconds: i64) {
-    number(&mut block[136..148], seconds);
-    checksum(block);
-}
-
-/// Appends `entry` with content that is at hand.
-pub fn small_file(out: &mut Vec<u8>, entry: &Entry, content: &[u8]) {
-    debug_assert_eq!(entry.kind, Kind::Regular { size: content.len() as u64 });
-    header(entry, out);
-    out.extend_from_slice(content);
-    out.resize(out.len() + padding(content.len() as u64) as usize, 0);
-}
-
-#[derive(Default)]
-struct Fields<'a> {
-    mode: u32,
-    uid: u32,
-    gid: u32,
-    size: u64,
-    mtime: i64,
+fn block(
+    prefix: &[u8],
+    name: &[u8],
+    meta: &Meta,
     typeflag: u8,
-    link: &'a [u8],
+    size: u64,
+    link: &[u8],
     device: Option<Device>,
-}
-
-fn block(name: &[u8], prefix: &[u8], fields: &Fields<'_>) -> [u8; BLOCK as usize] {
+) -> [u8; BLOCK as usize] {
     let mut block = [0; BLOCK as usize];
     block[..name.len()].copy_from_slice(name);
-    number(&mut block[100..108], fields.mode.into());
-    number(&mut block[108..116], fields.uid.into());
-    number(&mut block[116..124], fields.gid.into());
-    number(&mut block[124..136], fields.size as i64);
-    number(&mut block[136..148], fields.mtime);
-    block[156] = fields.typeflag;
-    block[157..157 + fields.link.len()].copy_from_slice(fields.link);
+    number(&mut block[100..108], meta.mode.into());
+    number(&mut block[108..116], meta.uid.into());
+    number(&mut block[116..124], meta.gid.into());
+    number(&mut block[124..136], size as i64);
+    number(&mut block[136..148], meta.mtime.seconds);
+    block[156] = typeflag;
+    block[157..157 + link.len()].copy_from_slice(link);
     block[257..265].copy_from_slice(b"ustar\x0000");
-    if let Some(device) = fields.device {
+    if let Some(device) = device {
         number(&mut block[329..337], device.major.into());
         number(&mut block[337..345], device.minor.into());
     }
@@ -142,10 +119,8 @@ fn number(field: &mut [u8], value: i64) {
         field.copy_from_slice(text.as_bytes());
         return;
     }
-    let fill = if value < 0 { 0xff } else { 0 };
-    let bytes = value.to_be_bytes();
     for (position, byte) in field.iter_mut().rev().enumerate() {
-        *byte = if position < 8 { bytes[7 - position] } else { fill };
+        *byte = (i128::from(value) >> (8 * position)) as u8;
     }
     field[0] |= 0x80;
 }
@@ -169,36 +144,24 @@ fn record(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     let rest = key.len() + value.len() + 3;
     let mut length = rest + digits(rest);
     length = rest + digits(length);
-    out.extend_from_slice(length.to_string().as_bytes());
-    out.push(b' ');
-    out.extend_from_slice(key);
-    out.push(b'=');
-    out.extend_from_slice(value);
-    out.push(b'\n');
+    out.extend_from_slice(&[length.to_string().as_bytes(), b" ", key, b"=", value, b"\n"].concat());
 }
 
 fn digits(number: usize) -> usize {
     number.checked_ilog10().unwrap_or(0) as usize + 1
 }
 
-/// Seconds with a fraction, without trailing zeros, as pax wants a time.
+/// Seconds with a fraction, without trailing zeros, as pax wants a time: -2 s + 0.75 s is `-1.25`.
 fn decimal(time: Timestamp) -> String {
-    // -1.25 s is stored as -2 s + 0.75 s, and written with the sign before both parts.
-    let (sign, seconds, nanoseconds) = if time.seconds < 0 && time.nanoseconds > 0 {
-        ("-", (time.seconds + 1).unsigned_abs(), 1_000_000_000 - time.nanoseconds)
-    } else if time.seconds < 0 {
-        ("-", time.seconds.unsigned_abs(), 0)
-    } else {
-        ("", time.seconds.unsigned_abs(), time.nanoseconds)
-    };
-    let text = format!("{sign}{seconds}.{nanoseconds:09}");
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    let total = i128::from(time.seconds) * NANOSECONDS + i128::from(time.nanoseconds);
+    let (sign, whole, fraction) = (if total < 0 { "-" } else { "" }, total / NANOSECONDS, total % NANOSECONDS);
+    let text = format!("{sign}{}.{:09}", whole.abs(), fraction.abs());
+    text.trim_end_matches('0').to_owned()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entry::Meta;
 
     fn file(path: &[u8], size: u64) -> Entry {
         Entry { path: path.to_vec(), meta: Meta { mode: 0o644, ..Meta::default() }, kind: Kind::Regular { size } }

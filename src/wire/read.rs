@@ -7,7 +7,7 @@
 
 use std::io::{self, Read};
 
-use super::{BLOCK, NAME, PREFIX, header, padding};
+use super::{BLOCK, NAME, NANOSECONDS, PREFIX, header, padding};
 use crate::entry::{Device, Entry, Kind, Meta, Timestamp};
 
 /// The most bytes of an `x` header's records. One inode has at most 72 KiB of attributes (Linux `XATTR_SIZE_MAX` is 64 KiB), and
@@ -83,18 +83,17 @@ impl<R: Read> Reader<R> {
         if block == [0; BLOCK as usize] {
             return if self.block()? == block { Ok(None) } else { Err(self.refused()) };
         }
-        let mut records = Records::default();
+        let mut records = 0..0;
         if block[156] == b'x' {
             let size = number(&block[124..136]).filter(|size| *size > 0 && *size as u64 <= RECORDS_MAX);
             let size = size.ok_or_else(|| self.refused())? as u64;
-            let start = self.raw.len();
-            self.raw.resize(start + (size + padding(size)) as usize, 0);
-            fill(&mut self.input, &mut self.raw[start..])?;
-            records = Records::parse(&self.raw[start..start + size as usize]).ok_or_else(|| self.refused())?;
+            records = self.raw.len()..self.raw.len() + size as usize;
+            self.raw.resize(records.end + padding(size) as usize, 0);
+            fill(&mut self.input, &mut self.raw[records.start..])?;
             block = self.block()?;
             self.raw.extend_from_slice(&block);
         }
-        let entry = entry(&block, records).ok_or_else(|| self.refused())?;
+        let entry = entry(&block, &self.raw[records]).ok_or_else(|| self.refused())?;
         if !is_path(&entry.path) || matches!(&entry.kind, Kind::Hardlink(target) if !is_path(target)) {
             return Err(Error::Entry(self.number, PATH));
         }
@@ -135,13 +134,10 @@ impl<R: Read> Read for Reader<R> {
         if most == 0 {
             return Ok(0);
         }
-        let count = loop {
-            match self.input.read(&mut buffer[..most]) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the tar ends before its end")),
-                read => break read?,
-            }
-        };
+        let count = self.input.read(&mut buffer[..most])?;
+        if count == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the tar ends before its end"));
+        }
         self.content -= count as u64;
         Ok(count)
     }
@@ -160,75 +156,55 @@ fn is_path(path: &[u8]) -> bool {
     path.len() <= PATH_MAX && !path.contains(&0) && path.split(|&byte| byte == b'/').all(is_name)
 }
 
-/// The records of an `x` header, in the order of the canonical tar.
-#[derive(Default)]
-struct Records {
-    path: Option<Vec<u8>>,
-    link: Option<Vec<u8>>,
-    mtime: Option<Timestamp>,
-    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-}
-
-impl Records {
-    fn parse(mut rest: &[u8]) -> Option<Self> {
-        let mut records = Self::default();
-        while !rest.is_empty() {
-            let space = rest.iter().take(8).position(|&byte| byte == b' ')?;
-            let length: usize = std::str::from_utf8(&rest[..space]).ok()?.parse().ok()?;
-            let record = rest.get(space + 1..length)?.strip_suffix(b"\n")?;
-            rest = &rest[length..];
-            let equals = record.iter().position(|&byte| byte == b'=')?;
-            let (key, value) = (&record[..equals], record[equals + 1..].to_vec());
-            match key {
-                b"path" => records.path = Some(value),
-                b"linkpath" => records.link = Some(value),
-                b"mtime" => records.mtime = Some(time(&value)?),
-                _ => records.xattrs.push((key.strip_prefix(b"SCHILY.xattr.")?.to_vec(), value)),
-            }
-        }
-        // Written again, another order would be the same.
-        let is_sorted = records.xattrs.is_sorted_by(|a, b| a.0 < b.0);
-        is_sorted.then_some(records)
-    }
-}
-
-/// The entry of a header block and the records before it. What does not stand where it should is found when it is written
-/// again.
-fn entry(block: &[u8; BLOCK as usize], records: Records) -> Option<Entry> {
+/// The entry of a header block, and of the records of the `x` header before it. What does not stand where it should is found
+/// when it is written again.
+fn entry(block: &[u8; BLOCK as usize], mut records: &[u8]) -> Option<Entry> {
     let small = |range: std::ops::Range<usize>| number(&block[range]).and_then(|value| u32::try_from(value).ok());
     let device = || Some(Device { major: small(329..337)?, minor: small(337..345)? });
-    let link = || records.link.clone().unwrap_or_else(|| text(&block[157..157 + NAME]).to_vec());
-    let kind = match block[156] {
+    let link = text(&block[157..157 + NAME]).to_vec();
+    let mut kind = match block[156] {
         b'5' => Kind::Directory,
         b'0' => Kind::Regular { size: number(&block[124..136])?.try_into().ok()? },
-        b'2' => Kind::Symlink(link()),
-        b'1' => Kind::Hardlink(link()),
+        b'2' => Kind::Symlink(link),
+        b'1' => Kind::Hardlink(link),
         b'3' => Kind::CharDevice(device()?),
         b'4' => Kind::BlockDevice(device()?),
         b'6' => Kind::Fifo,
         _ => return None,
     };
-    if let Kind::Symlink(target) = &kind
-        && (target.is_empty() || target.len() > TARGET_MAX || target.contains(&0))
-    {
-        return None;
-    }
-    let mut path = records.path.unwrap_or_else(|| match text(&block[345..345 + PREFIX]) {
+    let mut path = match text(&block[345..345 + PREFIX]) {
         b"" => text(&block[..NAME]).to_vec(),
         prefix => [prefix, b"/", text(&block[..NAME])].concat(),
-    });
-    if kind == Kind::Directory && path.pop() != Some(b'/') {
-        return None;
-    }
-    let seconds = number(&block[136..148])?;
-    let meta = Meta {
+    };
+    let mut meta = Meta {
         mode: u16::try_from(small(100..108)?).ok().filter(|mode| *mode <= 0o7777)?,
         uid: small(108..116)?,
         gid: small(116..124)?,
-        mtime: records.mtime.unwrap_or(Timestamp::whole(seconds)),
-        xattrs: records.xattrs,
+        mtime: Timestamp::whole(number(&block[136..148])?),
+        xattrs: Vec::new(),
     };
-    Some(Entry { path, meta, kind })
+    while !records.is_empty() {
+        let space = records.iter().take(8).position(|&byte| byte == b' ')?;
+        let length: usize = std::str::from_utf8(&records[..space]).ok()?.parse().ok()?;
+        let record = records.get(space + 1..length)?.strip_suffix(b"\n")?;
+        records = &records[length..];
+        let equals = record.iter().position(|&byte| byte == b'=')?;
+        let (key, value) = (&record[..equals], record[equals + 1..].to_vec());
+        match (key, &mut kind) {
+            (b"path", _) => path = value,
+            (b"linkpath", Kind::Symlink(target) | Kind::Hardlink(target)) => *target = value,
+            (b"mtime", _) => meta.mtime = time(&value)?,
+            _ => meta.xattrs.push((key.strip_prefix(b"SCHILY.xattr.")?.to_vec(), value)),
+        }
+    }
+    let is_target = |target: &[u8]| !target.is_empty() && target.len() <= TARGET_MAX && !target.contains(&0);
+    let is_entry = match &kind {
+        Kind::Directory => path.pop() == Some(b'/'),
+        Kind::Symlink(target) => is_target(target),
+        _ => true,
+    };
+    // Written again, attributes in another order would be the same.
+    (is_entry && meta.xattrs.is_sorted_by(|a, b| a.0 < b.0)).then_some(Entry { path, meta, kind })
 }
 
 /// Up to the first NUL.
@@ -250,15 +226,10 @@ fn number(field: &[u8]) -> Option<i64> {
 
 /// Seconds with a fraction: `12.5`, `-1.25`.
 fn time(value: &[u8]) -> Option<Timestamp> {
-    let text = std::str::from_utf8(value).ok()?;
-    let (whole, fraction) = text.split_once('.')?;
-    let seconds = whole.parse::<i64>().ok()?;
-    let nanoseconds = format!("{fraction:0<9}").parse::<u32>().ok().filter(|fraction| *fraction < 1_000_000_000)?;
-    if text.starts_with('-') && nanoseconds > 0 {
-        // -1.25 s is stored as -2 s + 0.75 s.
-        return Some(Timestamp { seconds: seconds.checked_sub(1)?, nanoseconds: 1_000_000_000 - nanoseconds });
-    }
-    Some(Timestamp { seconds, nanoseconds })
+    let (whole, fraction) = std::str::from_utf8(value).ok()?.split_once('.')?;
+    let total = format!("{whole}{fraction:0<9}").parse::<i128>().ok()?;
+    let (seconds, nanoseconds) = (total.div_euclid(NANOSECONDS), total.rem_euclid(NANOSECONDS));
+    Some(Timestamp { seconds: seconds.try_into().ok()?, nanoseconds: nanoseconds as u32 })
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@ use std::io::{self, IoSliceMut, Read as _};
 use std::os::unix::net::UnixStream;
 use std::process::{ExitCode, abort};
 
-use caps::Capability;
 use nix::sched::CloneFlags;
 use nix::unistd::Pid;
 use prepull::helper::caller::identify;
@@ -21,6 +20,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use rustix::process::{Resource, getpid};
 use rustix::stdio::stdin;
+use rustix::thread::CapabilitySet;
 
 /// What kills: the name begins with that of the system call.
 #[rustfmt::skip]
@@ -83,13 +83,13 @@ fn work(powers: Powers) -> Result<(), Errno> {
     let file = create("directory/file")?;
     rustix::io::write(&file, &[b'x'; 2000])?;
     assert_eq!(chown("directory/file", 4242), Err(Errno::PERM));
-    powers.with(Capability::CAP_CHOWN, || chown("directory/file", 4242))?;
+    powers.with(CapabilitySet::CHOWN, || chown("directory/file", 4242))?;
     assert_eq!(chown("directory/file", 4243), Err(Errno::PERM));
     // VFS_CAP_REVISION_2, cap_net_raw=p (linux/capability.h).
     let capability = [[0, 0, 0, 2], [0, 0x20, 0, 0], [0; 4], [0; 4], [0; 4]].concat();
     let set = || fsetxattr(&file, "security.capability", &capability, XattrFlags::CREATE);
     assert_eq!(set(), Err(Errno::PERM));
-    powers.with(Capability::CAP_SETFCAP, set)?;
+    powers.with(CapabilitySet::SETFCAP, set)?;
     mknodat(CWD, "fifo", FileType::Fifo, Mode::RUSR, 0)?;
     mknodat(CWD, "whiteout", FileType::CharacterDevice, Mode::RUSR, 0)?;
     rustix::fs::renameat(CWD, "fifo", CWD, "directory/fifo")?;
@@ -102,7 +102,7 @@ fn outside(powers: Powers) {
         let opened = openat2(CWD, path, OFlags::RDONLY, Mode::empty(), ResolveFlags::empty());
         assert_eq!(opened.map(drop), Err(Errno::NOENT), "{path}");
         // Its owner already: no harm is done should this fail.
-        assert_eq!(powers.with(Capability::CAP_CHOWN, || chown(path, 0)), Err(Errno::NOENT), "{path}");
+        assert_eq!(powers.with(CapabilitySet::CHOWN, || chown(path, 0)), Err(Errno::NOENT), "{path}");
     }
 }
 
@@ -134,7 +134,7 @@ fn confined(mode: &str) -> Result<(), Box<dyn std::error::Error>> {
     drop(target);
     if stops {
         stop("entered");
-        powers.with(Capability::CAP_CHOWN, || stop("raised"));
+        powers.with(CapabilitySet::CHOWN, || stop("raised"));
         stop("lowered");
         return Ok(());
     }
@@ -144,13 +144,13 @@ fn confined(mode: &str) -> Result<(), Box<dyn std::error::Error>> {
         "outside" => outside(powers),
         "devices" => {
             assert_eq!(mknod(FileType::CharacterDevice, 1, 3), Err(Errno::PERM));
-            powers.with(Capability::CAP_MKNOD, || mknod(FileType::CharacterDevice, 1, 3))?;
+            powers.with(CapabilitySet::MKNOD, || mknod(FileType::CharacterDevice, 1, 3))?;
         }
         "no power" => {
             // It is not kept.
             let mknod = || mknod(FileType::CharacterDevice, 0, 0);
-            powers.with(Capability::CAP_SYS_ADMIN, mknod)?;
-            powers.with(Capability::CAP_DAC_OVERRIDE, || chown("node", 1)).unwrap_err();
+            powers.with(CapabilitySet::SYS_ADMIN, mknod)?;
+            powers.with(CapabilitySet::DAC_OVERRIDE, || chown("node", 1)).unwrap_err();
         }
         "abort" => abort(),
         "panic" => panic!("as it should"),

@@ -13,9 +13,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
-use super::super::receive::{Received, image_directory};
 use super::super::staging::Staging;
 use super::super::{Error, Until};
+use super::incoming::image_directory;
 use super::record::{ImageRecord, LayerRecord};
 use super::store::{Image, LAYERS_MAX, Layer, Locked, Store};
 
@@ -38,27 +38,20 @@ pub struct Done {
 }
 
 impl New {
-    /// Reads the records.
+    /// These images, on layers with these ids and records.
     ///
     /// # Errors
-    /// When one is not valid, or not of what came before it.
-    pub fn parse(received: &Received) -> Result<Self, Error> {
-        let mut new = Self { layers: Vec::new(), images: Vec::new() };
-        for (id, text) in &received.layers {
+    /// When a record is not valid, or not of what came before it.
+    pub fn of(received: &[(String, String)], images: Vec<ImageRecord>) -> Result<Self, Error> {
+        let mut layers = Vec::new();
+        for (id, text) in received {
             let record = LayerRecord::parse(text)?;
             if *id != record.id || record.parent == record.id {
                 return Err(Error::request("a layer's record that is not of the layer before it"));
             }
-            new.layers.push(record);
+            layers.push(record);
         }
-        for (id, files, text) in &received.images {
-            let record = ImageRecord::parse(text)?;
-            if *id != record.id || *files != record.big_data_sizes {
-                return Err(Error::request("an image's record that is not of the image before it"));
-            }
-            new.images.push(record);
-        }
-        Ok(new)
+        Ok(Self { layers, images })
     }
 
     /// Publishes everything.

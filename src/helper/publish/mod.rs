@@ -8,6 +8,8 @@
 mod files;
 /// New layers and images.
 pub mod images;
+/// Images of a stream.
+pub mod incoming;
 /// Records, and their text.
 pub mod record;
 /// Names, images, layers and left-overs taken away.
@@ -17,14 +19,16 @@ pub mod store;
 /// A whole tree.
 pub mod tree;
 
+use std::io::Read;
+
 use serde::{Deserialize, Serialize};
 
 use super::confine::Powers;
-use super::receive::{Work, is_id};
+use super::receive::{Received, Stream, Work, is_id};
 use super::staging::Staging;
 use super::{Error, Job};
 use images::{Done, New};
-use record::{ImageRecord, Lines, is_name};
+use record::{Lines, is_name};
 use remove::{Gone, Target};
 use store::Store;
 
@@ -83,19 +87,19 @@ impl Answer {
     }
 }
 
-/// Does what is left to be done when the stream has ended.
+/// Does what is left to be done, and takes what is left of the stream.
 ///
 /// # Errors
 /// When it cannot be done.
-pub fn publish(work: Work, job: &Job, answer: &mut Answer) -> Result<(), Error> {
+pub fn publish<R: Read>(work: Work, stream: &mut Stream<'_, R>, job: &Job, answer: &mut Answer) -> Result<(), Error> {
     let root = &job.target;
     match work {
         Work::Swept(count) => answer.gone.orphans = count,
-        Work::Query(text, records) => {
+        Work::Query(text, next) => {
             let mut lines = Lines::new(&text)?;
             let layers = lines.all("layer", is_id)?;
             lines.end()?;
-            let images: Vec<_> = records.iter().map(|text| ImageRecord::parse(text)).collect::<Result<_, _>>()?;
+            let images = incoming::asked(stream, next)?;
             (answer.missing_layers, answer.missing_images) = if Store::is_in(root) {
                 images::lacking(&open(job)?, &layers, &images)?
             } else {
@@ -103,9 +107,11 @@ pub fn publish(work: Work, job: &Job, answer: &mut Answer) -> Result<(), Error> 
             };
         }
         Work::Install(received) => {
-            let new = New::parse(&received);
-            let published = new.and_then(|new| new.publish(&open(job)?, &received.staging, job.until));
-            answer.left = !received.staging.remove(root, Powers::Own);
+            let Received { staging, layers, next } = received;
+            let images = incoming::images(stream, &staging, next);
+            let new = images.and_then(|images| New::of(&layers, images));
+            let published = new.and_then(|new| new.publish(&open(job)?, &staging, job.until));
+            answer.left = !staging.remove(root, Powers::Own);
             answer.done = published?;
         }
         Work::Collect(swept) => {

@@ -493,7 +493,6 @@ const CALLS: &[&str] = &[
     "rename",
     "renameat",
     "renameat2",
-    "fchown",
     "fchownat",
     "fchmod",
     "fchmodat",

@@ -1,9 +1,11 @@
-//! What the helper may still do when it reads its first byte: capabilities phase by phase, paths, and system calls.
+//! What the helper may still do when it reads its first byte, and what it does whatever happens: capabilities phase by phase, paths, and system calls.
 
+use std::io::Write as _;
 use std::process::Stdio;
 
 use crate::command::needs_root;
-use crate::privilege::{Jail, USER, figure};
+use crate::privilege::stream::{Stream, good, id};
+use crate::privilege::{By, Jail, USER, figure};
 
 /// CAP_CHOWN, CAP_FOWNER, CAP_FSETID, CAP_SETFCAP (linux/capability.h: 0, 3, 4, 31).
 const FOUR: &str = "0000000080000019";
@@ -95,29 +97,105 @@ END
     };
     nix::fcntl::fcntl(&lock, nix::fcntl::FcntlArg::F_OFD_SETLK(&whole)).unwrap();
     let mut child = jail.command(&install("second")).spawn().unwrap();
-    let helper = jail.at("bin/prepull-helper");
-    let waits = |process: &std::path::Path| {
-        let is_helper = fs_err::read_link(process.join("exe")).is_ok_and(|exe| exe == helper);
-        let call = fs_err::read_to_string(process.join("syscall")).unwrap_or_default();
-        // clock_nanosleep
-        is_helper && call.starts_with("230 ")
-    };
-    let begun = std::time::Instant::now();
-    let status = loop {
-        assert!(begun.elapsed().as_secs() < 30, "it does not wait");
-        let mut processes = fs_err::read_dir("/proc").unwrap().map(|process| process.unwrap().path());
-        if let Some(status) =
-            processes.find(|process| waits(process)).and_then(|at| fs_err::read_to_string(at.join("status")).ok())
-        {
-            break status;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    };
-    for set in ["CapPrm", "CapEff", "CapInh", "CapBnd", "CapAmb"] {
-        assert_eq!(field(&status, set), NONE, "{set}\n{status}");
-    }
+    has_none(&at_call(&jail, "clock_nanosleep"));
     drop(lock);
     assert!(child.wait().unwrap().success());
+}
+
+/// `/proc/PID/status` of the jail's helper, when it is in a call that takes its time.
+fn at_call(jail: &Jail, call: &str) -> String {
+    let (helper, number) = (jail.at("bin/prepull-helper"), format!("{} ", call_number(call)));
+    let is_there = |process: &std::path::Path| {
+        let is_helper = fs_err::read_link(process.join("exe")).is_ok_and(|exe| exe == helper);
+        is_helper && fs_err::read_to_string(process.join("syscall")).unwrap_or_default().starts_with(&number)
+    };
+    let begun = std::time::Instant::now();
+    loop {
+        assert!(begun.elapsed().as_secs() < 30, "it does not come to {call}");
+        let mut processes = fs_err::read_dir("/proc").unwrap().map(|process| process.unwrap().path());
+        let found = processes.find(|process| is_there(process));
+        if let Some(status) = found.and_then(|at| fs_err::read_to_string(at.join("status")).ok()) {
+            return status;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+#[track_caller]
+fn has_none(status: &str) {
+    for set in ["CapPrm", "CapEff", "CapInh", "CapBnd", "CapAmb"] {
+        assert_eq!(field(status, set), NONE, "{set}\n{status}");
+    }
+}
+
+#[test]
+fn images_are_received_without_a_capability() {
+    if !needs_root("privilege::calls::images_are_received_without_a_capability") {
+        return;
+    }
+    let jail = Jail::new("");
+    let mut child = jail.run(By::ForUser).command().spawn().unwrap();
+    let stream = Stream::new("install", &jail).layer(1, None).data(&id(4), &[("manifest", b"{}")]);
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(&stream.0).unwrap();
+    let begun = std::time::Instant::now();
+    while !jail.store().join(format!(".prepull-staging-0/image-{}/manifest", id(4))).exists() {
+        assert!(begun.elapsed().as_secs() < 30, "the image does not arrive");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    has_none(&at_call(&jail, "ppoll"));
+    drop(input);
+    let said = child.wait_with_output().unwrap();
+    assert!(String::from_utf8_lossy(&said.stdout).contains("ends before its end"), "{said:?}");
+    assert_eq!(jail.staging(), 0);
+}
+
+/// Stopping would leave it half done, and the rest takes no time.
+#[test]
+fn what_has_begun_to_be_published_is_finished_whoever_has_gone() {
+    if !needs_root("privilege::calls::what_has_begun_to_be_published_is_finished_whoever_has_gone") {
+        return;
+    }
+    // The layer's tar-split, the layer, layers.json, the image, images.json.
+    for number in 1..=5 {
+        let strace =
+            format!("strace -f -o /dev/null -e trace=renameat -e inject=renameat:delay_enter=500000:when={number}");
+        let finished = |jail: &Jail, name: &str| {
+            let begun = std::time::Instant::now();
+            while jail.staging() > 0 {
+                assert!(begun.elapsed().as_secs() < 30, "{name} {number}: it is not finished");
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            assert!(jail.podman().contains(&format!("localhost/{name} ")), "{name} {number}: {}", jail.podman());
+            jail.ok(r#""$at/bin/prepull" verify --strict "$at/vm""#);
+        };
+        // Nobody reads the answer any more.
+        let jail = Jail::new("");
+        let mut child = jail.run(By::ForUser).wrapper(&strace).command().spawn().unwrap();
+        let mut input = child.stdin.take().unwrap();
+        input.write_all(&good(&jail, 1, None).end()).unwrap();
+        at_call(&jail, "renameat");
+        drop((input, child.stdout.take()));
+        assert_eq!(child.wait().unwrap().code(), Some(1), "it cannot say that it is done");
+        let podman = jail.podman();
+        assert!(podman.contains("localhost/good:1 ") && jail.staging() == 0, "{number}: {podman}");
+        // Who asked is killed.
+        let jail = Jail::new("");
+        let script = format!(
+            r#"cat >"$at/bin/traced" <<'END'
+#! /bin/sh
+exec {strace} env SUDO_UID={USER} "$(dirname "$0")/prepull-helper" "$@"
+END
+            chmod 755 "$at/bin/traced"
+            exec "$at/bin/prepull" install --quiet --no-cache --via helper --helper "$at/bin/traced" --root "$at/vm" {hello}"#,
+            hello = crate::command::hello(),
+        );
+        let mut child = jail.command(&script).spawn().unwrap();
+        at_call(&jail, "renameat");
+        child.kill().unwrap();
+        assert!(!child.wait().unwrap().success());
+        finished(&jail, "hello:v1");
+    }
 }
 
 #[test]
@@ -127,7 +205,7 @@ fn each_capability_is_there_for_its_call_only() {
     }
     // (call, what it needs): the process is stopped at the call, and looked at.
     for (call, effective) in [
-        ("fchown", "0000000000000001"),
+        ("fchownat", "0000000000000001"),
         ("fchmod", "0000000000000018"),
         ("write", NONE),
         ("linkat", "0000000000000008"),
@@ -186,10 +264,12 @@ fn call_number(name: &str) -> &'static str {
     match name {
         "write" => "1",
         "fchmod" => "91",
-        "fchown" => "93",
+        "clock_nanosleep" => "230",
         "mkdirat" => "258",
         "renameat" => "264",
+        "fchownat" => "260",
         "linkat" => "265",
+        "ppoll" => "271",
         _ => panic!("{name}"),
     }
 }

@@ -16,7 +16,7 @@ use prepull::helper::Answer;
 
 use crate::stores::{GRAPHROOT, scratch};
 
-/// What a stream may say, and what is refused of it.
+/// What the entries of a stream may say, and what is refused of them.
 mod attacks;
 /// What the helper may still do when it reads its first byte, and when it publishes.
 mod calls;
@@ -24,6 +24,8 @@ mod calls;
 mod process;
 /// Somebody renames the root directory all the time.
 mod race;
+/// What else a stream may say: records, requests, order, limits.
+mod requests;
 /// Streams: no tests of its own.
 mod stream;
 /// Streams that end, flip, wait or never end.
