@@ -18,7 +18,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::layer::{DIRECTORY, Layer, REGULAR, SYMLINK, blocks};
+use super::layer::{DIRECTORY, Layer, REGULAR, SYMLINK, blocks, is_name, is_target, tidy};
 use super::wire::{Attributes, ROOT};
 use crate::digest::Digest;
 use crate::entry::{Meta, Xattr};
@@ -121,11 +121,20 @@ impl View {
         let mut paths: HashMap<Vec<u8>, u64> = HashMap::new();
         let mut outside: HashMap<u64, Outside> = HashMap::new();
         let mut shown: HashMap<u32, (Arc<Layer>, u64)> = HashMap::new();
-        for Part { path, meta, kind } in parts {
+        for Part { path, mut meta, kind } in parts {
             let (directory, name) = split_last(&path);
             let parent = if path.is_empty() { Some(ROOT) } else { paths.get(directory).copied() };
             // A store has no files outside its directories; a tar of somebody else may.
             let Some(parent) = parent else { continue };
+            let is_odd = match &kind {
+                PartKind::Directory => paths.contains_key(&path),
+                PartKind::Symlink(target) => path.is_empty() || !is_target(target),
+                PartKind::Layer(_) | PartKind::File { .. } => path.is_empty(),
+            };
+            if is_odd || !path.is_empty() && !is_name(name) {
+                continue;
+            }
+            tidy(&mut meta.xattrs);
             let id = match &kind {
                 PartKind::Directory => number(&path, b""),
                 PartKind::Layer(slot) => inside(*slot, 0),
@@ -150,6 +159,8 @@ impl View {
             };
             if matches!(what, What::Directory(_)) {
                 paths.insert(path, id);
+            } else {
+                paths.remove(&path);
             }
             outside.insert(id, Outside { parent, meta, what });
         }
@@ -302,6 +313,9 @@ impl View {
             Place::Outside(_) => return Err(Errno::INVAL.into()),
         };
         let count = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX).min(buffer.len());
+        if count == 0 {
+            return Ok(0);
+        }
         let buffer = &mut buffer[..count];
         let done = match at {
             (Some(body), _, start) => body.read(start.saturating_add(offset), buffer),
@@ -346,7 +360,7 @@ impl View {
     #[must_use]
     pub fn size(&self) -> (u64, u64) {
         let layers = || self.layers.values().map(|(layer, _)| layer);
-        let blocks: u64 = layers().map(|layer| layer.blocks() / 8).sum();
+        let blocks = layers().fold(0_u64, |sum, layer| sum.saturating_add(layer.blocks() / 8));
         let inodes: u64 = layers().map(|layer| layer.len() as u64).sum();
         (blocks, inodes + self.outside.len() as u64)
     }
