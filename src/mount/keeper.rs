@@ -487,6 +487,9 @@ pub fn socket_of(device: &str, make: bool) -> io::Result<PathBuf> {
         None => PathBuf::from(format!("/tmp/prepull-{user}")),
     };
     // The systemd unit's socket for the helper lies in the same one, which others may enter: each mount gets one of its own.
+    if make {
+        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&directory)?;
+    }
     let directory = directory.join("mounts");
     if make {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
