@@ -108,7 +108,7 @@ fn main() {
     seeds.add("config", 7, &["a\u{1b}[31m\r\nb\u{202e}".as_bytes()]);
     seeds.texts("text", &[3], "storage/record.rs", &[]);
     seeds.texts("text", &[3], "image/config.rs", &[]);
-    seeds.texts("text", &[2], "json.rs", &[b"size"]);
+    seeds.texts("text", &[2], "json/read.rs", &[b"size"]);
     seeds.texts("text", &[4], "cli/cache.rs", &[]);
     for words in [
         "make\0-o\0-\0--platform\0linux/arm/v7\0a:1",
@@ -138,6 +138,51 @@ fn main() {
     ]);
     seeds.add("store", 0, &[&store]);
     seeds.add("store", 0x90, &[&made::gzip(&store)]);
+    requests(&seeds);
+}
+
+/// What the kernel sends to `mount`: one request, and steps of the target's own.
+fn requests(seeds: &Seeds) {
+    use prepull_fuzz::fuse::{name, opcode, range, request, xattr};
+    let bodies = [
+        (opcode::LOOKUP, name(b"overlay")),
+        (opcode::GETATTR, vec![0; 16]),
+        (opcode::READLINK, vec![]),
+        (opcode::READ, range(1, 4096)),
+        (opcode::READDIR, range(0, 4096)),
+        (opcode::READDIRPLUS, range(2, 4096)),
+        (opcode::GETXATTR, xattr(100, b"user.a")),
+        (opcode::LISTXATTR, xattr(0, b"")),
+        (opcode::STATFS, vec![]),
+        // INIT, FORGET, OPEN.
+        (26, [7_u32, 41, 1 << 17, u32::MAX, u32::MAX].into_iter().flat_map(u32::to_ne_bytes).collect()),
+        (2, vec![0; 8]),
+        (14, vec![0; 8]),
+    ];
+    for (opcode, body) in bodies {
+        let request = request(opcode, 1, 1000, &body);
+        seeds.add("fuse", 0, &[&request]);
+        seeds.add("fuse", 1, &[&request]);
+    }
+    // Everything with nodes from all over: a name, attributes, a target, content near both ends and behind them, directories.
+    let steps = |node: u8| {
+        let steps = [
+            [0, node, 0, 2, 0, 0, 0],
+            [2, node, 0, 0, 0, 0, 0],
+            [3, node, 0, 0, 0, 0, 0],
+            [4, node, 0, 100, 0, 0x80, 4],
+            [5, node, 0, 0xff, 0xff, 0x80, 0x1f],
+            [6, node, 0, 0, 0, 0x60, 0],
+            [7, node, 0, 5, 0, 0xb9, 0],
+            [8, node, 0, 6, 0, 0x40, 0],
+            [9, node, 0, 0, 0, 0x40, 0x40],
+            [10, node, 0, 0, 0, 0x60, 0],
+        ];
+        steps.concat()
+    };
+    for node in (0..=255).step_by(5) {
+        seeds.add("fuse", 2 | node & 1, &[&steps(node)]);
+    }
 }
 
 /// Layers: for their readers, and for the segments that they become.
@@ -188,6 +233,7 @@ fn segment(seeds: &Seeds, tar: &[u8]) {
     let facts: Facts = segment.facts().clone();
     let facts = serde_json::to_vec(&facts).expect("JSON");
     seeds.add("segment", 0, &[&index]);
+    scenes(seeds, &index);
     seeds.add("segment", 1, &[&facts, &index, b"split", b"body"]);
     seeds.add("segment", 3, &[&[&[1, 2, 3, 4][..], b"warning"].concat(), b"split", b"body"]);
     seeds.add("segment", 4, &[&[&[1, 1, 1, 3][..], &tar[..tar.len().min(4096)]].concat()]);
@@ -195,6 +241,32 @@ fn segment(seeds: &Seeds, tar: &[u8]) {
     std::io::Seek::rewind(&mut file).expect("memory");
     file.read_to_end(&mut bytes).expect("memory");
     seeds.add("segment", 2, &[&bytes]);
+}
+
+/// One layer with this index, as `mount` shows it.
+fn scenes(seeds: &Seeds, index: &[u8]) {
+    let mut small = raw::archive(&[
+        raw::dir("g").mode(0o700),
+        raw::dir("g/overlay").xattr("user.b", "1").xattr("user.a", "2"),
+        raw::dir("g/overlay/l"),
+        raw::dir("g/overlay/l/diff"),
+        raw::file("g/overlay/l/link"),
+        raw::sym("g/overlay/s", "../l/diff"),
+    ]);
+    seeds.add("scene", 1, &[b"new\na/b", &small, index]);
+    seeds.add("scene", 2, &[b"", &small, index]);
+    let text = serde_json::json!({
+        "generation": 1, "images": [], "tar": "t", "graphroot": "g", "stamp": 1, "marks_opaque": true,
+        "layers": [{
+            "id": "l", "slot": 5, "whiteouts": ["bmV3"],
+            "tree": {"Tar": {"index": small.len(), "length": index.len()}},
+            "root": {
+                "mode": 0o755, "uid": 0, "gid": 0, "mtime": {"seconds": 1, "nanoseconds": 5}, "xattrs": [[[117, 46, 97], [49]]],
+            },
+        }],
+    });
+    small.extend_from_slice(index);
+    seeds.add("scene", 0, &[text.to_string().as_bytes(), &small, b"content"]);
 }
 
 /// What a registry answers to a client that wants a manifest and a blob; first to its `GET /v2/`.

@@ -1,6 +1,8 @@
 //! What several fuzz targets need: files in memory, inputs cut into parts, archives whose checksums are right.
 
+pub mod fuse;
 pub mod split;
+pub mod stage;
 
 use std::fs::File;
 use std::io::{self, Read, Write};

@@ -634,8 +634,9 @@ fn is_ours(directory: &Path) -> io::Result<bool> {
 fn directory() -> io::Result<PathBuf> {
     let mut failed = io::Error::from(io::ErrorKind::NotFound);
     for path in directories() {
-        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
-        match made.and_then(|()| is_ours(&path)) {
+        let make = |path: &Path, mode| std::fs::DirBuilder::new().recursive(true).mode(mode).create(path);
+        let above = path.parent().map_or(Ok(()), |above| make(above, 0o755));
+        match above.and_then(|()| make(&path, 0o700)).and_then(|()| is_ours(&path)) {
             Ok(true) => return Ok(path),
             Ok(false) => failed = io::Error::other(format!("{} is not ours alone", path.display())),
             Err(error) => failed = error,

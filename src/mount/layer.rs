@@ -1,5 +1,6 @@
 //! A layer's tree as it is shown: one table, in which an entry takes about eighty bytes and its name.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use rustix::io::Errno;
 
 use super::wire::Attributes;
 use crate::entry::{Device, Meta, Timestamp, Xattr};
+use crate::layer::path::{NAME_MAX, PATH_MAX};
 use crate::layer::tree::InodeKind;
 use crate::segment::file::{CHUNK, Segment};
 use crate::segment::index::Index;
@@ -127,9 +129,10 @@ pub struct Style<'a> {
 }
 
 impl Layer {
-    /// The tree of `index`, whose content is in `body`.
+    /// The tree of `index`, whose content is in `body`. `None` when no file system could have such a tree: the kernel, and
+    /// what is here, count upon it.
     #[must_use]
-    pub fn new(index: &Index, body: Body, style: &Style<'_>) -> Self {
+    pub fn new(index: &Index, body: Body, style: &Style<'_>) -> Option<Self> {
         let count = index.nodes().len() + style.whiteouts.len();
         let mut layer = Self {
             nodes: Vec::with_capacity(count),
@@ -140,14 +143,45 @@ impl Layer {
             body,
         };
         for (number, node) in index.nodes().iter().enumerate() {
-            layer.add(node, index.name(number as u32), number, style);
+            let name = index.name(number as u32);
+            if !layer.can_have(node, name, number) {
+                return None;
+            }
+            layer.add(node, name, number, style);
         }
         layer.sort();
         if !style.whiteouts.is_empty() {
-            style.whiteouts.iter().for_each(|path| layer.add_whiteout(path, style.stamp));
+            style
+                .whiteouts
+                .iter()
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .for_each(|path| layer.add_whiteout(path, style.stamp));
             layer.sort();
         }
-        layer
+        let is_twice = |pair: &[u32]| {
+            let (a, b) = (&layer.nodes[pair[0] as usize], &layer.nodes[pair[1] as usize]);
+            a.parent == b.parent && layer.name(a) == layer.name(b)
+        };
+        (!layer.order.windows(2).any(is_twice)).then_some(layer)
+    }
+
+    /// Whether `node` can be the next one. That its name is the only one of its kind is seen later.
+    fn can_have(&self, node: &crate::segment::index::Node, name: &[u8], number: usize) -> bool {
+        let is_there = |number: u32, kind: &dyn Fn(u32) -> bool| {
+            let found = self.nodes.get(number as usize);
+            found.is_some_and(|found| !found.is_link && kind(u32::from(found.mode) & 0o170_000))
+        };
+        let is_kind_right = match (&node.link_to, &node.inode.kind) {
+            (Some(first), _) => is_there(*first, &|kind| kind != DIRECTORY),
+            (None, InodeKind::Regular { size, .. }) => i64::try_from(*size).is_ok(),
+            (None, InodeKind::Symlink(target)) => is_target(target),
+            (None, _) => true,
+        };
+        if number == 0 {
+            return node.link_to.is_none() && node.inode.kind == InodeKind::Directory;
+        }
+        is_kind_right && is_name(name) && is_there(node.parent, &|kind| kind == DIRECTORY)
     }
 
     fn add(&mut self, node: &crate::segment::index::Node, name: &[u8], number: usize, style: &Style<'_>) {
@@ -173,8 +207,8 @@ impl Layer {
         let mut xattrs = if number == 0 { style.root.xattrs.clone() } else { inode.xattrs.clone() };
         if style.marks_opaque && inode.opaque && kind == DIRECTORY && !xattrs.iter().any(|(name, _)| name == OPAQUE) {
             xattrs.push((OPAQUE.to_vec(), b"y".to_vec()));
-            xattrs.sort();
         }
+        tidy(&mut xattrs);
         let xattrs = match self.xattrs.last() {
             _ if xattrs.is_empty() => NONE,
             // Files of one package often have the same.
@@ -187,7 +221,7 @@ impl Layer {
         if let Some(first) = node.link_to {
             self.nodes[first as usize].links += 1;
         }
-        self.blocks += blocks(kind, size);
+        self.blocks = self.blocks.saturating_add(blocks(kind, size));
         self.push(
             Node {
                 size,
@@ -200,7 +234,7 @@ impl Layer {
                 name: 0,
                 links: 1,
                 xattrs,
-                mode: mode | kind as u16,
+                mode: mode & 0o7777 | kind as u16,
                 name_len: 0,
                 is_link: node.link_to.is_some(),
             },
@@ -220,6 +254,9 @@ impl Layer {
         let parts = directory.split(|&byte| byte == b'/').filter(|part| !part.is_empty());
         let found = parts.into_iter().try_fold(0, |parent, part| self.find(parent, part).ok().flatten());
         let Some(parent) = found else { return };
+        if !is_name(name) || !matches!(self.find(parent, name), Ok(None)) {
+            return;
+        }
         self.push(
             Node {
                 size: 0,
@@ -287,8 +324,9 @@ impl Layer {
         self.blocks
     }
 
+    /// Of an inode: the number of a second name is none.
     fn node(&self, number: u32) -> Result<&Node, Errno> {
-        self.nodes.get(number as usize).ok_or(Errno::STALE)
+        self.nodes.get(number as usize).filter(|node| !node.is_link).ok_or(Errno::STALE)
     }
 
     /// The number of what the entry `number` is a name of.
@@ -394,6 +432,28 @@ impl Layer {
     }
 }
 
+/// Whether a directory can have this name.
+#[must_use]
+pub fn is_name(name: &[u8]) -> bool {
+    !matches!(name, b"" | b"." | b"..") && name.len() <= NAME_MAX && !name.contains(&b'/') && !name.contains(&0)
+}
+
+/// Whether a symbolic link can lead there.
+#[must_use]
+pub fn is_target(target: &[u8]) -> bool {
+    !target.is_empty() && target.len() <= PATH_MAX && !target.contains(&0)
+}
+
+/// Makes of attributes what a file has: each once, the last that was given, in the order in which they are looked up.
+pub fn tidy(xattrs: &mut Vec<Xattr>) {
+    xattrs.retain(|(name, _)| !name.is_empty() && name.len() <= NAME_MAX && !name.contains(&0));
+    if !xattrs.is_sorted_by(|(a, _), (b, _)| a < b) {
+        xattrs.reverse();
+        xattrs.sort_by(|(a, _), (b, _)| a.cmp(b));
+        xattrs.dedup_by(|(a, _), (b, _)| a == b);
+    }
+}
+
 /// The kernel's `new_encode_dev`.
 fn number_of(device: Device) -> u64 {
     let Device { major, minor } = device;
@@ -406,5 +466,117 @@ pub fn blocks(kind: u32, size: u64) -> u64 {
     match kind {
         REGULAR | DIRECTORY => size.div_ceil(4096) * 8,
         _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::tree::Inode;
+
+    fn inode(kind: InodeKind) -> Inode {
+        let mtime = Timestamp::whole(1);
+        Inode {
+            kind,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            mtime,
+            stamped: false,
+            opaque: false,
+            whiteout: false,
+            xattrs: vec![],
+        }
+    }
+
+    fn file() -> Inode {
+        inode(InodeKind::Regular { size: 1, data: 0 })
+    }
+
+    fn layer(fill: impl FnOnce(&mut Index), whiteouts: &[&str]) -> Option<Layer> {
+        let mut index = Index::default();
+        index.add(0, b"", None, inode(InodeKind::Directory));
+        fill(&mut index);
+        let whiteouts: Vec<Vec<u8>> = whiteouts.iter().map(|path| path.as_bytes().to_vec()).collect();
+        let style = Style { stamp: 1, marks_opaque: false, whiteouts: &whiteouts, root: &Meta::default() };
+        Layer::new(&index, Body::Tar(Arc::new(tempfile::tempfile().unwrap())), &style)
+    }
+
+    #[test]
+    fn what_no_file_system_has_is_refused() {
+        assert!(layer(|index| index.add(0, b"a", None, file()), &[]).is_some());
+        let target = |length: usize| inode(InodeKind::Symlink(vec![b'x'; length].into()));
+        assert!(layer(|index| index.add(0, b"a", None, target(4095)), &[]).is_some());
+        let large = inode(InodeKind::Regular { size: 1 << 63, data: 0 });
+        for (name, kind) in [
+            (&b""[..], file()),
+            (b".", file()),
+            (b"..", file()),
+            (b"a/b", file()),
+            (b"a\0", file()),
+            (b"a", target(0)),
+            (b"a", target(4096)),
+            (b"a", large),
+        ] {
+            assert!(layer(|index| index.add(0, name, None, kind), &[]).is_none(), "{name:?}");
+        }
+        // Something in a link, whose target would be overwritten by where its entries are.
+        for parent in [target(5), file()] {
+            let inside = |index: &mut Index| {
+                index.add(0, b"a", None, parent);
+                index.add(1, b"b", None, file());
+            };
+            assert!(layer(inside, &[]).is_none());
+        }
+        let twice = |index: &mut Index| {
+            index.add(0, b"a", None, file());
+            index.add(0, b"a", None, file());
+        };
+        assert!(layer(twice, &[]).is_none());
+        for first in [0, 2] {
+            let link = |index: &mut Index| {
+                index.add(0, b"a", None, file());
+                index.add(0, b"b", Some(1), file());
+                index.add(0, b"c", Some(first), file());
+            };
+            assert!(layer(link, &[]).is_none(), "a link to a directory, or to a link");
+        }
+    }
+
+    #[test]
+    fn the_number_of_a_second_name_is_no_inode() {
+        let two = |index: &mut Index| {
+            index.add(0, b"a", None, file());
+            index.add(0, b"b", Some(1), file());
+        };
+        let layer = layer(two, &[]).unwrap();
+        assert_eq!(layer.find(0, b"b").unwrap(), Some(1));
+        assert_eq!(layer.attributes(1, 7).unwrap().links, 2);
+        assert_eq!(layer.attributes(2, 7), Err(Errno::STALE));
+    }
+
+    #[test]
+    fn whiteouts_hide_nothing_of_the_layer_itself() {
+        let layer = layer(|index| index.add(0, b"a", None, file()), &["a", "b", "b", "c/d", "", "/"]).unwrap();
+        assert_eq!(layer.len(), 3);
+        assert_eq!(layer.find(0, b"a").unwrap(), Some(1));
+        assert_eq!(layer.find(0, b"b").unwrap(), Some(2));
+    }
+
+    #[test]
+    fn attributes_in_any_order_are_found() {
+        let [a, b, last] =
+            [("user.a", "1"), ("user.b", "2"), ("user.a", "3")].map(|(name, value)| (name.into(), value.into()));
+        let mut xattrs = vec![b, a, last, (vec![], vec![])];
+        tidy(&mut xattrs);
+        assert_eq!(xattrs, [(b"user.a".to_vec(), b"3".to_vec()), (b"user.b".to_vec(), b"2".to_vec())]);
+    }
+
+    #[test]
+    fn sizes_beyond_all_disks_do_not_overflow() {
+        let large = || inode(InodeKind::Regular { size: i64::MAX as u64, data: 0 });
+        let many =
+            |index: &mut Index| (0..600).for_each(|number| index.add(0, format!("{number}").as_bytes(), None, large()));
+        assert!(layer(many, &[]).unwrap().blocks() > 1 << 62);
     }
 }

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::Error;
-use super::layer::{Body, Layer, Style};
+use super::layer::{Body, Layer, Style, is_name, is_target};
 use super::view::{Layers, Part, PartKind, SLOTS, View, slot_of};
 use crate::digest::Digest;
 use crate::entry::{Entry, Kind, Meta, Timestamp};
@@ -271,7 +271,11 @@ impl Scene {
         };
         let parts = self.parts(&small)?;
         let (mut layers, mut absent) = (HashMap::new(), HashMap::new());
+        let length_of_small = small.metadata().map_err(|_| Error::Scene)?.len();
         for layer in &self.layers {
+            if !(1..SLOTS).contains(&layer.slot) || layers.contains_key(&layer.slot) {
+                return Err(Error::Scene);
+            }
             let known = before.and_then(|before| before.layer(layer.slot)).cloned();
             let opened = match &layer.tree {
                 TreeAt::Absent => {
@@ -289,6 +293,9 @@ impl Scene {
                     }
                 }
                 TreeAt::Tar { index, length } => {
+                    if index.checked_add(*length).is_none_or(|end| end > length_of_small) {
+                        return Err(Error::Scene);
+                    }
                     let mut bytes = vec![0; usize::try_from(*length).map_err(|_| Error::Scene)?];
                     small.read_exact_at(&mut bytes, *index).map_err(|_| Error::Scene)?;
                     let index = Index::decode(&bytes).map_err(|_| Error::Scene)?;
@@ -309,7 +316,7 @@ impl Scene {
             whiteouts: &whiteouts.map_err(|_| Error::Scene)?,
             root: &layer.root,
         };
-        Ok(Arc::new(Layer::new(index, body, &style)))
+        Layer::new(index, body, &style).map(Arc::new).ok_or(Error::Scene)
     }
 
     /// Everything outside the layers.
@@ -347,7 +354,7 @@ impl Scene {
             };
             parts.push(Part { path, meta, kind });
         }
-        if !parts.iter().any(|part| part.path.is_empty()) {
+        if !parts.iter().any(|part| part.path.is_empty() && matches!(part.kind, PartKind::Directory)) {
             // A tar may begin below its graphroot.
             let meta = Meta { mode: 0o755, mtime: Timestamp::whole(self.stamp), ..Meta::default() };
             parts.insert(0, Part { path: Vec::new(), meta, kind: PartKind::Directory });
@@ -408,14 +415,18 @@ impl io::Seek for At<'_> {
 
 fn hash(file: &File, at: u64, length: u64) -> Result<u64, Error> {
     let mut hasher = Xxh3::new();
-    let mut buffer = vec![0; BUFFER];
-    let mut content = At { file, at }.take(length);
-    loop {
+    let mut buffer = vec![0; usize::try_from(length).map_or(BUFFER, |length| length.min(BUFFER))];
+    let (mut content, mut left) = (At { file, at }.take(length), length);
+    while left > 0 {
         match content.read(&mut buffer).map_err(|_| Error::Scene)? {
-            0 => return Ok(hasher.digest()),
-            count => hasher.update(&buffer[..count]),
+            0 => return Err(Error::Scene),
+            count => {
+                hasher.update(&buffer[..count]);
+                left -= count as u64;
+            }
         }
     }
+    Ok(hasher.digest())
 }
 
 /// The files of a scene, one after the other.
@@ -517,11 +528,19 @@ fn index_of(files: &Files) -> Index {
         let (directory, name) = crate::layer::path::split_last(path);
         let number = index.nodes().len() as u32;
         let parent = if path.is_empty() { Some(0) } else { numbers.get(directory).copied() };
+        let is_odd = match &inode.kind {
+            InodeKind::Symlink(target) => !is_target(target),
+            InodeKind::Regular { size, .. } => i64::try_from(*size).is_err(),
+            InodeKind::Directory => false,
+            _ => path.is_empty(),
+        };
         // A tar may have what no unpacker would make.
-        let Some(parent) = parent else { continue };
+        let Some(parent) = parent.filter(|_| !is_odd && (path.is_empty() || is_name(name))) else { continue };
         let first = files.number(path).map_or(number, |inode| *firsts.entry(inode).or_insert(number));
         index.add(parent, name, (first != number).then_some(first), inode.clone());
-        numbers.insert(path, number);
+        if inode.kind == InodeKind::Directory {
+            numbers.insert(path, number);
+        }
     }
     index
 }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::layer::{DIRECTORY, Layer, REGULAR, SYMLINK, blocks};
+use super::layer::{DIRECTORY, Layer, REGULAR, SYMLINK, blocks, is_name, is_target, tidy};
 use super::wire::{Attributes, ROOT};
 use crate::digest::Digest;
 use crate::entry::{Meta, Xattr};
@@ -132,11 +132,20 @@ impl View {
         let mut paths: HashMap<Vec<u8>, u64> = HashMap::new();
         let mut outside: HashMap<u64, Outside> = HashMap::new();
         let mut shown: HashMap<u32, (Arc<Layer>, u64)> = HashMap::new();
-        for Part { path, meta, kind } in parts {
+        for Part { path, mut meta, kind } in parts {
             let (directory, name) = split_last(&path);
             let parent = if path.is_empty() { Some(ROOT) } else { paths.get(directory).copied() };
             // A store has no files outside its directories; a tar of somebody else may.
             let Some(parent) = parent else { continue };
+            let is_odd = match &kind {
+                PartKind::Directory => paths.contains_key(&path),
+                PartKind::Symlink(target) => path.is_empty() || !is_target(target),
+                PartKind::Layer(_) | PartKind::File { .. } => path.is_empty(),
+            };
+            if is_odd || !path.is_empty() && !is_name(name) {
+                continue;
+            }
+            tidy(&mut meta.xattrs);
             let id = match &kind {
                 PartKind::Directory => number(&path, b""),
                 PartKind::Layer(slot) => inside(*slot, 0),
@@ -161,6 +170,8 @@ impl View {
             };
             if matches!(what, What::Directory(_)) {
                 paths.insert(path, id);
+            } else {
+                paths.remove(&path);
             }
             outside.insert(id, Outside { parent, meta, what });
         }
@@ -346,6 +357,9 @@ impl View {
             Place::Outside(_) => return Err(Errno::INVAL.into()),
         };
         let count = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX).min(buffer.len());
+        if count == 0 {
+            return Ok(0);
+        }
         let buffer = &mut buffer[..count];
         let done = match at {
             (Some(body), _, start) => body.read(start.saturating_add(offset), buffer),
@@ -390,7 +404,7 @@ impl View {
     #[must_use]
     pub fn size(&self) -> (u64, u64) {
         let layers = || self.layers.values().map(|(layer, _)| layer);
-        let blocks: u64 = layers().map(|layer| layer.blocks() / 8).sum();
+        let blocks = layers().fold(0_u64, |sum, layer| sum.saturating_add(layer.blocks() / 8));
         let inodes: u64 = layers().map(|layer| layer.len() as u64).sum();
         (blocks, inodes + self.outside.len() as u64)
     }
@@ -432,4 +446,54 @@ impl Directory {
 /// The number of what is at `path`, and has this content.
 fn number(path: &[u8], content: &[u8]) -> u64 {
     if path.is_empty() { ROOT } else { xxh3_64(&[path, b"\0", content].concat()) >> 4 | OUTSIDE }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(path: &str, kind: PartKind) -> Part {
+        Part { path: path.into(), meta: Meta::default(), kind }
+    }
+
+    fn view(parts: Vec<Part>) -> View {
+        let small = tempfile::tempfile().unwrap();
+        small.write_all_at(b"abcdef", 0).unwrap();
+        View::new(parts, &Arc::new(small), HashMap::new(), None)
+    }
+
+    #[test]
+    fn behind_its_end_a_file_has_nothing() {
+        let file = PartKind::File { at: 2, length: 3, hash: 1 };
+        let view = view(vec![part("", PartKind::Directory), part("f", file)]);
+        let node = view.lookup(ROOT, b"f").unwrap().unwrap().node;
+        let mut buffer = [0; 9];
+        assert_eq!(view.read(node, 1, &mut buffer).unwrap(), 2);
+        assert_eq!(buffer[..2], *b"de");
+        for offset in [3, 4, u64::MAX - 1, u64::MAX] {
+            assert_eq!(view.read(node, offset, &mut buffer).unwrap(), 0);
+        }
+    }
+
+    #[test]
+    fn what_is_there_twice_is_there_once() {
+        let view = view(vec![
+            part("", PartKind::Directory),
+            part("a", PartKind::Directory),
+            part("a/b", PartKind::Directory),
+            part("a", PartKind::Directory),
+            part("", PartKind::Symlink(b"a".to_vec())),
+            part("a/..", PartKind::Directory),
+            part("a/c", PartKind::Symlink(Vec::new())),
+        ]);
+        let a = view.lookup(ROOT, b"a").unwrap().unwrap().node;
+        let mut names = Vec::new();
+        view.list(a, 0, |_, _, name| {
+            names.push(name.to_vec());
+            true
+        })
+        .unwrap();
+        assert_eq!(names, [&b"."[..], b"..", b"b"]);
+        assert_eq!(view.lookup(a, b"b").unwrap().unwrap().links, 2);
+    }
 }
