@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use prepull::image::Platform;
 use prepull::make::{Advance, Output, Progress, make};
-use prepull::mount::scene::{Scene, Staged};
+use prepull::mount::scene::{Fetch, Scene, Staged};
 use prepull::mount::view::View;
 use prepull::mount::wire::ROOT;
 use prepull::plan::Plan;
@@ -115,7 +115,7 @@ fn plan() -> (Plan, Cache) {
 pub fn staged() -> ([Staged; 2], Vec<u8>) {
     let (plan, cache) = plan();
     let settings = Scene::settings(plan.newest, true);
-    let images = Scene::of_images(&plan, &settings, cache, Arc::new(Silent), None).expect("a scene");
+    let images = Scene::of_images(&plan, &settings, cache, Arc::new(Silent), None, Fetch::default()).expect("a scene");
     let mut bytes = Vec::new();
     let stream = TarStream::new(Box::new(&mut bytes), "memory", settings.stamp);
     let cache = Cache::open(&scratch().join("stage-cache")).expect("a cache");
