@@ -38,7 +38,7 @@ const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 #[derive(Debug)]
 pub enum Body {
     /// In a segment, of which those chunks have been checked whose bits are set.
-    Segment(Segment, Vec<AtomicU64>),
+    Segment(Box<Segment>, Vec<AtomicU64>),
     /// In a tar.
     Tar(Arc<File>),
 }
@@ -49,7 +49,7 @@ impl Body {
     pub fn of(segment: Segment) -> Self {
         let chunks = (segment.body_len()).div_ceil(CHUNK as u64);
         let seen = (0..chunks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Self::Segment(segment, seen)
+        Self::Segment(Box::new(segment), seen)
     }
 
     /// Reads all of `buffer` at `offset`.

@@ -20,7 +20,7 @@ PROGRAMS = {
     "ldd": "libc-bin",
 }
 # Drivers, each after those it needs; what the kernel has built in is left out.
-MODULES = ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "isofs", "squashfs", "overlay"]
+MODULES = ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "isofs", "squashfs", "overlay", "fuse"]
 
 
 class Missing(Exception):
@@ -52,15 +52,15 @@ def ensure_programs():
         raise Missing(f"missing: {programs}\ninstall first, on Debian and Ubuntu: apt-get install {packages}")
 
 
-def unpacked(cache, package):
-    """The contents of a Debian package, fetched once; nothing is installed."""
+def unpacked(cache, package, options=()):
+    """The contents of a Debian package, fetched once with these options of apt-get; nothing is installed."""
     target = cache / package
     if target.is_dir():
         return target
     partial = cache / f"{package}.{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    fetch = lambda: subprocess.run(["apt-get", "-q", "download", package], cwd=partial, capture_output=True, text=True)
+    fetch = lambda: subprocess.run(["apt-get", "-q", *options, "download", package], cwd=partial, capture_output=True, text=True)
     result = fetch()
     if result.returncode and os.geteuid() == 0:
         subprocess.run(["apt-get", "-qq", "update"], stdout=sys.stderr)
@@ -75,18 +75,18 @@ def unpacked(cache, package):
     return target
 
 
-def kernel(cache):
+def kernel(cache, options=()):
     """Newest packaged kernel: (image, directory of its modules)."""
     for meta in ("linux-image-amd64", "linux-image-virtual"):
-        show = subprocess.run(["apt-cache", "depends", meta], capture_output=True, text=True).stdout
+        show = subprocess.run(["apt-cache", *options, "depends", meta], capture_output=True, text=True).stdout
         names = [line.split()[-1] for line in show.splitlines() if line.strip().startswith("Depends: linux-image-")]
         if names:
-            root = unpacked(cache, names[0])
+            root = unpacked(cache, names[0], options)
             image = next((root / "boot").glob("vmlinuz-*"))
             modules = root
             if not list(root.glob("**/lib/modules/*/kernel")):
                 # Ubuntu has them in a package of their own.
-                modules = unpacked(cache, names[0].replace("linux-image-", "linux-modules-"))
+                modules = unpacked(cache, names[0].replace("linux-image-", "linux-modules-"), options)
             return image, next(path.parent for path in modules.glob("**/lib/modules/*/kernel"))
     # Without package lists, what an earlier run has fetched.
     for image in cache.glob("linux-image-*/boot/vmlinuz-*"):

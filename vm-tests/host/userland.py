@@ -62,6 +62,16 @@ class Apt:
             options = self.options if self.release else ["-qq"]
             subprocess.run(["apt-get", *options, "update"], stdout=sys.stderr)
 
+    def kernel(self, cache):
+        """The newest kernel of the release, as `tools.kernel`."""
+        target = cache / f"kernel-{self.release}"
+        try:
+            return tools.kernel(target, self.options)
+        except tools.Missing:
+            # No lists yet.
+            self.update()
+            return tools.kernel(target, self.options)
+
     def closure(self, packages):
         result = self.get("--simulate", "install", *packages)
         names = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("Inst ")]
