@@ -69,13 +69,13 @@ fn mount(args: &MountArgs, printer: &Printer) -> Result<Exit, Failure> {
         mountpoint: mountpoint.clone(),
         scene,
     };
+    if let Some(file) = &args.write_storage_conf {
+        // What cannot be written is said before anything is mounted.
+        fs_err::write(file, machine::storage_conf(&mountpoint.to_string_lossy(), true))?;
+    }
     let kept = keeper::start(&start, &files).map_err(|error| failure(error, ""))?;
     drop((start, files));
     let line = storage_conf_line(&mountpoint);
-    if let Some(file) = &args.write_storage_conf {
-        let text = machine::storage_conf(&mountpoint.to_string_lossy(), true);
-        fs_err::write(file, text)?;
-    }
     if args.json {
         output::data(&format!("{}\n", serde_json::to_string(&Said::of(&kept.status))?))?;
     } else {
@@ -159,6 +159,9 @@ fn note_sources(sources: &mut Sources, plan: &Plan) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Ends a fetcher that has nothing to do.
+const FETCHED: &str = "it has been fetched meanwhile";
+
 /// Runs a fetcher: its standard input is the keeper, which says what is wanted.
 #[must_use]
 pub fn fetch() -> ExitCode {
@@ -169,6 +172,8 @@ pub fn fetch() -> ExitCode {
     let Ok(Some((wanted, _))) = receive::<Wanted>(&keeper) else { return ExitCode::FAILURE };
     let answer: Answer<()> = match fetch_layer(&wanted) {
         Ok(()) => Answer::Done,
+        // With one above it.
+        Err(failure) if failure.error.to_string() == FETCHED => Answer::Done,
         Err(failure) => Answer::Failed(format!("{:#}", failure.error)),
     };
     match send(&keeper, &answer, &[]) {
@@ -182,6 +187,9 @@ fn fetch_layer(wanted: &Wanted) -> Result<(), Failure> {
     let mut what = |plan: &mut Plan, before: &Scene, _: &mut Option<Sources>| {
         let sources = before.lazy.as_ref().ok_or_else(|| anyhow!("nothing is to be fetched"))?;
         let layers = before.absent_below(plan, &wanted.layer);
+        if layers.is_empty() {
+            return Err(anyhow!(FETCHED).into());
+        }
         let mut cache = None;
         for layer in layers_of(&plan.images).iter().filter(|layer| layers.contains(&layer.id)) {
             let blob = layer.layer.descriptor.digest;
@@ -353,7 +361,12 @@ pub fn unmount(args: &UmountArgs, printer: &Printer) -> Result<(), Failure> {
 /// A directory to mount at, absolute and without links.
 fn directory(typed: &Path) -> anyhow::Result<PathBuf> {
     let shown = typed.display();
-    let path = fs_err::canonicalize(typed).with_context(|| format!("{shown}: make the directory first"))?;
+    let path = fs_err::canonicalize(typed).map_err(|error| match error.raw_os_error() {
+        Some(code) if code == rustix::io::Errno::NOTCONN.raw_os_error() => {
+            anyhow!("{shown}: nobody serves what is mounted there any more (prepull umount {shown})")
+        }
+        _ => anyhow!("{error} (make the directory first)"),
+    })?;
     if !path.is_dir() {
         return Err(anyhow!("{shown}: not a directory"));
     }

@@ -356,8 +356,13 @@ impl Make<'_> {
         trees.clear();
         let mut store = Store::new(self.settings, &self.plan.images);
         stream.push(&store.skeleton())?;
+        let mut there = BTreeSet::new();
         for layer in layers {
-            let is_there = supply.has(layer);
+            // What a layer's root is like, and what it hides, follows from those below it.
+            let is_there = supply.has(layer) && layer.parent.is_none_or(|parent| there.contains(&parent));
+            if is_there {
+                there.insert(layer.id);
+            }
             let segment = if is_there { supply.wait(layer, &AtomicBool::new(false))? } else { absent(layer)? };
             let (mut pieces, tail) = store.layer(layer, &segment)?;
             pieces.truncate(1);

@@ -80,7 +80,10 @@ fn mount_as_root(mountpoint: &Path, others: bool) -> Result<OwnedFd, Error> {
 
 /// Whether root lets users mount for others. A file that cannot be read is a matter for fusermount3.
 fn allows_others() -> bool {
-    let Ok(text) = fs_err::read_to_string(FUSE_CONF) else { return false };
+    let text = match fs_err::read_to_string(FUSE_CONF) {
+        Ok(text) => text,
+        Err(error) => return error.kind() != std::io::ErrorKind::NotFound,
+    };
     text.lines().any(|line| line.split('#').next().unwrap_or_default().trim() == "user_allow_other")
 }
 
@@ -123,9 +126,9 @@ pub fn unmount(mountpoint: &Path, lazily: bool) -> Result<(), (NotUnmounted, Str
     Err((if text.contains("busy") { NotUnmounted::Busy } else { NotUnmounted::Other }, text))
 }
 
-/// What is mounted of prepull's in this process's namespace: device numbers and mount points, the last one mounted at the end.
-#[must_use]
-pub fn mounted() -> Vec<(String, PathBuf)> {
+/// What is mounted in this process's namespace: mount points, and device numbers if it is prepull's; the last one mounted at the
+/// end.
+fn mounted() -> Vec<(Option<String>, PathBuf)> {
     let mut text = Vec::new();
     let read = fs_err::File::open("/proc/self/mountinfo").and_then(|mut file| file.read_to_end(&mut text));
     if read.is_err() {
@@ -136,13 +139,11 @@ pub fn mounted() -> Vec<(String, PathBuf)> {
 }
 
 /// A line of proc_pid_mountinfo(5): number, parent, device, root, mount point, …, `-`, type, …
-fn line(line: &[u8]) -> Option<(String, PathBuf)> {
+fn line(line: &[u8]) -> Option<(Option<String>, PathBuf)> {
     let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
     let dash = fields.iter().position(|field| *field == b"-")?;
-    if *fields.get(dash + 1)? != TYPE.as_bytes() {
-        return None;
-    }
-    let device = std::str::from_utf8(fields.get(2)?).ok()?.to_owned();
+    let is_ours = *fields.get(dash + 1)? == TYPE.as_bytes();
+    let device = std::str::from_utf8(fields.get(2)?).ok().filter(|_| is_ours).map(str::to_owned);
     Some((device, PathBuf::from(std::ffi::OsString::from_vec(unescaped(fields.get(4)?)))))
 }
 
@@ -166,13 +167,14 @@ fn unescaped(text: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The device number of what was mounted last at `mountpoint`, which is absolute and has no links.
+/// The device number of what is mounted at `mountpoint`, which is absolute and has no links. `None` if that is not prepull's: what
+/// was mounted last hides the others.
 #[must_use]
 pub fn device_of(mountpoint: &Path) -> Option<String> {
     let mut all = mounted();
     all.reverse();
     let same = |path: &PathBuf| path.as_os_str().as_bytes() == mountpoint.as_os_str().as_bytes();
-    all.into_iter().find(|(_, path)| same(path)).map(|(device, _)| device)
+    all.into_iter().find(|(_, path)| same(path)).and_then(|(device, _)| device)
 }
 
 #[cfg(test)]
@@ -182,8 +184,8 @@ mod tests {
     #[test]
     fn mountinfo_is_understood() {
         let text = b"36 25 0:57 / /mnt/a\\040b\\134c ro,nosuid shared:1 - fuse.prepull prepull ro,user_id=0";
-        assert_eq!(line(text), Some(("0:57".to_owned(), PathBuf::from("/mnt/a b\\c"))));
-        assert_eq!(line(b"36 25 0:57 / /mnt rw - ext4 /dev/sda rw"), None);
+        assert_eq!(line(text), Some((Some("0:57".to_owned()), PathBuf::from("/mnt/a b\\c"))));
+        assert_eq!(line(b"36 25 0:57 / /mnt rw - ext4 /dev/sda rw"), Some((None, PathBuf::from("/mnt"))));
         assert_eq!(line(b"36 25 - fuse.prepull"), None);
         assert_eq!(unescaped(b"a\\04"), b"a\\04");
     }

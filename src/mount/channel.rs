@@ -23,6 +23,9 @@ const TEXT_MAX: u32 = 256 << 20;
 /// The most files of a message: two for each of 20,000 layers.
 const FILES_MAX: u32 = 40_000;
 
+/// The most bytes of a message of who has little to say: an error with a long path in it.
+const LITTLE_MAX: u32 = 64 << 10;
+
 /// Files sent at once: Linux takes 253 (`SCM_MAX_FD`).
 const AT_ONCE: usize = 200;
 
@@ -50,7 +53,23 @@ pub fn send(mut socket: &UnixStream, message: &impl Serialize, files: &[Borrowed
 ///
 /// # Errors
 /// The socket's, or when it is no message.
-pub fn receive<T: DeserializeOwned>(mut socket: &UnixStream) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+pub fn receive<T: DeserializeOwned>(socket: &UnixStream) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    receive_at_most(socket, TEXT_MAX, FILES_MAX)
+}
+
+/// The same, of somebody who has little to say.
+///
+/// # Errors
+/// As [`receive`].
+pub fn receive_little<T: DeserializeOwned>(socket: &UnixStream) -> io::Result<Option<T>> {
+    Ok(receive_at_most(socket, LITTLE_MAX, 0)?.map(|(message, _)| message))
+}
+
+fn receive_at_most<T: DeserializeOwned>(
+    mut socket: &UnixStream,
+    text_max: u32,
+    files_max: u32,
+) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
     let mut head = [0; 8];
     if retry_on_intr(|| rustix::net::recv(socket, &mut head[..1], RecvFlags::empty()))?.0 == 0 {
         return Ok(None);
@@ -58,7 +77,7 @@ pub fn receive<T: DeserializeOwned>(mut socket: &UnixStream) -> io::Result<Optio
     socket.read_exact(&mut head[1..])?;
     let [length, count] = [0, 4].map(|at| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]));
     let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
-    if length > TEXT_MAX || count > FILES_MAX {
+    if length > text_max || count > files_max {
         return Err(bad("a message is too long"));
     }
     let mut text = Vec::new();
@@ -67,7 +86,8 @@ pub fn receive<T: DeserializeOwned>(mut socket: &UnixStream) -> io::Result<Optio
     while files.len() < count as usize {
         let before = files.len();
         receive_files(socket, &mut files)?;
-        if files.len() == before {
+        // Who has no descriptors left gets only some of them.
+        if files.len() - before != (count as usize - before).min(AT_ONCE) {
             return Err(bad("files of a message are missing"));
         }
     }

@@ -8,7 +8,7 @@
 //!
 //! INIT is answered here, once for all workers: what was agreed upon belongs to the mount.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -28,7 +28,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::Error;
 use super::attach::{self, NotUnmounted};
-use super::channel::{receive, send};
+use super::channel::{receive, receive_little, send};
 use super::kept;
 use super::serve::{THREADS_MAX, overdue};
 use super::wire::{Agreed, Operation, REQUEST_MAX, Reply, Request};
@@ -87,11 +87,6 @@ pub enum Ask<S> {
         /// What it takes the place of.
         generation: u64,
     },
-    /// To unmount it.
-    Unmount {
-        /// Also if somebody uses it.
-        lazily: bool,
-    },
 }
 
 /// The answer.
@@ -107,8 +102,6 @@ pub enum Answer<S> {
     Failed(String),
     /// Somebody else has changed it meanwhile.
     Changed,
-    /// Somebody uses it.
-    Busy,
 }
 
 /// How a mount is.
@@ -168,12 +161,19 @@ struct Keeper {
     sender: Sender<Event>,
     worker: Option<Worker>,
     workers: u64,
+    /// The last one that died while it was waited for.
+    dead: u64,
+    /// Whether it is mounted nowhere any more.
+    is_gone: bool,
     deaths: VecDeque<Instant>,
     troubles: VecDeque<String>,
-    socket: Option<PathBuf>,
+    /// Where it listens, and the socket's inode.
+    socket: Option<(PathBuf, u64)>,
+    /// The device number of the mount.
+    device: Option<String>,
     is_ending: bool,
-    /// Layers that are being fetched.
-    fetching: HashSet<String>,
+    /// Layers that are to be fetched: the first is being.
+    fetching: VecDeque<String>,
 }
 
 struct Worker {
@@ -193,11 +193,17 @@ pub fn run() -> ExitCode {
     let result = Keeper::begin(&front, &mut is_foreground).and_then(|mut keeper| {
         keeper.listen();
         keeper.keep();
-        let _ = send(&front, &Answer::<()>::Status(keeper.status()), &[]);
+        if send(&front, &Answer::<()>::Status(keeper.status()), &[]).is_err() {
+            // Who has asked for it has been stopped.
+            keeper.is_ending = keeper.unmount(true).is_ok();
+        }
         let ended = keeper.run();
         kept::forget();
-        if let Some(socket) = &keeper.socket {
-            let _ = fs_err::remove_file(socket);
+        if let Some((socket, inode)) = &keeper.socket {
+            // The number of the device may be another mount's by now, and so the socket.
+            if fs_err::symlink_metadata(socket).is_ok_and(|found| found.ino() == *inode) {
+                let _ = fs_err::remove_file(socket);
+            }
         }
         ended
     });
@@ -228,6 +234,7 @@ impl Keeper {
         let (sender, events) = channel();
         stop_on_signals(&sender)?;
         let mounted = start.mounted;
+        let generation = generation(&start.scene)?;
         let mut files = files.into_iter();
         let (fuse, agreed, journal) = match mounted {
             Some(agreed) => {
@@ -237,12 +244,22 @@ impl Keeper {
             }
             None => {
                 let fuse = attach::mount(&start.mountpoint, start.others)?;
-                let agreed = agree(&fuse, start.no_resend)?;
-                (fuse, agreed, if agreed.resends() { None } else { Some(self::journal()?) })
+                let agreed = agree(&fuse, start.no_resend).and_then(|agreed| {
+                    let journal = if agreed.resends() { None } else { Some(self::journal()?) };
+                    Ok((agreed, journal))
+                });
+                match agreed {
+                    Ok((agreed, journal)) => (fuse, agreed, journal),
+                    Err(error) => {
+                        let _ = attach::unmount(&start.mountpoint, true);
+                        return Err(error);
+                    }
+                }
             }
         };
+        let device = attach::device_of(&start.mountpoint);
         let mut keeper = Self {
-            generation: generation(&start.scene)?,
+            generation,
             agreed,
             journal,
             start,
@@ -252,20 +269,31 @@ impl Keeper {
             sender,
             worker: None,
             workers: 0,
+            dead: 0,
+            is_gone: false,
             deaths: VecDeque::new(),
             troubles: VecDeque::new(),
             socket: None,
+            device,
             is_ending: false,
-            fetching: HashSet::new(),
+            fetching: VecDeque::new(),
         };
         if mounted.is_some() {
             keeper.fail_overdue();
         }
         let served = keeper.employ(mounted.is_some());
         if served.is_err() {
-            let _ = attach::unmount(&keeper.start.mountpoint, true);
+            let _ = keeper.unmount(true);
         }
         served.map(|()| keeper)
+    }
+
+    /// Unmounts it, if it is still what is mounted there.
+    fn unmount(&self, lazily: bool) -> Result<(), (NotUnmounted, String)> {
+        if self.device.is_none() || attach::device_of(&self.start.mountpoint) != self.device {
+            return Err((NotUnmounted::Other, "it is not mounted there any more".to_owned()));
+        }
+        attach::unmount(&self.start.mountpoint, lazily)
     }
 
     /// Starts a worker, and waits until it serves.
@@ -274,6 +302,7 @@ impl Keeper {
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
         // The file that this process was started from, even if there is another one in its place.
         let mut child = Command::new("/proc/self/exe")
+            .arg0("prepull")
             .arg(WORKER)
             .env_clear()
             .stdin(OwnedFd::from(theirs))
@@ -285,7 +314,7 @@ impl Keeper {
         let listening = ours.try_clone().map_err(failed)?;
         let (sender, pid) = (self.sender.clone(), child.id());
         threads::spawn(move || {
-            while let Ok(Some((said, _))) = receive::<Said>(&listening) {
+            while let Ok(Some(said)) = receive_little::<Said>(&listening) {
                 let _ = sender.send(Event::Said(number, said));
             }
             let code = child.wait().ok().and_then(|status| status.code());
@@ -316,19 +345,36 @@ impl Keeper {
                     Said::Trouble(text) => self.trouble(text),
                     Said::Wanted(layer) => self.fetch(layer),
                 },
-                Ok(event @ Event::Ended(from, _)) if from == number => {
-                    later.push(event);
+                Ok(Event::Ended(from, code)) if from == number => {
+                    // With 0 it is mounted nowhere any more.
+                    self.is_gone = code == Some(0);
+                    self.dead = number;
                     break Err(Error::Other("the worker has died".to_owned()));
                 }
                 Ok(Event::Said(..)) => {}
                 Ok(event) => later.push(event),
-                Err(_) => break Err(Error::Other("the worker does not answer".to_owned())),
+                Err(_) => {
+                    self.kill_worker();
+                    break Err(Error::Other("the worker does not answer".to_owned()));
+                }
             }
         };
         for event in later {
             let _ = self.sender.send(event);
         }
         result
+    }
+
+    /// Whether the worker so-and-so has died, and another is to take its place.
+    fn has_died(&self, number: u64) -> bool {
+        self.dead == number && !self.is_gone
+    }
+
+    fn kill_worker(&self) {
+        if let Some(worker) = &self.worker {
+            let pid = nix::unistd::Pid::from_raw(worker.pid as i32);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
     }
 
     fn trouble(&mut self, text: String) {
@@ -374,17 +420,20 @@ impl Keeper {
 
     /// Lets users ask. Without it the mount is as good, but cannot be changed.
     fn listen(&mut self) {
-        let listening = attach::device_of(&self.start.mountpoint)
+        let listening = self
+            .device
+            .clone()
             .ok_or_else(|| io::Error::other("the mount is not to be seen in /proc/self/mountinfo"))
             .and_then(|device| {
                 let path = directory()?.join(device);
                 let _ = fs_err::remove_file(&path);
                 let listener = UnixListener::bind(&path)?;
-                Ok((path, listener))
+                let inode = fs_err::symlink_metadata(&path)?.ino();
+                Ok((path, inode, listener))
             });
         let sender = self.sender.clone();
-        let result = listening.and_then(|(path, listener)| {
-            self.socket = Some(path);
+        let result = listening.and_then(|(path, inode, listener)| {
+            self.socket = Some((path, inode));
             threads::spawn(move || {
                 for socket in listener.incoming().flatten() {
                     let sender = sender.clone();
@@ -406,6 +455,11 @@ impl Keeper {
     /// Until it is mounted nowhere any more.
     fn run(&mut self) -> Result<(), Error> {
         loop {
+            if self.is_gone {
+                // Or somebody has aborted it.
+                let _ = self.unmount(true);
+                return Ok(());
+            }
             let event = match self.events.recv_timeout(Duration::from_secs(3600)) {
                 Ok(event) => event,
                 Err(RecvTimeoutError::Timeout) => continue,
@@ -415,7 +469,8 @@ impl Keeper {
                 Event::Said(_, Said::Trouble(text)) => self.trouble(text),
                 Event::Said(_, Said::Wanted(layer)) => self.fetch(layer),
                 Event::Fetched(layer, result) => {
-                    self.fetching.remove(&layer);
+                    self.fetching.retain(|other| *other != layer);
+                    self.fetch_next();
                     if let Err(why) = result {
                         self.trouble(format!("layer {layer}: {why}"));
                         let order: Order<()> = Order::Refuse { layers: vec![layer] };
@@ -432,22 +487,23 @@ impl Keeper {
                     }
                     self.worker = None;
                     self.fail_overdue();
-                    if code == Some(0) {
-                        // The file system is mounted nowhere any more.
-                        return Ok(());
+                    self.is_gone = code == Some(0);
+                    if !self.is_gone {
+                        self.replace()?;
                     }
-                    self.replace()?;
                 }
                 Event::Asked(socket, ask, files) => self.answer(&socket, ask, files),
                 Event::Signal(signal) => {
                     if self.is_ending {
+                        // It would serve as long as somebody uses it.
+                        self.kill_worker();
                         return Err(Error::Other("stopped while it was in use".to_owned()));
                     }
                     self.is_ending = true;
                     let name = signal_hook::low_level::signal_name(signal).unwrap_or("signal");
-                    match attach::unmount(&self.start.mountpoint, false) {
+                    match self.unmount(false) {
                         Err((NotUnmounted::Busy, _)) => {
-                            let _ = attach::unmount(&self.start.mountpoint, true);
+                            let _ = self.unmount(true);
                             self.trouble(format!(
                                 "{name}: somebody uses it: unmounted, and served until nobody does (again: at once)"
                             ));
@@ -469,7 +525,7 @@ impl Keeper {
                 self.deaths.pop_front();
             }
             if self.deaths.len() > DEATHS_MAX {
-                let _ = attach::unmount(&self.start.mountpoint, true);
+                let _ = self.unmount(true);
                 return Err(Error::Other(format!(
                     "{DEATHS_MAX} workers have died within a minute: {} is unmounted",
                     self.start.mountpoint.display()
@@ -477,6 +533,7 @@ impl Keeper {
             }
             match self.employ(true) {
                 Ok(()) => return Ok(()),
+                Err(_) if self.is_gone => return Ok(()),
                 Err(error) => {
                     self.worker = None;
                     self.fail_overdue();
@@ -491,9 +548,19 @@ impl Keeper {
     /// Has a layer fetched: by another process, since there is a network, a registry and a stranger's archive to it. It comes back
     /// as any other change of what is shown.
     fn fetch(&mut self, layer: String) {
-        if !self.fetching.insert(layer.clone()) {
+        let is_id = layer.len() == 64 && layer.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if !is_id || self.fetching.contains(&layer) {
             return;
         }
+        self.fetching.push_back(layer);
+        if self.fetching.len() == 1 {
+            self.fetch_next();
+        }
+    }
+
+    /// One at a time: each takes those below it along, and the processors are busy with one.
+    fn fetch_next(&mut self) {
+        let Some(layer) = self.fetching.front().cloned() else { return };
         let (mountpoint, sender, wanted) = (self.start.mountpoint.clone(), self.sender.clone(), layer.clone());
         let spawned = threads::spawn(move || {
             let result = fetch(&Wanted { mountpoint, layer: wanted.clone() });
@@ -532,11 +599,6 @@ impl Keeper {
                 Ok(()) => Answer::Done,
                 Err(error) => Answer::Failed(error.to_string()),
             },
-            Ask::Unmount { lazily } => match attach::unmount(&self.start.mountpoint, lazily) {
-                Ok(()) => Answer::Done,
-                Err((NotUnmounted::Busy, _)) => Answer::Busy,
-                Err((NotUnmounted::Other, text)) => Answer::Failed(text),
-            },
         };
         let _ = send(socket, &answer, &[]);
     }
@@ -545,10 +607,18 @@ impl Keeper {
         let generation = generation(&scene)?;
         let order = Order::Show { scene: &scene };
         let borrowed: Vec<BorrowedFd<'_>> = files.iter().map(OwnedFd::as_fd).collect();
-        let worker = self.worker.as_ref().ok_or_else(|| Error::Other("no worker".to_owned()))?;
-        // If it dies meanwhile, that is an event.
-        let _ = send(&worker.socket, &order, &borrowed);
-        self.wait_for_worker(START_MAX)?;
+        loop {
+            let worker = self.worker.as_ref().ok_or_else(|| Error::Other("no worker".to_owned()))?;
+            let number = worker.number;
+            // If it dies meanwhile, that is an event.
+            let _ = send(&worker.socket, &order, &borrowed);
+            match self.wait_for_worker(START_MAX) {
+                Ok(()) => break,
+                // It may have shown the new one to somebody before it died, and the kernel believes that.
+                Err(_) if self.has_died(number) => self.replace()?,
+                Err(error) => return Err(error),
+            }
+        }
         (self.start.scene, self.files, self.generation) = (scene, files, generation);
         self.keep();
         Ok(())
@@ -560,6 +630,7 @@ fn fetch(wanted: &Wanted) -> Result<(), String> {
     let text = |error: io::Error| format!("starting a fetcher: {error}");
     let (ours, theirs) = UnixStream::pair().map_err(text)?;
     let mut child = Command::new("/proc/self/exe")
+        .arg0("prepull")
         .arg(FETCHER)
         .stdin(OwnedFd::from(theirs))
         .stdout(Stdio::null())
@@ -666,6 +737,10 @@ pub fn ask<S: for<'de> Deserialize<'de>>(
     let ours = directories().into_iter().filter(|directory| is_ours(directory).unwrap_or(false));
     let mut sockets = ours.map(|directory| UnixStream::connect(directory.join(&device)));
     let socket = sockets.find(Result::is_ok).unwrap_or_else(|| Err(io::ErrorKind::NotFound.into())).map_err(failed)?;
+    let peer = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials);
+    if !peer.is_ok_and(|peer| peer.uid() == rustix::process::geteuid().as_raw()) {
+        return Err(Error::Other(format!("{shown}: who answers for it is another user")));
+    }
     send(&socket, ask, files).map_err(failed)?;
     match receive(&socket).map_err(failed)? {
         Some(answer) => Ok(answer),
@@ -712,9 +787,11 @@ pub fn start(start: &Start<impl Serialize>, files: &[OwnedFd]) -> Result<Kept, E
     let (ours, theirs) = UnixStream::pair().map_err(failed)?;
     let borrowed: Vec<BorrowedFd<'_>> = files.iter().map(OwnedFd::as_fd).collect();
     let mut command = Command::new("/proc/self/exe");
-    // Signals of the terminal come here, and are passed on.
-    command.arg(KEEPER).stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).process_group(0);
-    if !start.foreground {
+    command.arg0("prepull").arg(KEEPER).stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
+    if start.foreground {
+        // Signals of the terminal come here, and are passed on.
+        command.process_group(0);
+    } else {
         command.stderr(Stdio::null());
     }
     let child = command.spawn().map_err(failed)?;

@@ -65,18 +65,25 @@ impl Body {
         if offset.saturating_add(buffer.len() as u64) > segment.body_len() {
             return Err("it lies outside its segment".to_owned());
         }
-        for number in offset / chunk..(offset + buffer.len() as u64).div_ceil(chunk) {
+        let end = offset + buffer.len() as u64;
+        for number in offset / chunk..end.div_ceil(chunk) {
+            let at = number * chunk;
+            let (from, to) = (at.max(offset), (at + chunk).min(end));
+            let part = &mut buffer[(from - offset) as usize..(to - offset) as usize];
             let (word, bit) = (&seen[(number / 64) as usize], 1 << (number % 64));
-            if word.load(Ordering::Acquire) & bit == 0 {
-                let at = number * chunk;
+            let read = if word.load(Ordering::Acquire) & bit == 0 {
                 let length = chunk.min(segment.body_len() - at);
-                segment
-                    .read(at, length, |_, _| Ok::<_, crate::segment::file::Error>(()))
-                    .map_err(|error| error.to_string())?;
-                word.fetch_or(bit, Ordering::Release);
-            }
+                let read = segment.read(at, length, |begin, checked| {
+                    part.copy_from_slice(&checked[(from - begin) as usize..(to - begin) as usize]);
+                    Ok::<_, crate::segment::file::Error>(())
+                });
+                read.map(|()| _ = word.fetch_or(bit, Ordering::Release))
+            } else {
+                segment.read_unchecked(from, part)
+            };
+            read.map_err(|error| error.to_string())?;
         }
-        segment.read_unchecked(offset, buffer).map_err(|error| error.to_string())
+        Ok(())
     }
 }
 

@@ -26,7 +26,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::Error;
 use super::layer::{Body, Layer, Style, is_name, is_target};
 use super::view::{Layers, Part, PartKind, SLOTS, View, slot_of};
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher};
 use crate::entry::{Entry, Kind, Meta, Timestamp};
 use crate::inspect::contents::{Contents, Files, InodeKind};
 use crate::layer::path::below_root;
@@ -63,6 +63,8 @@ pub struct Scene {
     pub stamp: i64,
     /// Whether opaque directories are so by an attribute; else by whiteouts.
     pub marks_opaque: bool,
+    /// Where in the first file the token is that the locks of the records have: who has read them sees by it that they have changed.
+    token: Option<u64>,
     /// Where layers come from that are fetched when somebody needs them; `None` if all are there.
     pub lazy: Option<Sources>,
     layers: Vec<SceneLayer>,
@@ -107,9 +109,35 @@ pub struct Staged {
 }
 
 fn memory() -> Result<File, Error> {
-    let made = rustix::fs::memfd_create("prepull", rustix::fs::MemfdFlags::CLOEXEC);
+    let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING;
+    let made = rustix::fs::memfd_create("prepull", flags);
     made.map(File::from).map_err(|error| Error::system("making a file in memory", error))
 }
+
+/// Nobody who gets it can change it.
+fn seal(file: &File) -> io::Result<()> {
+    use rustix::fs::SealFlags;
+    Ok(rustix::fs::fcntl_add_seals(file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?)
+}
+
+/// 64 digits that follow from what has been written (containers/storage `pkg/lockfile`: a lock's token has 64 bytes).
+fn token_of(file: &File) -> io::Result<String> {
+    let mut hasher = Hasher::new();
+    let mut buffer = vec![0; BUFFER];
+    let mut content = At { file, at: 0 };
+    loop {
+        match content.read(&mut buffer)? {
+            0 => return Ok(hasher.finish().hex()),
+            count => hasher.update(&buffer[..count]),
+        }
+    }
+}
+
+/// Bytes of a token.
+const TOKEN: u64 = 64;
+
+/// The locks that have it: who reads them trusts in what was read before as long as it is the same.
+const LOCKS: [&[u8]; 2] = [b"overlay-layers/layers.lock", b"overlay-images/images.lock"];
 
 impl Scene {
     /// The settings of a store that is shown.
@@ -145,6 +173,9 @@ impl Scene {
         let wanted = fetch.lazily.map(|(_, wanted)| wanted);
         let report = make(plan, settings, cache, Output::Trees(stream, &mut trees, wanted), progress)?;
         let mut slots = Slots::of(before);
+        let token = (&small).stream_position().map_err(|error| Error::system("making a file in memory", error))?;
+        let named = token_of(&small).and_then(|token| (&small).write_all(token.as_bytes()).and_then(|()| seal(&small)));
+        named.map_err(|error| Error::system("making a file in memory", error))?;
         let mut files = vec![OwnedFd::from(small)];
         let mut layers = Vec::new();
         for LayerTree { id, key, segment, root, whiteouts } in trees {
@@ -172,6 +203,7 @@ impl Scene {
             graphroot: GRAPHROOT.trim_matches('/').to_owned(),
             stamp: settings.stamp,
             marks_opaque: matches!(settings.unpacker, Unpacker::Root),
+            token: Some(token),
             lazy: fetch.lazily.map(|(sources, _)| sources.clone()),
             layers,
         };
@@ -204,6 +236,7 @@ impl Scene {
             let root = files.get(b"").map(meta_of).unwrap_or_default();
             layers.push(SceneLayer { id: id.clone(), slot, root, whiteouts: Vec::new(), tree });
         }
+        seal(&small).map_err(failed)?;
         let tar = contents.tar().ok_or_else(|| Error::Other(format!("{}: not a tar", path.display())))?;
         let tar = tar.try_clone().map_err(failed)?;
         let scene = Self {
@@ -213,6 +246,7 @@ impl Scene {
             graphroot,
             stamp: 0,
             marks_opaque: false,
+            token: None,
             lazy: None,
             layers,
         };
@@ -349,7 +383,11 @@ impl Scene {
                 (b'5', Some(&slot)) => PartKind::Layer(slot),
                 (b'5', None) => PartKind::Directory,
                 (b'2', _) => PartKind::Symlink(header.link),
-                (b'0', _) => PartKind::File { at, length, hash: hash(small, at, length)? },
+                (b'0', _) => {
+                    let token = self.token.filter(|_| LOCKS.contains(&&path[..]));
+                    let (at, length) = token.map_or((at, length), |token| (token, TOKEN));
+                    PartKind::File { at, length, hash: hash(small, at, length)? }
+                }
                 _ => continue,
             };
             parts.push(Part { path, meta, kind });

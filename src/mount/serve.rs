@@ -57,13 +57,19 @@ impl Server {
             let mut shown = self.view.write().unwrap_or_else(PoisonError::into_inner);
             std::mem::replace(&mut *shown, Arc::clone(&view))
         };
-        for (directory, names) in view.changes(&before) {
-            for name in names {
-                self.send(&wire::invalidate_entry(directory, &name));
+        let mut last = None;
+        for (directory, name) in view.changes(&before) {
+            if last.replace(directory) != Some(directory) {
+                self.send(&wire::invalidate(directory));
             }
-            self.send(&wire::invalidate(directory));
+            self.send(&wire::invalidate_entry(directory, &name));
         }
-        let waiting = std::mem::take(&mut *self.waiting());
+        let waiting = {
+            let mut waiting = self.waiting();
+            let taken = std::mem::take(&mut *waiting);
+            self.note_waiting(&waiting);
+            taken
+        };
         let mut buffer = vec![0; REPLY + READ_MAX];
         for request in waiting.iter().filter_map(|(_, bytes)| Request::parse(bytes).ok()) {
             self.serve(&request, &mut buffer);
@@ -78,7 +84,12 @@ impl Server {
     pub fn refuse(&self, layers: &[String]) {
         let view = self.view();
         let is_refused = |slot| layers.iter().any(|layer| view.lacks_layer(slot, layer));
-        let failed: Vec<_> = self.waiting().extract_if(.., |(slot, _)| is_refused(*slot)).collect();
+        let failed: Vec<_> = {
+            let mut waiting = self.waiting();
+            let failed = waiting.extract_if(.., |(slot, _)| is_refused(*slot)).collect();
+            self.note_waiting(&waiting);
+            failed
+        };
         for request in failed.iter().filter_map(|(_, bytes)| Request::parse(bytes).ok()) {
             self.send(&Reply::error(request.unique, Errno::IO));
         }
@@ -97,6 +108,7 @@ impl Server {
             }
             let is_first = waiting.iter().all(|(other, _)| *other != slot);
             waiting.push((slot, request.to_bytes()));
+            self.note_waiting(&waiting);
             is_first
         };
         if is_first {
@@ -105,20 +117,33 @@ impl Server {
         true
     }
 
-    /// Somebody does not want to wait any more.
-    fn interrupt(&self, unique: u64) {
+    /// Somebody does not want to wait any more. What is not waiting has been answered, or is about to wait: then the kernel says it
+    /// again.
+    fn interrupt(&self, request: u64, unique: u64) {
         let mut waiting = self.waiting();
         let is_it = |(_, bytes): &(u32, Vec<u8>)| Request::parse(bytes).is_ok_and(|request| request.unique == unique);
         if let Some(at) = waiting.iter().position(is_it) {
             waiting.swap_remove(at);
+            self.note_waiting(&waiting);
             self.send(&Reply::error(unique, Errno::INTR));
+        } else if self.view().lacks_any() {
+            self.send(&Reply::error(request, Errno::AGAIN));
         }
+    }
+
+    /// Notes which requests wait, behind what the threads are at.
+    fn note_waiting(&self, waiting: &[(u32, Vec<u8>)]) {
+        let Some(journal) = &self.journal else { return };
+        let uniques = waiting.iter().filter_map(|(_, bytes)| Some(Request::parse(bytes).ok()?.unique));
+        let bytes: Vec<u8> = uniques.chain([0]).flat_map(u64::to_ne_bytes).collect();
+        // Memory has no errors.
+        let _ = journal.write_all_at(&bytes, THREADS_MAX * 8);
     }
 
     /// Answers a request, now or when it can be.
     fn serve(&self, request: &Request<'_>, buffer: &mut [u8]) {
         if let Operation::Interrupt(unique) = request.operation {
-            self.interrupt(unique);
+            self.interrupt(request.unique, unique);
             return;
         }
         if self.park(request) {
@@ -161,7 +186,16 @@ impl Server {
                 Err(Errno::NODEV) => return Ok(()),
                 Err(error) => return Err(error.into()),
             };
-            let Ok(request) = Request::parse(&bytes[..count]) else { continue };
+            let request = match Request::parse(&bytes[..count]) {
+                Ok(request) => request,
+                Err(_) => {
+                    // Somebody waits for it, whatever it is.
+                    if let Some(unique) = wire::unique_of(&bytes[..count]) {
+                        self.send(&Reply::error(unique, Errno::IO));
+                    }
+                    continue;
+                }
+            };
             self.note(thread, request.unique);
             self.serve(&request, &mut buffer);
         }
@@ -188,11 +222,19 @@ pub fn overdue(journal: &File) -> impl Iterator<Item = u64> {
     let mut noted: Vec<u64> = noted.filter(|unique| *unique != 0 && read.is_ok()).collect();
     noted.sort_unstable();
     let mut done = 0;
-    noted.into_iter().flat_map(move |unique| {
+    let mut at = THREADS_MAX * 8;
+    let waiting = std::iter::from_fn(move || {
+        let mut unique = [0; 8];
+        let read = journal.read_exact_at(&mut unique, at);
+        at += 8;
+        read.ok().map(|()| u64::from_ne_bytes(unique)).filter(|unique| *unique != 0)
+    });
+    let noted = noted.into_iter().flat_map(move |unique| {
         let from = unique.saturating_sub(BEHIND).max(done);
         done = unique + AHEAD;
         (from..done).step_by(STEP)
-    })
+    });
+    waiting.chain(noted)
 }
 
 /// What a request is answered with.

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! So a number follows from what it stands for: a new worker, and another mount of the same images, give the same ones. What
-//! changes (images.json) gets another number, and who has the old one open reads it to its end. Nothing is ever taken
-//! away from a view: what its successor does not show can still be reached by who has it.
+//! changes (images.json) gets another number, and who has the old one open reads it to its end: the next view still has it. Layers are
+//! never taken away: what is not shown any more can still be reached by who has it, as the containers that run on it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -119,6 +119,8 @@ pub struct Layers {
 #[derive(Debug, Default)]
 pub struct View {
     outside: HashMap<u64, Arc<Outside>>,
+    /// What was shown before this, which somebody may have open.
+    before: HashMap<u64, Arc<Outside>>,
     layers: HashMap<u32, (Arc<Layer>, u64)>,
     absent: HashMap<u32, String>,
 }
@@ -177,13 +179,12 @@ impl View {
         }
         let mut view = Self {
             outside: outside.into_iter().map(|(id, node)| (id, Arc::new(node))).collect(),
+            before: HashMap::new(),
             layers: shown,
             absent,
         };
         if let Some(before) = before {
-            for (id, node) in &before.outside {
-                view.outside.entry(*id).or_insert_with(|| Arc::clone(node));
-            }
+            view.before.clone_from(&before.outside);
             for (slot, (layer, parent)) in &before.layers {
                 view.layers.entry(*slot).or_insert_with(|| (Arc::clone(layer), *parent));
             }
@@ -218,6 +219,12 @@ impl View {
         id & OUTSIDE == 0 && self.absent.contains_key(&((id >> 32) as u32))
     }
 
+    /// Whether any layer has not been fetched.
+    #[must_use]
+    pub fn lacks_any(&self) -> bool {
+        !self.absent.is_empty()
+    }
+
     /// Whether the layer of this slot is that one, and has not been fetched.
     #[must_use]
     pub fn lacks_layer(&self, slot: u32, layer: &str) -> bool {
@@ -230,26 +237,30 @@ impl View {
         self.absent.contains_key(&slot)
     }
 
-    /// Directories whose entries are not those of `before`, and the names that changed in each.
+    /// Names in directories that are not what they were in `before`, in the order in which the kernel is to be told: locks come
+    /// last, since who reads them believes that it has seen the rest.
     #[must_use]
-    pub fn changes(&self, before: &Self) -> Vec<(u64, Vec<Vec<u8>>)> {
+    pub fn changes(&self, before: &Self) -> Vec<(u64, Vec<u8>)> {
         let mut changes = Vec::new();
         for (id, node) in &before.outside {
             let (What::Directory(old), Some(new)) = (&node.what, self.outside.get(id)) else { continue };
             let What::Directory(new) = &new.what else { continue };
             let gone = old.by_name.iter().filter(|(name, id)| new.by_name.get(*name) != Some(*id));
             let come = new.by_name.iter().filter(|(name, _)| !old.by_name.contains_key(*name));
-            let names: Vec<Vec<u8>> = gone.chain(come).map(|(name, _)| name.clone()).collect();
-            if !names.is_empty() {
-                changes.push((*id, names));
-            }
+            changes.extend(gone.chain(come).map(|(name, _)| (*id, name.clone())));
         }
+        let [layers, images] = [&b"overlay-layers"[..], b"overlay-images"].map(|path| number(path, b""));
+        // Layers before the images that have them.
+        changes.sort_by_cached_key(|(id, name)| {
+            (name.ends_with(b".lock"), *id == images, *id == layers, *id, name.clone())
+        });
         changes
     }
 
     fn locate(&self, id: u64) -> Result<Place<'_>, Errno> {
         if id == ROOT || id & OUTSIDE != 0 {
-            return self.outside.get(&id).map(|node| Place::Outside(node)).ok_or(Errno::STALE);
+            let found = self.outside.get(&id).or_else(|| self.before.get(&id));
+            return found.map(|node| Place::Outside(node)).ok_or(Errno::STALE);
         }
         let slot = (id >> 32) as u32;
         let (layer, parent) = self.layers.get(&slot).ok_or(Errno::STALE)?;

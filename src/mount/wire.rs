@@ -9,8 +9,8 @@ use crate::entry::Timestamp;
 /// The version that is spoken: the kernel's own, if that is older.
 const VERSION: (u32, u32) = (7, 41);
 
-/// The oldest version that is understood: Linux 4.18, the first that lets a user's namespace mount it.
-const MINOR_MIN: u32 = 27;
+/// What the kernel must have: files and directories are opened without asking (Linux 5.1).
+const NEEDED: u64 = flag::NO_OPEN_SUPPORT | flag::NO_OPENDIR_SUPPORT;
 
 /// Bytes of a request's header.
 const HEADER: usize = 40;
@@ -22,7 +22,7 @@ pub const REPLY: usize = 16;
 /// never done here, and 8 KiB at least; so many FORGETs come at once as find room.
 pub const REQUEST_MAX: usize = 64 << 10;
 
-/// The most bytes of one READ or READDIR: 256 pages (`FUSE_MAX_MAX_PAGES` before 6.13).
+/// The most bytes of one READ or READDIR: 256 pages of 4 KiB (`FUSE_MAX_MAX_PAGES` before 6.13).
 pub const READ_MAX: usize = 1 << 20;
 
 /// The number of the root.
@@ -180,7 +180,7 @@ impl Init {
     /// The reply, and what is agreed upon by it. `None` when the kernel is too old.
     #[must_use]
     pub fn answer(self, unique: u64) -> Option<(Vec<u8>, Agreed)> {
-        if self.major != VERSION.0 || self.minor < MINOR_MIN {
+        if self.major != VERSION.0 || self.flags & NEEDED != NEEDED {
             return None;
         }
         let flags = self.flags & WANTED;
@@ -196,7 +196,7 @@ impl Init {
         out.u32(4096);
         // Times are exact to the nanosecond.
         out.u32(1);
-        out.u16((READ_MAX / 4096) as u16);
+        out.u16((READ_MAX / rustix::param::page_size()) as u16);
         out.u16(0);
         out.u32((flags >> 32) as u32);
         out.zeros(7 * 4);
@@ -235,6 +235,15 @@ impl<'a> Input<'a> {
         self.u64()?;
         Ok((self.u64()?, self.u32()?))
     }
+}
+
+/// What the reply to something is to be marked with that is no request, if somebody waits for one.
+#[must_use]
+pub fn unique_of(bytes: &[u8]) -> Option<u64> {
+    let mut input = Input(bytes);
+    let (_, opcode) = (input.u32().ok()?, input.u32().ok()?);
+    // FORGET, INTERRUPT, BATCH_FORGET.
+    if matches!(opcode, 2 | 36 | 42) { None } else { input.u64().ok() }
 }
 
 impl<'a> Request<'a> {
@@ -597,7 +606,8 @@ mod tests {
         let (bytes, agreed) = init.answer(1).unwrap();
         assert_eq!(bytes.len(), REPLY + 64);
         assert!(agreed.resends() && agreed.maps_ids() && !agreed.without_resend().resends());
-        assert!(Init { minor: 26, ..init }.answer(1).is_none());
+        assert!(Init { flags: flag::NO_OPEN_SUPPORT, ..init }.answer(1).is_none());
+        assert!(Init { major: 8, ..init }.answer(1).is_none());
         assert_eq!(invalidate_entry(1, b"ab").len(), REPLY + 16 + 3);
         assert_eq!(invalidate(1).len(), REPLY + 24);
     }

@@ -1,13 +1,19 @@
 //! The process that answers the kernel. It holds nothing that cannot be made again, and can do nothing but answer.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Mutex, OnceLock, PoisonError};
 
+use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
 use serde::{Deserialize, Serialize};
 
 use super::Error;
@@ -138,34 +144,48 @@ fn show(server: &Server, scene: &Scene, files: &[OwnedFd]) -> Result<(), Error> 
     Ok(())
 }
 
-/// Threads that answer: as many as there are processors, but not one alone, since it may wait for a disk.
+/// Threads that answer: as many as there are processors, but not one alone, since it may wait for a disk. None answers before all
+/// are confined.
 fn start(server: &Arc<Server>) -> Result<(), Error> {
     let count = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, THREADS_MAX as usize);
-    let running = Arc::new(std::sync::atomic::AtomicUsize::new(count));
+    let running = Arc::new(AtomicUsize::new(count));
+    let confined = Arc::new(Barrier::new(count + 1));
     for thread in 0..count {
-        let (server, running) = (Arc::clone(server), Arc::clone(&running));
+        let (server, running, confined) = (Arc::clone(server), Arc::clone(&running), Arc::clone(&confined));
         let task = move || {
+            // Once it has begun, which takes calls that are forbidden then; and once they are.
+            confined.wait();
+            confined.wait();
             let result = server.run(thread as u64);
             if let Err(error) = &result {
                 report(&format!("reading /dev/fuse: {error}"));
             }
             // The last one ends the process, which otherwise waits for orders.
-            if running.fetch_sub(1, std::sync::atomic::Ordering::AcqRel) == 1 {
+            if running.fetch_sub(1, Ordering::AcqRel) == 1 {
                 std::process::exit(if result.is_ok() { 0 } else { 1 });
             }
         };
         threads::spawn(task).map_err(|error| Error::system("serving", error))?;
     }
+    confined.wait();
+    let filter = filter().map_err(|error| Error::Other(format!("seccomp: {error}")))?;
+    // The kernel may have none of it; then capabilities and Landlock have to do.
+    if let Err(error) = seccompiler::apply_filter_all_threads(&filter) {
+        report(&format!("seccomp: {error}"));
+    }
+    confined.wait();
     Ok(())
 }
 
-/// What serves has all that it needs open: no capability, no file, no program, no network is left to it.
+/// What is left to a process that has all that it needs open: no capability, no file, no program, no network.
 fn confine() -> Result<(), Error> {
     use landlock::{ABI, Access as _, AccessFs, AccessNet, Ruleset, RulesetAttr as _, Scope};
     let failed = |what: &'static str| move |error: rustix::io::Errno| Error::system(what, error);
     let not_dumpable = rustix::process::DumpableBehavior::NotDumpable;
     rustix::process::set_dumpable_behavior(not_dumpable).map_err(failed("PR_SET_DUMPABLE"))?;
     rustix::thread::set_no_new_privs(true).map_err(failed("PR_SET_NO_NEW_PRIVS"))?;
+    // Where that is not permitted they are the user's own.
+    let _ = rustix::thread::set_thread_groups(&[]);
     let none = rustix::thread::CapabilitySet::empty();
     let none = rustix::thread::CapabilitySets { effective: none, permitted: none, inheritable: none };
     rustix::thread::set_capabilities(None, none).map_err(failed("giving up capabilities"))?;
@@ -179,3 +199,37 @@ fn confine() -> Result<(), Error> {
         .and_then(|rules| rules.restrict_self());
     rules.map(drop).map_err(|error| Error::Other(format!("Landlock: {error}")))
 }
+
+/// What is needed to answer. Landlock knows nothing of chmod and chown, which a file's owner needs no capability for, nor of
+/// connecting to sockets by their paths: here they are errors, like everything else.
+fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
+    let argument = |index, mask: i32, value: i32| {
+        let compare = SeccompCmpOp::MaskedEq(u64::from(mask as u32));
+        SeccompCondition::new(index, SeccompCmpArgLen::Dword, compare, u64::from(value as u32))
+    };
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
+    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+        // Memory is never code.
+        rules.insert(call, vec![SeccompRule::new(vec![argument(2, libc::PROT_EXEC, 0)?])?]);
+    }
+    let fcntl = [libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_SETFD, libc::F_GETFL]
+        .map(|command| SeccompRule::new(vec![argument(1, -1, command)?]));
+    rules.insert(libc::SYS_fcntl, fcntl.into_iter().collect::<Result<_, _>>()?);
+    let own = std::process::id() as i32;
+    let abort = SeccompRule::new(vec![argument(0, -1, own)?, argument(2, -1, libc::SIGABRT)?])?;
+    rules.insert(libc::SYS_tgkill, vec![abort]);
+    let arch = std::env::consts::ARCH.try_into()?;
+    SeccompFilter::new(rules, SeccompAction::Errno(libc::EPERM as u32), SeccompAction::Allow, arch)?.try_into()
+}
+
+#[rustfmt::skip]
+const ALLOWED: &[i64] = &[
+    // Requests, content, the keeper.
+    libc::SYS_read, libc::SYS_write, libc::SYS_pread64, libc::SYS_pwrite64, libc::SYS_lseek, libc::SYS_close,
+    libc::SYS_fstat, libc::SYS_statx, libc::SYS_recvfrom, libc::SYS_recvmsg, libc::SYS_sendto, libc::SYS_sendmsg,
+    // Memory, time, locks, the end.
+    libc::SYS_brk, libc::SYS_munmap, libc::SYS_mremap, libc::SYS_madvise, libc::SYS_futex, libc::SYS_getrandom,
+    libc::SYS_clock_gettime, libc::SYS_clock_nanosleep, libc::SYS_nanosleep, libc::SYS_sched_yield, libc::SYS_getpid,
+    libc::SYS_gettid, libc::SYS_sigaltstack, libc::SYS_rt_sigaction, libc::SYS_rt_sigprocmask, libc::SYS_rt_sigreturn,
+    libc::SYS_restart_syscall, libc::SYS_exit, libc::SYS_exit_group,
+];

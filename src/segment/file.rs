@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
@@ -329,13 +330,15 @@ impl Segment {
         }
     }
 
-    /// The files that it is read from: its own, and the tar that has its body, if one has. They are the same open files.
+    /// The files that it is read from: its own, and the tar that has its body, if one has.
     ///
     /// # Errors
-    /// When there are no descriptors left.
+    /// When they cannot be opened again.
     pub fn handles(&self) -> io::Result<Vec<File>> {
         let files = self.files();
-        std::iter::once(&files.own).chain(files.tar.as_ref().map(|(tar, ..)| &**tar)).map(File::try_clone).collect()
+        // To be read only: who gets them may not change what the checksums were made of.
+        let open = |file: &File| File::open(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        std::iter::once(&files.own).chain(files.tar.as_ref().map(|(tar, ..)| &**tar)).map(open).collect()
     }
 
     /// Reads `[at, at + chunk.len())` of the data from where it is.
