@@ -86,8 +86,7 @@ impl<'a> Said<'a> {
 }
 
 fn storage_conf_line(mountpoint: &Path) -> String {
-    let path = mountpoint.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\"");
-    format!("additionalimagestores = [\"{path}\"]")
+    format!("additionalimagestores = [\"{}\"]", machine::toml_escape(&mountpoint.to_string_lossy()))
 }
 
 /// The only item, if it is a file: a tar that was made before.
@@ -244,6 +243,9 @@ fn directory(typed: &Path) -> anyhow::Result<PathBuf> {
     let path = fs_err::canonicalize(typed).with_context(|| format!("{shown}: make the directory first"))?;
     if !path.is_dir() {
         return Err(anyhow!("{shown}: not a directory"));
+    }
+    if path.to_str().is_none() {
+        return Err(anyhow!("{shown}: not UTF-8: storage.conf cannot name it"));
     }
     if attach::device_of(&path).is_some() {
         return Err(anyhow!("{shown}: prepull has mounted something there already (prepull mount add, or umount)"));

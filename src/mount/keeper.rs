@@ -352,6 +352,11 @@ impl Keeper {
                 Event::Asked(socket) => self.answer(&socket),
                 Event::Signal(signal) => {
                     if self.is_ending {
+                        if let Some(worker) = &self.worker {
+                            // It would serve as long as somebody uses it.
+                            let pid = nix::unistd::Pid::from_raw(worker.pid as i32);
+                            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+                        }
                         return Err(Error::Other("stopped while it was in use".to_owned()));
                     }
                     self.is_ending = true;
