@@ -36,7 +36,7 @@ const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 #[derive(Debug)]
 pub enum Body {
     /// In a segment, of which those chunks have been checked whose bits are set.
-    Segment(Segment, Vec<AtomicU64>),
+    Segment(Box<Segment>, Vec<AtomicU64>),
     /// In a tar.
     Tar(Arc<File>),
 }
@@ -47,7 +47,7 @@ impl Body {
     pub fn of(segment: Segment) -> Self {
         let chunks = (segment.body_len()).div_ceil(CHUNK as u64);
         let seen = (0..chunks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Self::Segment(segment, seen)
+        Self::Segment(Box::new(segment), seen)
     }
 
     /// Reads all of `buffer` at `offset`.
@@ -110,7 +110,8 @@ pub struct Layer {
     order: Vec<u32>,
     xattrs: Vec<Vec<Xattr>>,
     blocks: u64,
-    body: Body,
+    /// Nothing to read from: nobody knows what is in this layer.
+    body: Option<Body>,
 }
 
 /// How a tree is shown.
@@ -137,7 +138,7 @@ impl Layer {
             order: Vec::new(),
             xattrs: Vec::new(),
             blocks: 0,
-            body,
+            body: Some(body),
         };
         for (number, node) in index.nodes().iter().enumerate() {
             layer.add(node, index.name(number as u32), number, style);
@@ -148,6 +149,34 @@ impl Layer {
             layer.sort();
         }
         layer
+    }
+
+    /// A layer of which nothing but its root is known any more.
+    #[must_use]
+    pub fn lost(root: &Meta) -> Self {
+        let xattrs = if root.xattrs.is_empty() { Vec::new() } else { vec![root.xattrs.clone()] };
+        let node = Node {
+            size: DIRECTORY_SIZE,
+            data: 0,
+            seconds: root.mtime.seconds,
+            nanoseconds: root.mtime.nanoseconds,
+            uid: root.uid,
+            gid: root.gid,
+            parent: 0,
+            name: 0,
+            links: 2,
+            xattrs: if xattrs.is_empty() { NONE } else { 0 },
+            mode: root.mode | DIRECTORY as u16,
+            name_len: 0,
+            is_link: false,
+        };
+        Self { nodes: vec![node], names: Vec::new(), order: Vec::new(), xattrs, blocks: 0, body: None }
+    }
+
+    /// Whether nothing but its root is known.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.body.is_none()
     }
 
     fn add(&mut self, node: &crate::segment::index::Node, name: &[u8], number: usize, style: &Style<'_>) {
@@ -288,7 +317,7 @@ impl Layer {
     }
 
     fn node(&self, number: u32) -> Result<&Node, Errno> {
-        self.nodes.get(number as usize).ok_or(Errno::STALE)
+        self.nodes.get(number as usize).ok_or(if self.is_lost() { Errno::IO } else { Errno::STALE })
     }
 
     /// The number of what the entry `number` is a name of.
@@ -302,6 +331,9 @@ impl Layer {
         let node = self.node(number)?;
         if u32::from(node.mode) & 0o170_000 != DIRECTORY {
             return Err(Errno::NOTDIR);
+        }
+        if self.is_lost() {
+            return Err(Errno::IO);
         }
         Ok(&self.order[(node.data >> 32) as usize..][..node.data as u32 as usize])
     }
@@ -388,9 +420,11 @@ impl Layer {
     }
 
     /// Where the content is.
-    #[must_use]
-    pub fn body(&self) -> &Body {
-        &self.body
+    ///
+    /// # Errors
+    /// When nobody knows.
+    pub fn body(&self) -> Result<&Body, Errno> {
+        self.body.as_ref().ok_or(Errno::IO)
     }
 }
 
@@ -406,5 +440,95 @@ pub fn blocks(kind: u32, size: u64) -> u64 {
     match kind {
         REGULAR | DIRECTORY => size.div_ceil(4096) * 8,
         _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::tree::Inode;
+
+    fn inode(kind: InodeKind) -> Inode {
+        Inode {
+            kind,
+            mode: 0o644,
+            uid: 1,
+            gid: 2,
+            mtime: Timestamp { seconds: 5, nanoseconds: 6 },
+            stamped: false,
+            opaque: false,
+            whiteout: false,
+            xattrs: Vec::new(),
+        }
+    }
+
+    fn layer(index: &Index, marks_opaque: bool, whiteouts: &[Vec<u8>]) -> Layer {
+        let root = Meta { mode: 0o555, xattrs: vec![(b"user.root".to_vec(), b"1".to_vec())], ..Meta::default() };
+        let body = Body::Tar(Arc::new(tempfile::tempfile().unwrap()));
+        Layer::new(index, body, &Style { stamp: 99, marks_opaque, whiteouts, root: &root })
+    }
+
+    /// `/a`, `/d/` (opaque), `/d/b` (a second name of `/a`), `/d/e/`, `/null`.
+    fn index() -> Index {
+        let mut index = Index::default();
+        index.add(0, b"", None, inode(InodeKind::Directory));
+        index.add(0, b"d", None, Inode { opaque: true, stamped: true, ..inode(InodeKind::Directory) });
+        index.add(0, b"a", None, inode(InodeKind::Regular { size: 5000, data: 512 }));
+        index.add(1, b"b", Some(2), inode(InodeKind::Regular { size: 5000, data: 512 }));
+        index.add(1, b"e", None, inode(InodeKind::Directory));
+        index.add(0, b"null", None, inode(InodeKind::CharDevice(Device { major: 0x1ff, minor: 0xabcde })));
+        index
+    }
+
+    #[test]
+    fn links_are_counted_and_names_are_found() {
+        let layer = layer(&index(), true, &[]);
+        let links = |number| layer.attributes(number, 7).unwrap().links;
+        assert_eq!([links(0), links(1), links(2), links(4)], [3, 3, 2, 2]);
+        assert_eq!(layer.find(0, b"a").unwrap(), layer.find(1, b"b").unwrap());
+        assert_eq!(layer.find(1, b"a").unwrap(), None);
+        assert_eq!(layer.find(2, b"a").unwrap_err(), Errno::NOTDIR);
+        let names: Vec<&[u8]> = (0..4).map_while(|at| layer.entry(0, at).unwrap()).map(|(name, _)| name).collect();
+        assert_eq!(names, [&b"a"[..], b"d", b"null"]);
+        assert_eq!((layer.parent(4).unwrap(), layer.parent(0).unwrap()), (1, 0));
+        let file = layer.attributes(2, 7).unwrap();
+        assert_eq!((file.size, file.blocks, file.mode), (5000, 16, 0o100_644));
+        let device = layer.attributes(5, 7).unwrap();
+        // As in `MKDEV` of 32 bits: twelve bits of the major number between those of the minor.
+        assert_eq!((device.device, device.size, device.blocks), (0xabc1_ffde, 0, 0));
+        // The root is as the store has it, and what no header has dated is of the store's time.
+        assert_eq!(layer.attributes(0, 7).unwrap().mode, 0o040_555);
+        assert_eq!(layer.attributes(1, 7).unwrap().time, Timestamp::whole(99));
+        assert_eq!(layer.xattrs(0).unwrap()[0].0, b"user.root");
+        assert_eq!(layer.xattrs(1).unwrap(), [(OPAQUE.to_vec(), b"y".to_vec())]);
+        assert_eq!(layer.attributes(9, 7).unwrap_err(), Errno::STALE);
+    }
+
+    #[test]
+    fn opaque_directories_are_expanded() {
+        let paths = [b"d/hidden".to_vec(), b"d/e/hidden".to_vec(), b"nowhere/hidden".to_vec()];
+        let layer = layer(&index(), false, &paths);
+        assert!(layer.xattrs(1).unwrap().is_empty());
+        let names: Vec<&[u8]> = (0..9).map_while(|at| layer.entry(1, at).unwrap()).map(|(name, _)| name).collect();
+        assert_eq!(names, [&b"b"[..], b"e", b"hidden"]);
+        let whiteout = layer.find(4, b"hidden").unwrap().unwrap();
+        let found = layer.attributes(whiteout, 7).unwrap();
+        assert_eq!((found.mode, found.device, found.time), (CHAR_DEVICE, 0, Timestamp::whole(99)));
+        // Counted once, though the order was made twice.
+        assert_eq!([0, 1, 2].map(|number| layer.attributes(number, 7).unwrap().links), [3, 3, 2]);
+    }
+
+    #[test]
+    fn of_a_layer_that_is_lost_only_the_root_is_there() {
+        let root = Meta { mode: 0o555, uid: 3, ..Meta::default() };
+        let layer = Layer::lost(&root);
+        assert!(layer.is_lost() && layer.len() == 1);
+        let found = layer.attributes(0, 7).unwrap();
+        assert_eq!((found.mode, found.uid, found.links), (0o040_555, 3, 2));
+        assert!(layer.xattrs(0).unwrap().is_empty());
+        assert_eq!(layer.find(0, b"a").unwrap_err(), Errno::IO);
+        assert_eq!(layer.entry(0, 0).unwrap_err(), Errno::IO);
+        assert_eq!(layer.attributes(1, 7).unwrap_err(), Errno::IO);
+        assert_eq!(layer.body().unwrap_err(), Errno::IO);
     }
 }

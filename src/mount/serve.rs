@@ -97,6 +97,20 @@ impl Server {
     }
 }
 
+/// The longest name, as on a disk.
+const NAME_MAX: usize = 255;
+
+/// Whether there may be an extended attribute of this name, as far as the kernel has not looked.
+fn is_attribute(name: &[u8]) -> Result<(), Errno> {
+    let starts = |space: &&[u8]| name.starts_with(space);
+    match [&b"user."[..], b"trusted.", b"security."].iter().find(|space| starts(space)) {
+        Some(space) if space.len() == name.len() => Err(Errno::INVAL),
+        Some(_) => Ok(()),
+        None if name == b"system.posix_acl_access" || name == b"system.posix_acl_default" => Ok(()),
+        None => Err(Errno::OPNOTSUPP),
+    }
+}
+
 /// The reply to a request, in `buffer` if that is of use.
 ///
 /// # Errors
@@ -105,6 +119,8 @@ pub fn answer(view: &View, request: &Request<'_>, buffer: Vec<u8>) -> Result<Vec
     let Request { unique, node, uid, operation } = *request;
     let mut reply = Reply::reuse(buffer, unique);
     match operation {
+        // The kernel passes on up to 1,024 bytes.
+        Operation::Lookup(name) if name.len() > NAME_MAX => return Err(Errno::NAMETOOLONG.into()),
         Operation::Lookup(name) => reply.entry(view.lookup(node, name)?.as_ref()),
         Operation::Getattr => reply.attributes(&view.attributes(node)?),
         Operation::Readlink => reply.bytes(view.target(node)?),
@@ -130,6 +146,7 @@ pub fn answer(view: &View, request: &Request<'_>, buffer: Vec<u8>) -> Result<Vec
             }
         }
         Operation::Getxattr { name, size } => {
+            is_attribute(name)?;
             let xattrs = view.xattrs(node)?;
             let found = xattrs.binary_search_by(|(other, _)| (**other).cmp(name)).map_err(|_| Errno::NODATA)?;
             return Ok(Reply::sized(unique, size, &xattrs[found].1));

@@ -22,6 +22,8 @@ pub enum Order<S> {
     Serve {
         /// What.
         scene: S,
+        /// Whether another worker has served it.
+        again: bool,
         /// Whether the kernel is to send again what nobody has answered.
         resend: bool,
     },
@@ -80,7 +82,8 @@ fn serve() -> Result<(), Error> {
     let lost = |error| Error::system("listening to the keeper", error);
     let reply_to = keeper.try_clone().map_err(lost)?;
     let _ = KEEPER.set(Mutex::new(reply_to));
-    let Some((Order::Serve { scene, resend }, mut files)) = receive::<Order<Scene>>(&keeper).map_err(lost)? else {
+    let Some((Order::Serve { scene, again, resend }, mut files)) = receive::<Order<Scene>>(&keeper).map_err(lost)?
+    else {
         return Err(Error::Scene);
     };
     if files.is_empty() {
@@ -88,7 +91,9 @@ fn serve() -> Result<(), Error> {
     }
     let fuse = files.remove(0);
     confine()?;
-    let view = match scene.open(&files, None) {
+    // What has been shown is shown on, as far as it is still there.
+    let gone: Option<fn(&Error)> = again.then_some(|error| report(&error.to_string()));
+    let view = match scene.open(&files, None, gone) {
         Ok(view) => view,
         Err(error) => {
             say(&Said::Failed(error.to_string()));
@@ -116,7 +121,7 @@ fn serve() -> Result<(), Error> {
 }
 
 fn show(server: &Server, scene: &Scene, files: &[OwnedFd]) -> Result<(), Error> {
-    let view = scene.open(files, Some(&server.view()))?;
+    let view = scene.open(files, Some(&server.view()), None)?;
     server.show(view);
     Ok(())
 }

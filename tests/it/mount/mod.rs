@@ -1,5 +1,6 @@
 //! `prepull mount`: the file system beside the tree that `make` writes, under overlays and podman, and when all fails.
 
+mod broken;
 mod death;
 mod overlay;
 mod podman;
