@@ -5,6 +5,7 @@ mod death;
 mod overlay;
 mod podman;
 mod same;
+mod user;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
