@@ -2,6 +2,7 @@
 
 mod broken;
 mod death;
+mod large;
 mod overlay;
 mod podman;
 mod same;
