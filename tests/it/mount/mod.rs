@@ -3,6 +3,7 @@
 mod broken;
 mod death;
 mod large;
+mod no_resend;
 mod overlay;
 mod podman;
 mod same;
