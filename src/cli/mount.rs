@@ -117,8 +117,7 @@ impl<'a> Said<'a> {
 }
 
 fn storage_conf_line(mountpoint: &Path) -> String {
-    let path = mountpoint.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\"");
-    format!("additionalimagestores = [\"{path}\"]")
+    format!("additionalimagestores = [\"{}\"]", machine::toml_escape(&mountpoint.to_string_lossy()))
 }
 
 /// The only item, if it is a file: a tar that was made before.
@@ -230,6 +229,9 @@ struct Change {
 /// Runs `mount add`.
 fn add(args: &MountAddArgs, printer: &Printer) -> Result<(), Failure> {
     let items = all_items(&args.items, &args.images)?;
+    if items.is_empty() {
+        return Err(Failure::usage(anyhow!("which images? (ITEM, or --images FILE)")));
+    }
     let platform = args.platform.clone().unwrap_or_else(Platform::host);
     let options = source_options(&args.registry)?;
     let mut change = |plan: &mut Plan, _: &Scene, sources: &mut Option<Sources>| {
@@ -369,6 +371,9 @@ fn directory(typed: &Path) -> anyhow::Result<PathBuf> {
     })?;
     if !path.is_dir() {
         return Err(anyhow!("{shown}: not a directory"));
+    }
+    if path.to_str().is_none() {
+        return Err(anyhow!("{shown}: not UTF-8: storage.conf cannot name it"));
     }
     if attach::device_of(&path).is_some() {
         return Err(anyhow!("{shown}: prepull has mounted something there already (prepull mount add, or umount)"));

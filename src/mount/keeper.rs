@@ -297,7 +297,7 @@ impl Keeper {
     }
 
     /// Starts a worker, and waits until it serves.
-    fn employ(&mut self, resend: bool) -> Result<(), Error> {
+    fn employ(&mut self, again: bool) -> Result<(), Error> {
         let failed = |error| Error::system("starting a worker", error);
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
         // The file that this process was started from, even if there is another one in its place.
@@ -321,8 +321,8 @@ impl Keeper {
             let _ = sender.send(Event::Ended(number, code));
         })
         .map_err(failed)?;
-        let journal = self.journal.is_some();
-        let order = Order::Serve { scene: &self.start.scene, resend: resend && self.agreed.resends(), journal };
+        let resend = again && self.agreed.resends();
+        let order = Order::Serve { scene: &self.start.scene, again, resend, journal: self.journal.is_some() };
         let mut files = vec![self.fuse.as_fd()];
         files.extend(self.journal.iter().map(File::as_fd));
         files.extend(self.files.iter().map(OwnedFd::as_fd));

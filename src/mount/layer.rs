@@ -119,7 +119,8 @@ pub struct Layer {
     order: Vec<u32>,
     xattrs: Vec<Vec<Xattr>>,
     blocks: u64,
-    body: Body,
+    /// Nothing to read from: nobody knows what is in this layer.
+    body: Option<Body>,
 }
 
 /// How a tree is shown.
@@ -147,7 +148,7 @@ impl Layer {
             order: Vec::new(),
             xattrs: Vec::new(),
             blocks: 0,
-            body,
+            body: Some(body),
         };
         for (number, node) in index.nodes().iter().enumerate() {
             let name = index.name(number as u32);
@@ -189,6 +190,34 @@ impl Layer {
             return node.link_to.is_none() && node.inode.kind == InodeKind::Directory;
         }
         is_kind_right && is_name(name) && is_there(node.parent, &|kind| kind == DIRECTORY)
+    }
+
+    /// A layer of which nothing but its root is known any more.
+    #[must_use]
+    pub fn lost(root: &Meta) -> Self {
+        let xattrs = if root.xattrs.is_empty() { Vec::new() } else { vec![root.xattrs.clone()] };
+        let node = Node {
+            size: DIRECTORY_SIZE,
+            data: 0,
+            seconds: root.mtime.seconds,
+            nanoseconds: root.mtime.nanoseconds,
+            uid: root.uid,
+            gid: root.gid,
+            parent: 0,
+            name: 0,
+            links: 2,
+            xattrs: if xattrs.is_empty() { NONE } else { 0 },
+            mode: root.mode | DIRECTORY as u16,
+            name_len: 0,
+            is_link: false,
+        };
+        Self { nodes: vec![node], names: Vec::new(), order: Vec::new(), xattrs, blocks: 0, body: None }
+    }
+
+    /// Whether nothing but its root is known.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.body.is_none()
     }
 
     fn add(&mut self, node: &crate::segment::index::Node, name: &[u8], number: usize, style: &Style<'_>) {
@@ -333,7 +362,8 @@ impl Layer {
 
     /// Of an inode: the number of a second name is none.
     fn node(&self, number: u32) -> Result<&Node, Errno> {
-        self.nodes.get(number as usize).filter(|node| !node.is_link).ok_or(Errno::STALE)
+        let none = if self.is_lost() { Errno::IO } else { Errno::STALE };
+        self.nodes.get(number as usize).filter(|node| !node.is_link).ok_or(none)
     }
 
     /// The number of what the entry `number` is a name of.
@@ -347,6 +377,9 @@ impl Layer {
         let node = self.node(number)?;
         if u32::from(node.mode) & 0o170_000 != DIRECTORY {
             return Err(Errno::NOTDIR);
+        }
+        if self.is_lost() {
+            return Err(Errno::IO);
         }
         Ok(&self.order[(node.data >> 32) as usize..][..node.data as u32 as usize])
     }
@@ -433,9 +466,11 @@ impl Layer {
     }
 
     /// Where the content is.
-    #[must_use]
-    pub fn body(&self) -> &Body {
-        &self.body
+    ///
+    /// # Errors
+    /// When nobody knows.
+    pub fn body(&self) -> Result<&Body, Errno> {
+        self.body.as_ref().ok_or(Errno::IO)
     }
 }
 
@@ -477,113 +512,4 @@ pub fn blocks(kind: u32, size: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::layer::tree::Inode;
-
-    fn inode(kind: InodeKind) -> Inode {
-        let mtime = Timestamp::whole(1);
-        Inode {
-            kind,
-            mode: 0o755,
-            uid: 0,
-            gid: 0,
-            mtime,
-            stamped: false,
-            opaque: false,
-            whiteout: false,
-            xattrs: vec![],
-        }
-    }
-
-    fn file() -> Inode {
-        inode(InodeKind::Regular { size: 1, data: 0 })
-    }
-
-    fn layer(fill: impl FnOnce(&mut Index), whiteouts: &[&str]) -> Option<Layer> {
-        let mut index = Index::default();
-        index.add(0, b"", None, inode(InodeKind::Directory));
-        fill(&mut index);
-        let whiteouts: Vec<Vec<u8>> = whiteouts.iter().map(|path| path.as_bytes().to_vec()).collect();
-        let style = Style { stamp: 1, marks_opaque: false, whiteouts: &whiteouts, root: &Meta::default() };
-        Layer::new(&index, Body::Tar(Arc::new(tempfile::tempfile().unwrap())), &style)
-    }
-
-    #[test]
-    fn what_no_file_system_has_is_refused() {
-        assert!(layer(|index| index.add(0, b"a", None, file()), &[]).is_some());
-        let target = |length: usize| inode(InodeKind::Symlink(vec![b'x'; length].into()));
-        assert!(layer(|index| index.add(0, b"a", None, target(4095)), &[]).is_some());
-        let large = inode(InodeKind::Regular { size: 1 << 63, data: 0 });
-        for (name, kind) in [
-            (&b""[..], file()),
-            (b".", file()),
-            (b"..", file()),
-            (b"a/b", file()),
-            (b"a\0", file()),
-            (b"a", target(0)),
-            (b"a", target(4096)),
-            (b"a", large),
-        ] {
-            assert!(layer(|index| index.add(0, name, None, kind), &[]).is_none(), "{name:?}");
-        }
-        // Something in a link, whose target would be overwritten by where its entries are.
-        for parent in [target(5), file()] {
-            let inside = |index: &mut Index| {
-                index.add(0, b"a", None, parent);
-                index.add(1, b"b", None, file());
-            };
-            assert!(layer(inside, &[]).is_none());
-        }
-        let twice = |index: &mut Index| {
-            index.add(0, b"a", None, file());
-            index.add(0, b"a", None, file());
-        };
-        assert!(layer(twice, &[]).is_none());
-        for first in [0, 2] {
-            let link = |index: &mut Index| {
-                index.add(0, b"a", None, file());
-                index.add(0, b"b", Some(1), file());
-                index.add(0, b"c", Some(first), file());
-            };
-            assert!(layer(link, &[]).is_none(), "a link to a directory, or to a link");
-        }
-    }
-
-    #[test]
-    fn the_number_of_a_second_name_is_no_inode() {
-        let two = |index: &mut Index| {
-            index.add(0, b"a", None, file());
-            index.add(0, b"b", Some(1), file());
-        };
-        let layer = layer(two, &[]).unwrap();
-        assert_eq!(layer.find(0, b"b").unwrap(), Some(1));
-        assert_eq!(layer.attributes(1, 7).unwrap().links, 2);
-        assert_eq!(layer.attributes(2, 7), Err(Errno::STALE));
-    }
-
-    #[test]
-    fn whiteouts_hide_nothing_of_the_layer_itself() {
-        let layer = layer(|index| index.add(0, b"a", None, file()), &["a", "b", "b", "c/d", "", "/"]).unwrap();
-        assert_eq!(layer.len(), 3);
-        assert_eq!(layer.find(0, b"a").unwrap(), Some(1));
-        assert_eq!(layer.find(0, b"b").unwrap(), Some(2));
-    }
-
-    #[test]
-    fn attributes_in_any_order_are_found() {
-        let [a, b, last] =
-            [("user.a", "1"), ("user.b", "2"), ("user.a", "3")].map(|(name, value)| (name.into(), value.into()));
-        let mut xattrs = vec![b, a, last, (vec![], vec![])];
-        tidy(&mut xattrs);
-        assert_eq!(xattrs, [(b"user.a".to_vec(), b"3".to_vec()), (b"user.b".to_vec(), b"2".to_vec())]);
-    }
-
-    #[test]
-    fn sizes_beyond_all_disks_do_not_overflow() {
-        let large = || inode(InodeKind::Regular { size: i64::MAX as u64, data: 0 });
-        let many =
-            |index: &mut Index| (0..600).for_each(|number| index.add(0, format!("{number}").as_bytes(), None, large()));
-        assert!(layer(many, &[]).unwrap().blocks() > 1 << 62);
-    }
-}
+mod tests;

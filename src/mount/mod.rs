@@ -42,6 +42,9 @@ pub enum Error {
     /// The files are not those of the scene: they have been changed since.
     #[error("what is to be shown has been damaged meanwhile")]
     Scene,
+    /// A layer's list of files is not what it was.
+    #[error("layer {0} has been damaged meanwhile: its files cannot be read")]
+    Layer(String),
     /// Whatever else.
     #[error("{0}")]
     Other(String),

@@ -264,7 +264,12 @@ impl Scene {
         for layer in &self.layers {
             if let TreeAt::Segment { key, files: count } = layer.tree {
                 let id = Digest::from_hex(&layer.id).map_err(|_| Error::Scene)?;
-                segments.insert(id, (key, files.segment(&key, count)?));
+                match files.segment(layer, &key, count) {
+                    Ok(segment) => drop(segments.insert(id, (key, segment))),
+                    // It is made again.
+                    Err(Error::Layer(_)) => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok(segments)
@@ -290,11 +295,12 @@ impl Scene {
         true
     }
 
-    /// The view of it. What `before` has is not read again.
+    /// The view of it. What `before` has is not read again. With `lost` a layer that is damaged takes no other with it: it is shown
+    /// without its files, and `lost` is told.
     ///
     /// # Errors
     /// When the files are not what the scene says.
-    pub fn open(&self, files: &[OwnedFd], before: Option<&View>) -> Result<View, Error> {
+    pub fn open(&self, files: &[OwnedFd], before: Option<&View>, lost: Option<fn(&Error)>) -> Result<View, Error> {
         let mut handles = Handles::new(files)?;
         let small = Arc::new(handles.next()?);
         let tar = match self.tar {
@@ -310,20 +316,28 @@ impl Scene {
             if !(1..SLOTS).contains(&layer.slot) || layers.contains_key(&layer.slot) {
                 return Err(Error::Scene);
             }
-            let known = before.and_then(|before| before.layer(layer.slot)).cloned();
+            let known = before.and_then(|before| before.layer(layer.slot));
+            let was_lost = known.is_some_and(|known| known.is_lost());
             let opened = match &layer.tree {
                 TreeAt::Absent => {
                     absent.insert(layer.slot, layer.id.clone());
                     continue;
                 }
                 TreeAt::Segment { key, files } => {
-                    let segment = handles.segment(key, *files)?;
-                    match known {
-                        Some(known) => known,
-                        None => {
-                            let index = segment.index().map_err(|_| Error::Scene)?;
-                            self.layer(layer, &index, Body::of(segment))?
+                    let segment = handles.segment(layer, key, *files);
+                    let opened = match known {
+                        Some(known) if !was_lost => Ok(Arc::clone(known)),
+                        _ => segment.and_then(|segment| {
+                            let index = segment.index().map_err(|_| Error::Layer(layer.id.clone()))?;
+                            self.layer(layer, &index, Body::of(segment))
+                        }),
+                    };
+                    match opened {
+                        Err(error @ Error::Layer(_)) if lost.is_some() || was_lost => {
+                            lost.into_iter().for_each(|lost| lost(&error));
+                            Arc::new(Layer::lost(&layer.root))
                         }
+                        opened => opened?,
                     }
                 }
                 TreeAt::Tar { index, length } => {
@@ -480,10 +494,10 @@ impl<'a> Handles<'a> {
         next.map(File::from).map_err(|error| Error::system("opening a layer", error))
     }
 
-    fn segment(&mut self, key: &Digest, files: usize) -> Result<Segment, Error> {
+    fn segment(&mut self, layer: &SceneLayer, key: &Digest, files: usize) -> Result<Segment, Error> {
         let own = self.next()?;
         let tar = if files > 1 { Some(Arc::new(self.next()?)) } else { None };
-        Segment::open(own, key, |_| Ok(tar)).map_err(|_| Error::Scene)
+        Segment::open(own, key, |_| Ok(tar)).map_err(|_| Error::Layer(layer.id.clone()))
     }
 }
 
@@ -581,4 +595,47 @@ fn index_of(files: &Files) -> Index {
         }
     }
     index
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_keep_their_slots_and_no_two_have_one() {
+        let digest = |last: u8| {
+            let mut bytes = [7; 32];
+            bytes[31] = last;
+            Digest::from_hex(&bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()).unwrap()
+        };
+        let mut slots = Slots::of(None);
+        // Their first bytes, from which slots follow, are the same.
+        let taken: Vec<u32> = (0..5).map(|last| slots.take(&digest(last))).collect();
+        assert_eq!(taken[0], slot_of(&digest(0)));
+        assert_eq!(taken.iter().collect::<HashSet<_>>().len(), 5);
+        assert!(taken.iter().all(|slot| (1..SLOTS).contains(slot)));
+        let layer = |last: u8, slot: u32| SceneLayer {
+            id: digest(last).hex(),
+            slot,
+            root: Meta::default(),
+            whiteouts: Vec::new(),
+            tree: TreeAt::Tar { index: 0, length: 0 },
+        };
+        let before = Scene {
+            generation: 1,
+            images: Vec::new(),
+            tar: None,
+            graphroot: String::new(),
+            stamp: 0,
+            marks_opaque: true,
+            lazy: None,
+            token: None,
+            layers: vec![layer(3, taken[3]), layer(1, taken[1])],
+        };
+        let mut slots = Slots::of(Some(&before));
+        assert_eq!(slots.take(&digest(3)), taken[3]);
+        assert_eq!(slots.take(&digest(0)), taken[0]);
+        assert_eq!(slots.take(&digest(1)), taken[1]);
+        assert!(!taken[..2].contains(&slots.take(&digest(2))));
+    }
 }

@@ -276,6 +276,7 @@ impl View {
             // From who has kept a handle of an inode that the kernel has forgotten.
             (_, b".") => Some(directory),
             (_, b"..") => Some(self.parent(directory)?),
+            // The kernel passes on up to 1,024 bytes.
             (_, name) if name.len() > NAME_MAX => return Err(Errno::NAMETOOLONG),
             (Place::Outside(node), _) => match &node.what {
                 What::Directory(entries) => entries.by_name.get(name).copied(),
@@ -360,7 +361,7 @@ impl View {
         let (size, at) = match self.locate(id)? {
             Place::Inside(layer, number, ..) => {
                 let (start, size) = layer.content(number)?;
-                (size, (Some(layer.body()), None, start))
+                (size, (Some(layer.body()?), None, start))
             }
             Place::Outside(Outside { what: What::File(content), .. }) => {
                 (content.length, (None, Some(&content.file), content.at))
@@ -460,51 +461,4 @@ fn number(path: &[u8], content: &[u8]) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn part(path: &str, kind: PartKind) -> Part {
-        Part { path: path.into(), meta: Meta::default(), kind }
-    }
-
-    fn view(parts: Vec<Part>) -> View {
-        let small = tempfile::tempfile().unwrap();
-        small.write_all_at(b"abcdef", 0).unwrap();
-        View::new(parts, &Arc::new(small), HashMap::new(), None)
-    }
-
-    #[test]
-    fn behind_its_end_a_file_has_nothing() {
-        let file = PartKind::File { at: 2, length: 3, hash: 1 };
-        let view = view(vec![part("", PartKind::Directory), part("f", file)]);
-        let node = view.lookup(ROOT, b"f").unwrap().unwrap().node;
-        let mut buffer = [0; 9];
-        assert_eq!(view.read(node, 1, &mut buffer).unwrap(), 2);
-        assert_eq!(buffer[..2], *b"de");
-        for offset in [3, 4, u64::MAX - 1, u64::MAX] {
-            assert_eq!(view.read(node, offset, &mut buffer).unwrap(), 0);
-        }
-    }
-
-    #[test]
-    fn what_is_there_twice_is_there_once() {
-        let view = view(vec![
-            part("", PartKind::Directory),
-            part("a", PartKind::Directory),
-            part("a/b", PartKind::Directory),
-            part("a", PartKind::Directory),
-            part("", PartKind::Symlink(b"a".to_vec())),
-            part("a/..", PartKind::Directory),
-            part("a/c", PartKind::Symlink(Vec::new())),
-        ]);
-        let a = view.lookup(ROOT, b"a").unwrap().unwrap().node;
-        let mut names = Vec::new();
-        view.list(a, 0, |_, _, name| {
-            names.push(name.to_vec());
-            true
-        })
-        .unwrap();
-        assert_eq!(names, [&b"."[..], b"..", b"b"]);
-        assert_eq!(view.lookup(a, b"b").unwrap().unwrap().links, 2);
-    }
-}
+mod tests;

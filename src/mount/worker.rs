@@ -29,7 +29,9 @@ pub enum Order<S> {
     Serve {
         /// What.
         scene: S,
-        /// Whether the kernel is to send again what nobody has answered: another worker has died.
+        /// Whether another worker has served it.
+        again: bool,
+        /// Whether the kernel is to send again what nobody has answered.
         resend: bool,
         /// Whether it is to be noted what is being answered.
         journal: bool,
@@ -100,7 +102,9 @@ fn serve() -> Result<(), Error> {
     let lost = |error| Error::system("listening to the keeper", error);
     let reply_to = keeper.try_clone().map_err(lost)?;
     let _ = KEEPER.set(Mutex::new(reply_to));
-    let Some((Order::Serve { scene, resend, journal }, files)) = receive::<Order<Scene>>(&keeper).map_err(lost)? else {
+    let Some((Order::Serve { scene, again, resend, journal }, files)) =
+        receive::<Order<Scene>>(&keeper).map_err(lost)?
+    else {
         return Err(Error::Scene);
     };
     let mut files = files.into_iter();
@@ -108,7 +112,9 @@ fn serve() -> Result<(), Error> {
     let journal = if journal { Some(File::from(files.next().ok_or(Error::Scene)?)) } else { None };
     let files: Vec<OwnedFd> = files.collect();
     confine()?;
-    let view = match scene.open(&files, None) {
+    // What has been shown is shown on, as far as it is still there.
+    let gone: Option<fn(&Error)> = again.then_some(|error| report(&error.to_string()));
+    let view = match scene.open(&files, None, gone) {
         Ok(view) => view,
         Err(error) => {
             say(&Said::Failed(error.to_string()));
@@ -139,7 +145,7 @@ fn serve() -> Result<(), Error> {
 }
 
 fn show(server: &Server, scene: &Scene, files: &[OwnedFd]) -> Result<(), Error> {
-    let view = scene.open(files, Some(&server.view()))?;
+    let view = scene.open(files, Some(&server.view()), None)?;
     server.show(view);
     Ok(())
 }

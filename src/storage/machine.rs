@@ -49,8 +49,20 @@ pub fn lists_directory(graphroot: &str) -> String {
     format!("usr/share/prepull/{}", graphroot.trim_matches('/').replace('/', "-"))
 }
 
-fn toml_escape(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('"', "\\\"")
+/// Text for a basic string of TOML.
+#[must_use]
+pub fn toml_escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for char in text.chars() {
+        match char {
+            '\\' | '"' => out.extend(['\\', char]),
+            char if char.is_control() => {
+                let _ = write!(out, "\\u{:04X}", u32::from(char));
+            }
+            char => out.push(char),
+        }
+    }
+    out
 }
 
 /// What an unpacker without owners or extended attributes loses, collected over all layers.

@@ -36,6 +36,8 @@ mod ls;
 mod made;
 /// What layers on top of each other are, said plainly: no tests of its own.
 mod model;
+/// `prepull mount`: what it shows, to whom, and when all fails. Most of it needs root.
+mod mount;
 /// A good tar, and all that can be done to it: no tests of its own.
 mod mutations;
 /// `prepull-helper`: who may, what it does for them, and that nothing else can be had from it. Most of it needs root.
