@@ -367,7 +367,7 @@ fn directory(typed: &Path) -> anyhow::Result<PathBuf> {
         Some(code) if code == rustix::io::Errno::NOTCONN.raw_os_error() => {
             anyhow!("{shown}: nobody serves what is mounted there any more (prepull umount {shown})")
         }
-        _ => anyhow!("{error} (make the directory first)"),
+        _ => anyhow::Error::new(error).context(format!("{shown}: make the directory first")),
     })?;
     if !path.is_dir() {
         return Err(anyhow!("{shown}: not a directory"));

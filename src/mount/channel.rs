@@ -78,7 +78,8 @@ fn receive_at_most<T: DeserializeOwned>(
     let [length, count] = [0, 4].map(|at| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]));
     let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
     if length > text_max || count > files_max {
-        return Err(bad("a message is too long"));
+        // What follows cannot be told from the next message.
+        return Err(io::Error::other("a message is too long"));
     }
     let mut text = Vec::new();
     socket.take(length.into()).read_to_end(&mut text)?;

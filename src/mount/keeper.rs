@@ -55,6 +55,9 @@ const START_MAX: Duration = Duration::from_secs(300);
 /// How long who has asked something may take to read the answer.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
+/// How often something is shown by another worker when one has died of it, or while it was at it.
+const SHOWN_MAX: u32 = 5;
+
 /// What to do.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Start<S> {
@@ -607,15 +610,21 @@ impl Keeper {
         let generation = generation(&scene)?;
         let order = Order::Show { scene: &scene };
         let borrowed: Vec<BorrowedFd<'_>> = files.iter().map(OwnedFd::as_fd).collect();
-        loop {
+        for attempt in 1.. {
             let worker = self.worker.as_ref().ok_or_else(|| Error::Other("no worker".to_owned()))?;
             let number = worker.number;
             // If it dies meanwhile, that is an event.
             let _ = send(&worker.socket, &order, &borrowed);
             match self.wait_for_worker(START_MAX) {
                 Ok(()) => break,
-                // It may have shown the new one to somebody before it died, and the kernel believes that.
-                Err(_) if self.has_died(number) => self.replace()?,
+                // It may have shown the new one to somebody before it died, and the kernel believes that. What it dies of each time
+                // nobody has seen.
+                Err(error) if self.has_died(number) => {
+                    self.replace()?;
+                    if attempt == SHOWN_MAX {
+                        return Err(error);
+                    }
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -128,7 +128,17 @@ fn serve() -> Result<(), Error> {
         server.resend();
     }
     say(&Said::Done);
-    while let Some((order, files)) = receive::<Order<Scene>>(&keeper).map_err(lost)? {
+    loop {
+        let (order, files) = match receive::<Order<Scene>>(&keeper) {
+            Ok(Some(order)) => order,
+            Ok(None) => break,
+            // A scene that is none: of another version of prepull, perhaps.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                say(&Said::Failed(format!("what is to be shown is not understood: {error}")));
+                continue;
+            }
+            Err(error) => return Err(lost(error)),
+        };
         match order {
             Order::Serve { .. } => return Err(Error::Scene),
             Order::Refuse { layers } => server.refuse(&layers),

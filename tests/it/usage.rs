@@ -7,6 +7,9 @@ use crate::command::{fails, hello, prepull, stderr, succeeds};
 const COMMANDS: [&[&str]; 13] = [
     &[],
     &["install"],
+    &["mount"],
+    &["mount", "add"],
+    &["umount"],
     &["rm"],
     &["gc"],
     &["doctor"],

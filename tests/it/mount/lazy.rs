@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use super::same::{compare, exact};
-use super::{Mount, World, full, large, number, on_base, until, wait_for};
+use super::{Mount, World, full, large, noise, number, on_base, until, wait_for};
 use crate::command::needs_root;
+use crate::raw::{archive, file};
 use crate::stores::chain;
 
 /// How many layers have been fetched.
@@ -15,7 +16,7 @@ fn fetched(world: &World) -> usize {
 /// The file that only the topmost layer of an image has.
 fn top(mount: &Mount, name: &str) -> std::path::PathBuf {
     let chain = chain(&mount.at, &full(name));
-    mount.at.join("overlay").join(chain.last().unwrap()).join("diff").join(format!("only-{name}"))
+    mount.at.join("overlay").join(&chain[0]).join("diff").join(format!("only-{name}"))
 }
 
 #[test]
@@ -99,7 +100,10 @@ fn who_waits_for_a_layer_can_be_interrupted_and_outlives_the_worker() {
         return;
     }
     let mut world = World::new();
-    let item = world.image("one", &on_base("one"));
+    let mut layers = on_base("one");
+    // One that takes its time.
+    layers.insert(0, archive(&[file("noise").data(noise("noise", 40_000_000))]));
+    let item = world.image("one", &layers);
     for options in [&["--lazy"][..], &["--lazy", "--no-resend"]] {
         let is_resent = options.len() == 1;
         let _ = fs_err::remove_dir_all(world.cache());
@@ -119,25 +123,22 @@ fn who_waits_for_a_layer_can_be_interrupted_and_outlives_the_worker() {
                 is_it.then(|| stat.split(' ').next().unwrap().parse::<u32>().unwrap())
             })
         };
-        let mut reader = std::process::Command::new("cat")
-            .arg(top(&mount, "one"))
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
+        let path = top(&mount, "one");
+        let reading =
+            || std::process::Command::new("cat").arg(&path).stdout(std::process::Stdio::null()).spawn().unwrap();
+        let mut reader = reading();
         let mut stopped = None;
         until(|| {
             stopped = stopped.or_else(|| fetcher().inspect(|pid| super::kill(*pid, rustix::process::Signal::STOP)));
             stopped.is_some() || reader.try_wait().unwrap().is_some()
         });
-        // On a machine that does other things it may have been too fast.
-        let Some(fetcher) = stopped.filter(|_| reader.try_wait().unwrap().is_none()) else {
-            assert!(reader.wait().unwrap().success());
-            continue;
-        };
-        let mut other = std::process::Command::new("cat").arg(top(&mount, "one")).spawn().unwrap();
+        let fetcher = stopped.expect("a fetcher");
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert!(reader.try_wait().unwrap().is_none(), "it waits");
+        super::kill(reader.id(), rustix::process::Signal::INT);
+        wait_for("the one that was interrupted", || reader.try_wait().unwrap().is_some());
+        let mut reader = reading();
         std::thread::sleep(std::time::Duration::from_millis(200));
-        super::kill(other.id(), rustix::process::Signal::INT);
-        wait_for("the one that was interrupted", || other.try_wait().unwrap().is_some());
         assert!(reader.try_wait().unwrap().is_none());
         mount.kill_worker();
         if is_resent {

@@ -220,16 +220,16 @@ fn what_a_user_may_not() {
     fails(&mut space.run(USER, &words), 1, "apt-get install fuse3");
     assert!(!space.is_mounted());
     // A directory for the socket that somebody else has made: mounted, but nobody is asked there.
-    succeeds(&mut space.run(OTHER, &["mkdir", "-p", "-m", "777", &format!("/tmp/prepull-{USER}/mounts")]));
+    succeeds(&mut space.run(OTHER, &["mkdir", "-p", "-m", "777", &format!("/tmp/prepull-mounts-{USER}")]));
     let said = succeeds(space.mounting(&[]).env_remove("XDG_RUNTIME_DIR").arg(&item));
     let status: Value = serde_json::from_str(&said).unwrap();
     assert!(status["troubles"].to_string().contains("is not ours alone"), "{said}");
     let mut asking = space.prepull(USER, &["mount", "status", &space.mnt()]);
-    fails(asking.env_remove("XDG_RUNTIME_DIR"), 1, "is not ours alone");
+    fails(asking.env_remove("XDG_RUNTIME_DIR"), 1, "nobody serves it any more, or another user does");
     assert_eq!(space.names(USER), [full("one")]);
     succeeds(&mut space.prepull(USER, &["umount", "--quiet", &space.mnt()]));
     // His own is good.
-    succeeds(&mut space.run(0, &["rm", "-r", &format!("/tmp/prepull-{USER}")]));
+    succeeds(&mut space.run(0, &["rm", "-r", &format!("/tmp/prepull-mounts-{USER}")]));
     succeeds(space.mounting(&[]).env_remove("XDG_RUNTIME_DIR").arg(&item));
     let mut asking = space.prepull(USER, &["mount", "status", &space.mnt()]);
     succeeds(asking.env_remove("XDG_RUNTIME_DIR"));
