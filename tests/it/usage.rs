@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::command::{fails, hello, prepull, stderr, succeeds};
 
-const COMMANDS: [&[&str]; 13] = [
+const COMMANDS: [&[&str]; 16] = [
     &[],
     &["install"],
     &["mount"],
