@@ -99,7 +99,7 @@ pub struct BlobSource {
 }
 
 /// What a store is to be made of.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Plan {
     /// Images by id.
     pub images: BTreeMap<Digest, StoreImage>,
@@ -119,13 +119,7 @@ impl Plan {
     /// The first item, in the order given, that cannot be had; a later one when those before it are still being asked for.
     /// Then threads may still wait for a server: they end with its answer, or with the process.
     pub fn new(items: &[Item], platform: &Platform, options: &source::Options) -> Result<Self, Error> {
-        let mut plan = Self {
-            images: BTreeMap::new(),
-            blobs: BTreeMap::new(),
-            newest: 0,
-            warnings: Vec::new(),
-            names: BTreeMap::new(),
-        };
+        let mut plan = Self::default();
         plan.add(items, platform, options)?;
         Ok(plan)
     }
@@ -171,13 +165,7 @@ impl Plan {
     /// # Errors
     /// When an image is not what was saved.
     pub fn of_saved(images: &[SavedImage]) -> Result<Self, image::Error> {
-        let mut plan = Self {
-            images: BTreeMap::new(),
-            blobs: BTreeMap::new(),
-            newest: 0,
-            warnings: Vec::new(),
-            names: BTreeMap::new(),
-        };
+        let mut plan = Self::default();
         for image in images {
             let image = image.restore()?;
             for name in image.names() {

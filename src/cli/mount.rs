@@ -168,6 +168,8 @@ pub fn fetch() -> ExitCode {
         Ok(keeper) => UnixStream::from(keeper),
         Err(_) => return ExitCode::FAILURE,
     };
+    // Nobody else wants it.
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM));
     let Ok(Some((wanted, _))) = receive::<Wanted>(&keeper) else { return ExitCode::FAILURE };
     let answer: Answer<()> = match fetch_layer(&wanted) {
         Ok(()) => Answer::Done,

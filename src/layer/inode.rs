@@ -55,6 +55,14 @@ pub struct Inode {
     pub xattrs: Vec<Xattr>,
 }
 
+impl Inode {
+    /// A directory that no header describes: made since something is to be in it.
+    #[must_use]
+    pub fn made_directory() -> Self {
+        Self { mode: 0o755, stamped: true, ..new_inode(InodeKind::Directory) }
+    }
+}
+
 pub(super) fn new_inode(kind: InodeKind) -> Inode {
     let mode = if matches!(kind, InodeKind::Symlink(_)) { 0o777 } else { 0 };
     Inode {

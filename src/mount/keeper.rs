@@ -168,6 +168,8 @@ struct Keeper {
     dead: u64,
     /// Whether it is mounted nowhere any more.
     is_gone: bool,
+    /// Whether no worker can serve it.
+    has_given_up: bool,
     deaths: VecDeque<Instant>,
     troubles: VecDeque<String>,
     /// Where it listens, and the socket's inode.
@@ -274,6 +276,7 @@ impl Keeper {
             workers: 0,
             dead: 0,
             is_gone: false,
+            has_given_up: false,
             deaths: VecDeque::new(),
             troubles: VecDeque::new(),
             socket: None,
@@ -495,7 +498,12 @@ impl Keeper {
                         self.replace()?;
                     }
                 }
-                Event::Asked(socket, ask, files) => self.answer(&socket, ask, files),
+                Event::Asked(socket, ask, files) => {
+                    self.answer(&socket, ask, files);
+                    if self.has_given_up {
+                        return Err(Error::Other("no worker can serve it: it is unmounted".to_owned()));
+                    }
+                }
                 Event::Signal(signal) => {
                     if self.is_ending {
                         // It would serve as long as somebody uses it.
@@ -529,6 +537,7 @@ impl Keeper {
             }
             if self.deaths.len() > DEATHS_MAX {
                 let _ = self.unmount(true);
+                self.has_given_up = true;
                 return Err(Error::Other(format!(
                     "{DEATHS_MAX} workers have died within a minute: {} is unmounted",
                     self.start.mountpoint.display()

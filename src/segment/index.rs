@@ -32,18 +32,7 @@ impl Index {
     #[must_use]
     pub fn bare() -> Self {
         let mut index = Self::default();
-        let inode = Inode {
-            kind: InodeKind::Directory,
-            mode: 0o755,
-            uid: 0,
-            gid: 0,
-            mtime: Timestamp::default(),
-            stamped: true,
-            opaque: false,
-            whiteout: false,
-            xattrs: Vec::new(),
-        };
-        index.push(0, b"", None, inode);
+        index.push(0, b"", None, Inode::made_directory());
         index
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::super::find::Error;
 use super::super::input::Patient;
 use super::{Contents, Inode, InodeKind, OddityKind, parent, xattrs_len};
-use crate::entry::{Device, Timestamp};
+use crate::entry::Device;
 use crate::layer::path::{NAME_MAX, PATH_MAX, below_root};
 use crate::layer::tar::{Header, TarError, TarReader};
 
@@ -158,19 +158,8 @@ fn make_parents(contents: &mut Contents, path: &[u8]) -> Result<bool, Error> {
         if contents.stores.iter().any(|found| in_store(&found.graphroot)) {
             contents.odd(OddityKind::NoDirectory, path);
         }
-        let inode = Inode {
-            kind: InodeKind::Directory,
-            mode: 0o755,
-            uid: 0,
-            gid: 0,
-            mtime: Timestamp::default(),
-            stamped: true,
-            opaque: false,
-            whiteout: false,
-            xattrs: Vec::new(),
-        };
         let (files, start) = contents.files(path);
-        files.insert(path[start..].to_vec(), inode);
+        files.insert(path[start..].to_vec(), Inode::made_directory());
     }
     Ok(true)
 }
