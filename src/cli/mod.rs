@@ -27,7 +27,7 @@ pub use args::Args;
 use args::Command;
 use output::Printer;
 
-use crate::mount::keeper;
+use crate::mount::{control, keeper};
 
 /// How a command ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,15 +72,15 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 pub fn main() -> ExitCode {
     // Processes of `prepull mount`, which it starts itself.
     match std::env::args_os().nth(1).as_deref().and_then(std::ffi::OsStr::to_str) {
-        Some(keeper::KEEPER) => {
+        Some(control::KEEPER) => {
             raise_file_limit();
             return keeper::run();
         }
-        Some(keeper::WORKER) => {
+        Some(control::WORKER) => {
             raise_file_limit();
             return crate::mount::worker::run();
         }
-        Some(keeper::FETCHER) => {
+        Some(control::FETCHER) => {
             raise_file_limit();
             return mount::fetch();
         }
@@ -183,7 +183,7 @@ fn stop_on_signals() -> std::io::Result<()> {
     let mut signals = signal_hook::iterator::Signals::new(handled)?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         // Once the tar is in its place there is nothing left to interrupt: the last lines are printed.
-        if signals.forever().any(|signal| !keeper::pass_on(signal) && crate::atomic::may_stop()) {
+        if signals.forever().any(|signal| !control::pass_on(signal) && crate::atomic::may_stop()) {
             output::interrupted();
             // Who does not want to wait says it again.
             let stopping = std::thread::Builder::new().spawn(|| {

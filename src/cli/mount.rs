@@ -27,7 +27,7 @@ use crate::image::Platform;
 use crate::mount::Error;
 use crate::mount::attach;
 use crate::mount::channel::{receive, send};
-use crate::mount::keeper::{self, Answer, Ask, Kept, Start, Status, Wanted};
+use crate::mount::control::{self, Answer, Ask, Kept, Start, Status, Wanted};
 use crate::mount::kept;
 use crate::mount::scene::{Fetch, Scene, Sources, Staged};
 use crate::plan::{BlobSource, Plan};
@@ -73,7 +73,7 @@ fn mount(args: &MountArgs, printer: &Printer) -> Result<Exit, Failure> {
         // What cannot be written is said before anything is mounted.
         fs_err::write(file, machine::storage_conf(&mountpoint.to_string_lossy(), true))?;
     }
-    let kept = keeper::start(&start, &files).map_err(|error| failure(error, ""))?;
+    let kept = control::start(&start, &files).map_err(|error| failure(error, ""))?;
     drop((start, files));
     let line = storage_conf_line(&mountpoint);
     if args.json {
@@ -99,7 +99,7 @@ fn resume(args: &MountArgs, typed: &Path, printer: &Printer) -> Result<Option<Ke
         return Ok(None);
     }
     printer.say(&format!("{}: goes on", start.mountpoint.display()));
-    keeper::start(&start, &files).map(Some).map_err(|error| failure(error, ""))
+    control::start(&start, &files).map(Some).map_err(|error| failure(error, ""))
 }
 
 /// How it is, for machines.
@@ -275,7 +275,7 @@ fn change(
     let mountpoint = place(typed)?;
     for _ in 0..ATTEMPTS {
         let asked: Ask<()> = Ask::Get;
-        let (answer, files) = keeper::ask::<Scene>(&mountpoint, &asked, &[]).map_err(|error| failure(error, ""))?;
+        let (answer, files) = control::ask::<Scene>(&mountpoint, &asked, &[]).map_err(|error| failure(error, ""))?;
         let before = match answer {
             Answer::Scene(scene) => scene,
             Answer::Failed(text) => return Err(anyhow!("{}: {text}", mountpoint.display()).into()),
@@ -304,7 +304,7 @@ fn change(
         let borrowed: Vec<_> = shown.iter().map(std::os::fd::AsFd::as_fd).collect();
         let put = Ask::Put { scene: &scene, generation: before.generation };
         let (answer, _) =
-            keeper::ask::<Box<RawValue>>(&mountpoint, &put, &borrowed).map_err(|error| failure(error, ""))?;
+            control::ask::<Box<RawValue>>(&mountpoint, &put, &borrowed).map_err(|error| failure(error, ""))?;
         match answer {
             Answer::Done => {
                 printer.say(&format!("{}: {} image(s)", mountpoint.display(), scene.images.len()));
@@ -322,7 +322,7 @@ fn change(
 fn status(args: &MountStatusArgs) -> Result<(), Failure> {
     let mountpoint = place(&args.mountpoint)?;
     let asked: Ask<()> = Ask::Status;
-    let (answer, _) = keeper::ask::<()>(&mountpoint, &asked, &[]).map_err(|error| failure(error, ""))?;
+    let (answer, _) = control::ask::<()>(&mountpoint, &asked, &[]).map_err(|error| failure(error, ""))?;
     let Answer::Status(status) = answer else {
         return Err(anyhow!("{}: its keeper is of another version of prepull", mountpoint.display()).into());
     };

@@ -12,35 +12,28 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use rustix::io::{Errno, retry_on_intr};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::Error;
 use super::attach::{self, NotUnmounted};
 use super::channel::{receive, receive_little, send};
+use super::control::{Answer, Ask, FETCHER, KEEPER, Start, Status, WORKER, Wanted, directory};
 use super::kept;
 use super::serve::{THREADS_MAX, overdue};
 use super::wire::{Agreed, Operation, REQUEST_MAX, Reply, Request};
 use super::worker::{Order, Said};
 use crate::threads;
-
-/// The hidden commands of `prepull` that are these processes.
-pub const KEEPER: &str = "mount-keeper";
-/// That of the worker.
-pub const WORKER: &str = "mount-worker";
-/// That of who fetches a layer.
-pub const FETCHER: &str = "mount-fetcher";
 
 /// How often a worker may die within [`DEATHS_WITHIN`] before this is given up: then it dies of what it serves.
 const DEATHS_MAX: usize = 30;
@@ -58,74 +51,6 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// How often something is shown by another worker when one has died of it, or while it was at it.
 const SHOWN_MAX: u32 = 5;
 
-/// What to do.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Start<S> {
-    /// Where: absolute, without links.
-    pub mountpoint: PathBuf,
-    /// Whether others than this user may look into it.
-    pub others: bool,
-    /// Whether it runs where it was started, and says what happens.
-    pub foreground: bool,
-    /// Whether the kernel is taken for one that does not send requests again (for tests).
-    pub no_resend: bool,
-    /// Whether it is mounted already, and what was agreed upon then: the first file is the mount, the second the journal, if
-    /// there is one.
-    pub mounted: Option<Agreed>,
-    /// What is shown.
-    pub scene: S,
-}
-
-/// What users ask of a mount.
-#[derive(Debug, Serialize, Deserialize)]
-pub enum Ask<S> {
-    /// How it is.
-    Status,
-    /// What is shown, with its files.
-    Get,
-    /// To show this instead, with its files.
-    Put {
-        /// What.
-        scene: S,
-        /// What it takes the place of.
-        generation: u64,
-    },
-}
-
-/// The answer.
-#[derive(Debug, Serialize, Deserialize)]
-pub enum Answer<S> {
-    /// How it is.
-    Status(Status),
-    /// What is shown.
-    Scene(S),
-    /// It is done.
-    Done,
-    /// It is not, because.
-    Failed(String),
-    /// Somebody else has changed it meanwhile.
-    Changed,
-}
-
-/// How a mount is.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Status {
-    /// Where.
-    pub mountpoint: PathBuf,
-    /// The keeper's process.
-    pub keeper: u32,
-    /// The worker's.
-    pub worker: u32,
-    /// How many workers there have been before it.
-    pub restarts: u64,
-    /// Whether pods in user namespaces can use it.
-    pub maps_ids: bool,
-    /// Whether requests are sent again when a worker dies; else they fail.
-    pub resends: bool,
-    /// What was wrong lately.
-    pub troubles: Vec<String>,
-}
-
 /// What is looked into of a scene.
 #[derive(Deserialize)]
 struct Generation {
@@ -141,15 +66,6 @@ enum Event {
     Signal(i32),
     /// A layer has been fetched, or not, because.
     Fetched(String, Result<(), String>),
-}
-
-/// What a fetcher is told.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Wanted {
-    /// Where it is mounted.
-    pub mountpoint: PathBuf,
-    /// The layer's id.
-    pub layer: String,
 }
 
 struct Keeper {
@@ -700,126 +616,4 @@ fn stop_on_signals(sender: &Sender<Event>) -> Result<(), Error> {
     })
     .map_err(failed)?;
     Ok(())
-}
-
-/// Directories in which keepers of this user may listen. Root of a user namespace is not root of the machine.
-fn directories() -> Vec<PathBuf> {
-    let user = rustix::process::geteuid().as_raw();
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
-    // The helper's socket lies in /run/prepull, which others may enter.
-    let root = (user == 0).then(|| PathBuf::from("/run/prepull/mounts"));
-    let own = runtime.map(|path| path.join("prepull/mounts"));
-    let last = PathBuf::from(format!("/tmp/prepull-mounts-{user}"));
-    root.into_iter().chain(own).chain([last]).collect()
-}
-
-/// Whether nobody else can have put something there.
-fn is_ours(directory: &Path) -> io::Result<bool> {
-    let found = fs_err::symlink_metadata(directory)?;
-    Ok(found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o077 == 0)
-}
-
-/// The first of them that is there, or can be made, and that nobody else can enter.
-fn directory() -> io::Result<PathBuf> {
-    let mut failed = io::Error::from(io::ErrorKind::NotFound);
-    for path in directories() {
-        let make = |path: &Path, mode| std::fs::DirBuilder::new().recursive(true).mode(mode).create(path);
-        let above = path.parent().map_or(Ok(()), |above| make(above, 0o755));
-        match above.and_then(|()| make(&path, 0o700)).and_then(|()| is_ours(&path)) {
-            Ok(true) => return Ok(path),
-            Ok(false) => failed = io::Error::other(format!("{} is not ours alone", path.display())),
-            Err(error) => failed = error,
-        }
-    }
-    Err(failed)
-}
-
-/// Asks the keeper of what is mounted at `mountpoint`.
-///
-/// # Errors
-/// When nobody answers.
-pub fn ask<S: for<'de> Deserialize<'de>>(
-    mountpoint: &Path,
-    ask: &Ask<impl Serialize>,
-    files: &[BorrowedFd<'_>],
-) -> Result<(Answer<S>, Vec<OwnedFd>), Error> {
-    let shown = mountpoint.display();
-    let nothing = || Error::Other(format!("{shown}: prepull has mounted nothing there"));
-    let device = attach::device_of(mountpoint).ok_or_else(nothing)?;
-    let failed = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            Error::Other(format!("{shown}: nobody serves it any more, or another user does (prepull umount {shown})"))
-        }
-        _ => Error::system(format!("{shown}: asking its keeper"), error),
-    };
-    let ours = directories().into_iter().filter(|directory| is_ours(directory).unwrap_or(false));
-    let mut sockets = ours.map(|directory| UnixStream::connect(directory.join(&device)));
-    let socket = sockets.find(Result::is_ok).unwrap_or_else(|| Err(io::ErrorKind::NotFound.into())).map_err(failed)?;
-    let peer = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials);
-    if !peer.is_ok_and(|peer| peer.uid() == rustix::process::geteuid().as_raw()) {
-        return Err(Error::Other(format!("{shown}: who answers for it is another user")));
-    }
-    send(&socket, ask, files).map_err(failed)?;
-    match receive(&socket).map_err(failed)? {
-        Some(answer) => Ok(answer),
-        None => Err(Error::Other(format!("{shown}: its keeper has not answered"))),
-    }
-}
-
-/// The keeper that signals to this process are for; 0 for none.
-static PASSED_ON: AtomicU32 = AtomicU32::new(0);
-
-/// Passes a signal on, if there is a keeper in the foreground.
-#[must_use]
-pub fn pass_on(signal: i32) -> bool {
-    let keeper = PASSED_ON.load(Ordering::Acquire);
-    let signal = nix::sys::signal::Signal::try_from(signal).ok();
-    // One that has ended is waited for: its number is nobody else's.
-    keeper != 0 && nix::sys::signal::kill(nix::unistd::Pid::from_raw(keeper as i32), signal).is_ok()
-}
-
-/// A keeper that serves.
-#[derive(Debug)]
-pub struct Kept {
-    /// How it is.
-    pub status: Status,
-    child: Child,
-}
-
-impl Kept {
-    /// Waits, in the foreground, until it is mounted nowhere any more. Gives whether that was as it should be.
-    ///
-    /// # Errors
-    /// When it cannot be waited for.
-    pub fn wait(mut self) -> io::Result<bool> {
-        self.child.wait().map(|status| status.success())
-    }
-}
-
-/// Starts a keeper.
-///
-/// # Errors
-/// When it does not serve.
-pub fn start(start: &Start<impl Serialize>, files: &[OwnedFd]) -> Result<Kept, Error> {
-    let failed = |error| Error::system("starting a keeper", error);
-    let (ours, theirs) = UnixStream::pair().map_err(failed)?;
-    let borrowed: Vec<BorrowedFd<'_>> = files.iter().map(OwnedFd::as_fd).collect();
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0("prepull").arg(KEEPER).stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
-    if start.foreground {
-        // Signals of the terminal come here, and are passed on.
-        command.process_group(0);
-    } else {
-        command.stderr(Stdio::null());
-    }
-    let child = command.spawn().map_err(failed)?;
-    if start.foreground {
-        PASSED_ON.store(child.id(), Ordering::Release);
-    }
-    send(&ours, start, &borrowed).map_err(failed)?;
-    match receive::<Answer<()>>(&ours).map_err(failed)? {
-        Some((Answer::Status(status), _)) => Ok(Kept { status, child }),
-        Some((Answer::Failed(error), _)) => Err(Error::Other(error)),
-        _ => Err(Error::Other("the keeper has died".to_owned())),
-    }
 }

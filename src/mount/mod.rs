@@ -18,6 +18,7 @@
 
 pub mod attach;
 pub mod channel;
+pub mod control;
 pub mod keeper;
 pub mod kept;
 pub mod layer;
