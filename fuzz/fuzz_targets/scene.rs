@@ -61,11 +61,11 @@ fn composed(choice: u8, is_tar: bool, rest: &[u8]) {
 
 fn open(scene: &Scene, files: &[&[u8]]) {
     let files: Vec<OwnedFd> = files.iter().map(|bytes| file(bytes).into()).collect();
-    let Ok(view) = scene.open(&files, None) else { return };
+    let Ok(view) = scene.open(&files, None, None) else { return };
     walk(&view, 3000);
     let (blocks, inodes) = view.size();
     assert!(blocks < 1 << 62 && inodes > 0);
-    let again = scene.open(&files, Some(&view)).expect("the same can be shown again");
+    let again = scene.open(&files, Some(&view), None).expect("the same can be shown again");
     assert_eq!(again.changes(&view), [], "the same is shown as another one");
 }
 

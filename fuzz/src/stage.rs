@@ -135,7 +135,7 @@ pub fn staged() -> ([Staged; 2], Vec<u8>) {
 pub fn stages() -> [Stage; 2] {
     let (staged, tar) = staged();
     staged.map(|Staged { scene, files, .. }| {
-        let view = scene.open(&files, None).expect("a view");
+        let view = scene.open(&files, None, None).expect("a view");
         let files = found(&view, &tar);
         Stage { view, files }
     })
