@@ -219,6 +219,9 @@ fn options_of(words: &[OsString]) -> anyhow::Result<(RegistryArgs, CacheArgs)> {
     }
 }
 
+/// Changes a plan that was made of what is shown now.
+type ToChange<'a> = &'a mut dyn FnMut(&mut Plan, &Scene, &mut Option<Sources>) -> Result<Change, Failure>;
+
 /// What a change wants.
 #[derive(Debug, Default)]
 struct Change {
@@ -266,12 +269,7 @@ fn remove(args: &MountRmArgs, printer: &Printer) -> Result<(), Failure> {
 }
 
 /// Shows something else: again when somebody else has changed the mount meanwhile.
-fn change(
-    typed: &Path,
-    cache_args: &CacheArgs,
-    printer: &Printer,
-    change: &mut dyn FnMut(&mut Plan, &Scene, &mut Option<Sources>) -> Result<Change, Failure>,
-) -> Result<(), Failure> {
+fn change(typed: &Path, cache_args: &CacheArgs, printer: &Printer, change: ToChange<'_>) -> Result<(), Failure> {
     let mountpoint = place(typed)?;
     for _ in 0..ATTEMPTS {
         let asked: Ask<()> = Ask::Get;

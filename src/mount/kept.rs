@@ -63,7 +63,7 @@ pub fn keep(turn: u64, message: &impl Serialize, files: &[BorrowedFd<'_>]) -> io
     ours.set_nonblocking(true)?;
     let all: Vec<BorrowedFd<'_>> = std::iter::once(text.as_fd()).chain(files.iter().copied()).collect();
     send(&ours, &(), &all)?;
-    let [name, before] = if turn % 2 == 0 { NAMES } else { [NAMES[1], NAMES[0]] };
+    let [name, before] = if turn.is_multiple_of(2) { NAMES } else { [NAMES[1], NAMES[0]] };
     notify(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), None)?;
     notify(&format!("READY=1\nFDSTORE=1\nFDNAME={name}"), Some(theirs.as_fd()))?;
     notify(&format!("FDSTOREREMOVE=1\nFDNAME={before}"), None)

@@ -215,7 +215,7 @@ impl Segment {
             opaque: Vec::new(),
             warnings: Vec::new(),
         };
-        let files = RwLock::new(Files { own: File::open("/dev/null")?, tar: None });
+        let files = RwLock::new(Files { own: fs_err::File::open("/dev/null")?.into_file(), tar: None });
         Ok(Self { files, seed: 0, sums: Vec::new(), body: 0, split: 0, index: 0, facts })
     }
 
@@ -337,7 +337,9 @@ impl Segment {
     pub fn handles(&self) -> io::Result<Vec<File>> {
         let files = self.files();
         // To be read only: who gets them may not change what the checksums were made of.
-        let open = |file: &File| File::open(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let open = |file: &File| {
+            fs_err::File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).map(fs_err::File::into_file)
+        };
         std::iter::once(&files.own).chain(files.tar.as_ref().map(|(tar, ..)| &**tar)).map(open).collect()
     }
 
