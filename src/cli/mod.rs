@@ -71,20 +71,20 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 #[must_use]
 pub fn main() -> ExitCode {
     // Processes of `prepull mount`, which it starts itself.
-    match std::env::args_os().nth(1).as_deref().and_then(std::ffi::OsStr::to_str) {
-        Some(control::KEEPER) => {
-            raise_file_limit();
-            return keeper::run();
+    let process = match std::env::args_os().nth(1).as_deref().and_then(std::ffi::OsStr::to_str) {
+        Some(control::KEEPER) => Some(keeper::run as fn() -> ExitCode),
+        Some(control::WORKER) => Some(crate::mount::worker::run as fn() -> ExitCode),
+        Some(control::FETCHER) => Some(mount::fetch as fn() -> ExitCode),
+        _ => None,
+    };
+    if let Some(run) = process {
+        // What a caller has left open is not held open by who stays, nor seen by who reads what strangers have packed.
+        if let Err(error) = crate::helper::confine::close_inherited() {
+            Printer::new(false).error(&anyhow::Error::new(error).context("closing what was left open"));
+            return Exit::Failure.into();
         }
-        Some(control::WORKER) => {
-            raise_file_limit();
-            return crate::mount::worker::run();
-        }
-        Some(control::FETCHER) => {
-            raise_file_limit();
-            return mount::fetch();
-        }
-        _ => {}
+        raise_file_limit();
+        return run();
     }
     let args = match Args::try_parse() {
         Ok(args) => args,

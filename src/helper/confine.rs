@@ -105,7 +105,10 @@ pub fn begin(mode: &str) -> Result<Option<OsString>, Error> {
 }
 
 /// Closes all above standard error.
-fn close_inherited() -> Result<(), Errno> {
+///
+/// # Errors
+/// The kernel's, where /proc is not mounted.
+pub fn close_inherited() -> Result<(), Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let list = openat2(CWD, "/proc/self/fd", flags, Mode::empty(), ResolveFlags::empty())?;
     let listed: Vec<_> = Dir::new(list)?.collect::<Result<_, _>>()?;

@@ -1,6 +1,7 @@
 //! `prepull mount`: the file system beside the tree that `make` writes, under overlays and podman, and when all fails.
 
 mod broken;
+mod confined;
 mod death;
 mod kept;
 mod large;

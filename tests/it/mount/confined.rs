@@ -1,0 +1,53 @@
+//! What the process that answers the kernel has been left.
+
+use std::path::Path;
+
+use super::{World, number, on_base};
+use crate::command::needs_root;
+
+/// A line of /proc/PID/status.
+fn field(process: u32, name: &str) -> String {
+    let status = fs_err::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    value.unwrap_or_else(|| panic!("{name}: {status}")).trim().to_owned()
+}
+
+#[test]
+fn the_worker_has_what_it_needs_and_nothing_else() {
+    if !needs_root("mount::confined::the_worker_has_what_it_needs_and_nothing_else") {
+        return;
+    }
+    let mut world = World::new();
+    let items = [world.image("one", &on_base("one")), world.image("two", &on_base("two"))];
+    // Whose layers are in the cache, and whose are converted for this: those are written by the same process.
+    let first = world.mount("first", &items[..1]);
+    let second = world.mount("second", &items);
+    for mount in [&first, &second] {
+        let worker = number(&mount.status()["worker"]);
+        for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+            assert_eq!(field(worker, set), "0000000000000000", "{set}");
+        }
+        assert_eq!((field(worker, "NoNewPrivs"), field(worker, "Seccomp")), ("1".to_owned(), "2".to_owned()));
+        assert_eq!(field(worker, "Groups"), "");
+        let mut segments = 0;
+        for entry in fs_err::read_dir(format!("/proc/{worker}/fd")).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            let leads_to = fs_err::read_link(&path).unwrap();
+            let info = fs_err::read_to_string(format!("/proc/{worker}/fdinfo/{name}")).unwrap();
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
+            let is_writable = u32::from_str_radix(flags, 8).unwrap() & 3 != 0;
+            if leads_to.starts_with(&mount.cache) {
+                assert!(!is_writable, "{}", leads_to.display());
+                segments += 1;
+            } else {
+                // Its memory is sealed; the rest is to talk by.
+                let text = leads_to.to_str().unwrap();
+                let is_known = ["socket:", "/memfd:prepull"].iter().any(|begin| text.starts_with(begin));
+                let is_device = leads_to == Path::new("/dev/fuse") || leads_to == Path::new("/dev/null");
+                assert!(is_known || is_device || !is_writable, "{text}");
+            }
+        }
+        assert!(segments >= 3, "{segments} segments");
+    }
+}
