@@ -31,7 +31,7 @@
 //! | image | digest, json, media_type, source |
 //! | layer | digest, entry, json, registry, source, threads |
 //! | segment | atomic, digest, entry, layer, source, threads, wire |
-//! | storage | digest, entry, helper, image, json, layer, reference, segment, source, wire |
+//! | storage | digest, entry, helper, image, json, layer, segment, wire |
 //! | install | entry, helper, threads, wire |
 //! | inspect | entry, layer, reference, storage |
 //! | sink | atomic, digest, segment, storage, threads |

@@ -1,5 +1,7 @@
 //! From what the user typed to verified images with names: all that is known before a layer is touched.
 
+pub mod saved;
+
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -12,8 +14,9 @@ use crate::digest::Digest;
 use crate::image::{self, Image, Platform};
 use crate::reference::{Item, Location};
 use crate::source::{self, Descriptor, ImageSource};
-use crate::storage::record::{SavedImage, StoreImage, seconds_since_epoch};
+use crate::storage::record::{StoreImage, seconds_since_epoch};
 use crate::threads;
+use saved::SavedImage;
 
 /// Images whose manifests are fetched at once.
 const PARALLEL: usize = 8;

@@ -121,17 +121,9 @@ pub struct MountArgs {
     #[arg(value_name = "MOUNTPOINT", required = true, value_hint = ValueHint::DirPath)]
     pub mountpoint: Option<PathBuf>,
 
-    /// Images, as for `make`, or one tar that `make` has written
-    #[arg(value_name = "ITEM")]
-    pub items: Vec<OsString>,
-
-    /// Read more items from FILE (`-`: standard input), one per line, `#` begins a comment
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub images: Vec<PathBuf>,
-
-    /// Platform of the images, as os/arch[/variant] [default: this machine's]
-    #[arg(long)]
-    pub platform: Option<Platform>,
+    /// Which images.
+    #[command(flatten)]
+    pub what: MountItems,
 
     /// Let other users look into it, root among them (root's own mounts are for all)
     #[arg(long)]
@@ -160,35 +152,12 @@ pub struct MountArgs {
     /// Take the kernel for one before 6.9
     #[arg(long, hide = true)]
     pub no_resend: bool,
-
-    /// Where images come from.
-    #[command(flatten)]
-    pub registry: RegistryArgs,
-
-    /// Where layers are kept.
-    #[command(flatten)]
-    pub cache: CacheArgs,
 }
 
-/// What can be done with a mount.
-#[derive(Debug, Subcommand)]
-pub enum MountCommand {
-    /// Show more images, at once
-    Add(Box<MountAddArgs>),
-    /// Do not show these images any more; containers that use them go on
-    Rm(MountRmArgs),
-    /// Say how it is
-    Status(MountStatusArgs),
-}
-
-/// `prepull mount add`.
+/// Images for a mount.
 #[derive(Debug, clap::Args)]
-pub struct MountAddArgs {
-    /// Where it is mounted
-    #[arg(value_name = "MOUNTPOINT", value_hint = ValueHint::DirPath)]
-    pub mountpoint: PathBuf,
-
-    /// Images, as for `make`; who has the name of one of them loses it
+pub struct MountItems {
+    /// Images, as for `make`; for a new mount also one tar that `make` has written
     #[arg(value_name = "ITEM")]
     pub items: Vec<OsString>,
 
@@ -207,6 +176,29 @@ pub struct MountAddArgs {
     /// Where layers are kept.
     #[command(flatten)]
     pub cache: CacheArgs,
+}
+
+/// What can be done with a mount.
+#[derive(Debug, Subcommand)]
+pub enum MountCommand {
+    /// Show more images, at once; who has the name of one of them loses it
+    Add(Box<MountAddArgs>),
+    /// Do not show these images any more; containers that use them go on
+    Rm(MountRmArgs),
+    /// Say how it is
+    Status(MountStatusArgs),
+}
+
+/// `prepull mount add`.
+#[derive(Debug, clap::Args)]
+pub struct MountAddArgs {
+    /// Where it is mounted
+    #[arg(value_name = "MOUNTPOINT", value_hint = ValueHint::DirPath)]
+    pub mountpoint: PathBuf,
+
+    /// Which images.
+    #[command(flatten)]
+    pub what: MountItems,
 }
 
 /// `prepull mount rm`.

@@ -1,6 +1,6 @@
 //! `prepull mount` and `umount`: a store that is shown, not written.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
@@ -14,8 +14,8 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::args::{
-    Args, CacheArgs, Command, MountAddArgs, MountArgs, MountCommand, MountRmArgs, MountStatusArgs, RegistryArgs,
-    UmountArgs,
+    Args, CacheArgs, Command, MountAddArgs, MountArgs, MountCommand, MountItems, MountRmArgs, MountStatusArgs,
+    RegistryArgs, UmountArgs,
 };
 use super::install::{Selected, selected};
 use super::make::{STAMP_MAX, all_items, epoch, make_failure, open_cache, plan_failure, source_options};
@@ -55,7 +55,7 @@ fn mount(args: &MountArgs, printer: &Printer) -> Result<Exit, Failure> {
         return end(kept);
     }
     let mountpoint = directory(typed).map_err(Failure::usage)?;
-    let staged = match tar(&args.items, args.images.is_empty()) {
+    let staged = match tar(&args.what) {
         Some(tar) => Scene::of_tar(&tar).map_err(|error| failure(error, ""))?,
         None => images(args, printer)?,
     };
@@ -121,22 +121,28 @@ fn storage_conf_line(mountpoint: &Path) -> String {
 }
 
 /// The only item, if it is a file: a tar that was made before.
-fn tar(items: &[OsString], is_alone: bool) -> Option<PathBuf> {
-    let [item] = items else { return None };
+fn tar(what: &MountItems) -> Option<PathBuf> {
+    let [item] = &what.items[..] else { return None };
     let path = Path::new(item);
-    (is_alone && path.is_file()).then(|| path.to_owned())
+    (what.images.is_empty() && path.is_file()).then(|| path.to_owned())
+}
+
+/// The images that were typed.
+fn plan_of(what: &MountItems, printer: &Printer) -> Result<Plan, Failure> {
+    let items = all_items(&what.items, &what.images)?;
+    let platform = what.platform.clone().unwrap_or_else(Platform::host);
+    let options = source_options(&what.registry)?;
+    let plan = Plan::new(&items, &platform, &options).map_err(plan_failure)?;
+    printer.warn_all(&plan.warnings);
+    Ok(plan)
 }
 
 fn images(args: &MountArgs, printer: &Printer) -> Result<Staged, Failure> {
-    let items = all_items(&args.items, &args.images)?;
-    let platform = args.platform.clone().unwrap_or_else(Platform::host);
-    let options = source_options(&args.registry)?;
     let epoch = epoch().map_err(Failure::usage)?;
-    let plan = Plan::new(&items, &platform, &options).map_err(plan_failure)?;
-    printer.warn_all(&plan.warnings);
+    let plan = plan_of(&args.what, printer)?;
     let stamp = epoch.unwrap_or_else(|| plan.newest.clamp(0, STAMP_MAX));
     let settings = Scene::settings(stamp, !args.expand_opaque);
-    let (cache, elsewhere) = open_cache(&args.cache, &std::env::temp_dir().join("x"), printer)?;
+    let (cache, elsewhere) = open_cache(&args.what.cache, &std::env::temp_dir().join("x"), printer)?;
     let bars = Arc::new(Bars::new(*printer));
     let (mut sources, none) = (Sources::default(), BTreeSet::new());
     if args.lazy {
@@ -158,9 +164,6 @@ fn note_sources(sources: &mut Sources, plan: &Plan) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Ends a fetcher that has nothing to do.
-const FETCHED: &str = "it has been fetched meanwhile";
-
 /// Runs a fetcher: its standard input is the keeper, which says what is wanted.
 #[must_use]
 pub fn fetch() -> ExitCode {
@@ -173,8 +176,6 @@ pub fn fetch() -> ExitCode {
     let Ok(Some((wanted, _))) = receive::<Wanted>(&keeper) else { return ExitCode::FAILURE };
     let answer: Answer<()> = match fetch_layer(&wanted) {
         Ok(()) => Answer::Done,
-        // With one above it.
-        Err(failure) if failure.error.to_string() == FETCHED => Answer::Done,
         Err(failure) => Answer::Failed(format!("{:#}", failure.error)),
     };
     match send(&keeper, &answer, &[]) {
@@ -189,7 +190,8 @@ fn fetch_layer(wanted: &Wanted) -> Result<(), Failure> {
         let sources = before.lazy.as_ref().ok_or_else(|| anyhow!("nothing is to be fetched"))?;
         let layers = before.absent_below(plan, &wanted.layer);
         if layers.is_empty() {
-            return Err(anyhow!(FETCHED).into());
+            // They have come with one above them.
+            return Ok(None);
         }
         let mut cache = None;
         for layer in layers_of(&plan.images).iter().filter(|layer| layers.contains(&layer.id)) {
@@ -203,7 +205,7 @@ fn fetch_layer(wanted: &Wanted) -> Result<(), Failure> {
             plan.blobs.insert(blob, BlobSource { item: item.clone(), source });
             cache = Some(typed);
         }
-        Ok(Change { wanted: layers, cache })
+        Ok(Some(Change { wanted: layers, cache }))
     };
     change(&wanted.mountpoint, &CacheArgs::default(), &Printer::new(true), &mut what)
 }
@@ -212,15 +214,15 @@ fn fetch_layer(wanted: &Wanted) -> Result<(), Failure> {
 fn options_of(words: &[OsString]) -> anyhow::Result<(RegistryArgs, CacheArgs)> {
     match Args::try_parse_from(words)?.command {
         Command::Mount(mount) => match mount.command {
-            Some(MountCommand::Add(add)) => Ok((add.registry, add.cache)),
-            _ => Ok((mount.registry, mount.cache)),
+            Some(MountCommand::Add(add)) => Ok((add.what.registry, add.what.cache)),
+            _ => Ok((mount.what.registry, mount.what.cache)),
         },
         _ => Err(anyhow!("nobody knows how it was typed")),
     }
 }
 
-/// Changes a plan that was made of what is shown now.
-type ToChange<'a> = &'a mut dyn FnMut(&mut Plan, &Scene, &mut Option<Sources>) -> Result<Change, Failure>;
+/// Changes a plan that was made of what is shown now; `None` if there is nothing to change.
+type ToChange<'a> = &'a mut dyn FnMut(&mut Plan, &Scene, &mut Option<Sources>) -> Result<Option<Change>, Failure>;
 
 /// What a change wants.
 #[derive(Debug, Default)]
@@ -233,22 +235,18 @@ struct Change {
 
 /// Runs `mount add`.
 fn add(args: &MountAddArgs, printer: &Printer) -> Result<(), Failure> {
-    let items = all_items(&args.items, &args.images)?;
-    if items.is_empty() {
+    if args.what.items.is_empty() && args.what.images.is_empty() {
         return Err(Failure::usage(anyhow!("which images? (ITEM, or --images FILE)")));
     }
-    let platform = args.platform.clone().unwrap_or_else(Platform::host);
-    let options = source_options(&args.registry)?;
     let mut change = |plan: &mut Plan, _: &Scene, sources: &mut Option<Sources>| {
-        let new = Plan::new(&items, &platform, &options).map_err(plan_failure)?;
-        printer.warn_all(&new.warnings);
+        let new = plan_of(&args.what, printer)?;
         if let Some(sources) = sources {
             note_sources(sources, &new)?;
         }
         plan.take_over(new);
-        Ok(Change::default())
+        Ok(Some(Change::default()))
     };
-    self::change(&args.mountpoint, &args.cache, printer, &mut change)
+    self::change(&args.mountpoint, &args.what.cache, printer, &mut change)
 }
 
 /// Runs `mount rm`.
@@ -263,7 +261,7 @@ fn remove(args: &MountRmArgs, printer: &Printer) -> Result<(), Failure> {
         for id in &ids {
             plan.forget_image(id).map_err(|why| Failure::usage(anyhow!("{id}: {why}")))?;
         }
-        Ok(Change::default())
+        Ok(Some(Change::default()))
     };
     self::change(&args.mountpoint, &args.cache, printer, &mut change)
 }
@@ -276,8 +274,7 @@ fn change(typed: &Path, cache_args: &CacheArgs, printer: &Printer, change: ToCha
         let (answer, files) = control::ask::<Scene>(&mountpoint, &asked, &[]).map_err(|error| failure(error, ""))?;
         let before = match answer {
             Answer::Scene(scene) => scene,
-            Answer::Failed(text) => return Err(anyhow!("{}: {text}", mountpoint.display()).into()),
-            _ => return Err(anyhow!("{}: its keeper is of another version of prepull", mountpoint.display()).into()),
+            other => return Err(refused(&mountpoint, other)),
         };
         if let Some(tar) = &before.tar {
             return Err(Failure::usage(anyhow!(
@@ -287,18 +284,18 @@ fn change(typed: &Path, cache_args: &CacheArgs, printer: &Printer, change: ToCha
         }
         let mut plan = Plan::of_saved(&before.images).context("reading what is mounted")?;
         let mut sources = before.lazy.clone();
-        let Change { wanted, cache } = change(&mut plan, &before, &mut sources)?;
+        let Some(Change { wanted, cache }) = change(&mut plan, &before, &mut sources)? else { return Ok(()) };
         let settings = Scene::settings(before.stamp, before.marks_opaque);
         let (cache, elsewhere) =
             open_cache(cache.as_ref().unwrap_or(cache_args), &std::env::temp_dir().join("x"), printer)?;
         let fetch = Fetch { lazily: sources.as_ref().map(|sources| (sources, &wanted)) };
-        let known: BTreeMap<_, _> = before.segments(&files).map_err(|error| failure(error, ""))?;
+        let known = before.segments(&files).map_err(|error| failure(error, ""))?;
         let bars = Arc::new(Bars::new(*printer));
-        let staged = Scene::of_images(&plan, &settings, cache.with_known(known), bars.clone(), Some(&before), fetch);
+        let staged = Scene::of_images(&plan, &settings, cache, bars.clone(), Some((&before, known)), fetch);
         bars.clear();
         let Staged { mut scene, files: mut shown, warnings } = staged.map_err(|error| failure(error, elsewhere))?;
         printer.warn_all(&warnings);
-        let _ = scene.keep(&before, files, &mut shown);
+        scene.keep(&before, files, &mut shown);
         let borrowed: Vec<_> = shown.iter().map(std::os::fd::AsFd::as_fd).collect();
         let put = Ask::Put { scene: &scene, generation: before.generation };
         let (answer, _) =
@@ -309,11 +306,19 @@ fn change(typed: &Path, cache_args: &CacheArgs, printer: &Printer, change: ToCha
                 return Ok(());
             }
             Answer::Changed => {}
-            Answer::Failed(text) => return Err(anyhow!("{}: {text}", mountpoint.display()).into()),
-            _ => return Err(anyhow!("{}: its keeper is of another version of prepull", mountpoint.display()).into()),
+            other => return Err(refused(&mountpoint, other)),
         }
     }
     Err(anyhow!("{}: others change it all the time", mountpoint.display()).into())
+}
+
+/// What it means when a keeper gives another answer than the one that was asked for.
+fn refused<S>(mountpoint: &Path, answer: Answer<S>) -> Failure {
+    let why = match answer {
+        Answer::Failed(text) => text,
+        _ => "its keeper is of another version of prepull".to_owned(),
+    };
+    anyhow!("{}: {why}", mountpoint.display()).into()
 }
 
 /// Runs `mount status`.
@@ -321,8 +326,9 @@ fn status(args: &MountStatusArgs) -> Result<(), Failure> {
     let mountpoint = place(&args.mountpoint)?;
     let asked: Ask<()> = Ask::Status;
     let (answer, _) = control::ask::<()>(&mountpoint, &asked, &[]).map_err(|error| failure(error, ""))?;
-    let Answer::Status(status) = answer else {
-        return Err(anyhow!("{}: its keeper is of another version of prepull", mountpoint.display()).into());
+    let status = match answer {
+        Answer::Status(status) => status,
+        other => return Err(refused(&mountpoint, other)),
     };
     if args.json {
         return Ok(output::data(&format!("{}\n", serde_json::to_string(&Said::of(&status))?))?);
@@ -363,26 +369,22 @@ pub fn unmount(args: &UmountArgs, printer: &Printer) -> Result<(), Failure> {
 /// A directory to mount at, absolute and without links.
 fn directory(typed: &Path) -> anyhow::Result<PathBuf> {
     let shown = typed.display();
-    let path = fs_err::canonicalize(typed).map_err(|error| match error.raw_os_error() {
-        Some(code) if code == rustix::io::Errno::NOTCONN.raw_os_error() => {
-            anyhow!("{shown}: nobody serves what is mounted there any more (prepull umount {shown})")
-        }
-        _ => anyhow::Error::new(error).context(format!("{shown}: make the directory first")),
-    })?;
+    // Also one that nobody serves any more.
+    if attach::device_of(&place(typed)?).is_some() {
+        return Err(anyhow!("{shown}: prepull has mounted something there already (prepull mount add, or umount)"));
+    }
+    let path = fs_err::canonicalize(typed).with_context(|| format!("{shown}: make the directory first"))?;
     if !path.is_dir() {
         return Err(anyhow!("{shown}: not a directory"));
     }
     if path.to_str().is_none() {
         return Err(anyhow!("{shown}: not UTF-8: storage.conf cannot name it"));
     }
-    if attach::device_of(&path).is_some() {
-        return Err(anyhow!("{shown}: prepull has mounted something there already (prepull mount add, or umount)"));
-    }
     Ok(path)
 }
 
 /// Where something is mounted: also if nobody serves it, so that it cannot be looked at.
-fn place(typed: &Path) -> Result<PathBuf, Failure> {
+fn place(typed: &Path) -> anyhow::Result<PathBuf> {
     let absolute = std::path::absolute(typed)?;
     let named = |parent: PathBuf| absolute.file_name().map(|name| parent.join(name));
     let parent = absolute.parent().and_then(|parent| fs_err::canonicalize(parent).ok()).and_then(named);

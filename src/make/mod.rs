@@ -56,9 +56,24 @@ pub enum Output<'a> {
     Stream(TarStream<'a>),
     /// Into a stream, what a store lacks: to who writes it there.
     Store(TarStream<'a>, Lacking),
-    /// Into a stream, all but what is in the layers' trees; those beside it: to who shows them. With a set, no other layers than
-    /// these are fetched.
-    Trees(TarStream<'a>, &'a mut Vec<LayerTree>, Option<&'a BTreeSet<Digest>>),
+    /// To who shows layers' trees.
+    Trees(Trees<'a>),
+}
+
+/// Segments that are open already, by their layers, with their keys.
+pub type Known = BTreeMap<Digest, (Digest, Segment)>;
+
+/// Layers' trees, and what is beside them.
+#[derive(Debug)]
+pub struct Trees<'a> {
+    /// Takes all that is in no tree.
+    pub stream: TarStream<'a>,
+    /// The trees, in the store's order.
+    pub trees: &'a mut Vec<LayerTree>,
+    /// What need not be made.
+    pub known: Known,
+    /// The layers that are fetched, if not all.
+    pub wanted: Option<&'a BTreeSet<Digest>>,
 }
 
 /// A layer's tree, for who shows it.
@@ -212,7 +227,11 @@ impl Make<'_> {
         if let Output::Store(_, lacking) = &output {
             layers = lacking.needed(self.plan, layers);
         }
-        let cached = supply.look(&layers);
+        let mut cached = 0;
+        if let Output::Trees(Trees { known, .. }) = &mut output {
+            cached = supply.take(std::mem::take(known), &layers);
+        }
+        cached += supply.look(&layers);
         if let Output::File(file) = &output {
             if let Some((bytes, warnings)) = self.lent(file, &layers, &mut supply)? {
                 return Ok(report(bytes, cached, warnings, &supply));
@@ -222,7 +241,7 @@ impl Make<'_> {
         let mut attempts: BTreeMap<Digest, usize> = BTreeMap::new();
         loop {
             supply.look(&layers);
-            if let Output::Trees(.., Some(wanted)) = &output {
+            if let Output::Trees(Trees { wanted: Some(wanted), .. }) = &output {
                 supply.only(wanted);
             }
             supply.start().map_err(Error::Thread)?;
@@ -230,7 +249,7 @@ impl Make<'_> {
                 Output::File(file) => self.to_file(file, &layers, &mut supply),
                 Output::Stream(stream) => self.to_stream(stream, &layers, &mut supply),
                 Output::Store(stream, lacking) => self.to_store(stream, lacking, &layers, &mut supply),
-                Output::Trees(stream, trees, _) => self.to_trees(stream, trees, &layers, &mut supply),
+                Output::Trees(trees) => self.to_trees(trees, &layers, &mut supply),
             };
             match result {
                 Err(Error::Sink(sink::Error::Segment { layer, error: SegmentError::Damaged }))
@@ -255,7 +274,7 @@ impl Make<'_> {
                 Ok((bytes, warnings)) => {
                     let bytes = match output {
                         Output::File(file) => file.publish().map(|()| bytes)?,
-                        Output::Stream(stream) | Output::Store(stream, _) | Output::Trees(stream, ..) => {
+                        Output::Stream(stream) | Output::Store(stream, _) | Output::Trees(Trees { stream, .. }) => {
                             stream.finish()?
                         }
                     };
@@ -347,8 +366,7 @@ impl Make<'_> {
     /// What is in the trees is not even read.
     fn to_trees(
         &self,
-        stream: &mut TarStream<'_>,
-        trees: &mut Vec<LayerTree>,
+        Trees { stream, trees, .. }: &mut Trees<'_>,
         layers: &[StoreLayer],
         supply: &mut Supply,
     ) -> Result<(u64, Vec<String>), Error> {

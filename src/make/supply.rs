@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use super::{Advance, Error, Progress};
+use super::{Advance, Error, Known, Progress};
 use crate::atomic::Unnamed;
 use crate::digest::Digest;
 use crate::plan::{BlobSource, Plan};
@@ -123,6 +123,19 @@ impl Supply {
         Some(next)
     }
 
+    /// Takes what somebody else has open of `layers`; gives how many that were. A blob may have been compressed in another way
+    /// than the one that its layer is now said to come from: the tree is the same.
+    pub fn take(&mut self, mut known: Known, layers: &[StoreLayer]) -> usize {
+        for layer in layers {
+            if let Some((key, segment)) = known.remove(&layer.id) {
+                self.work.progress.cached(layer);
+                self.keys.insert(layer.id, key);
+                self.segments.insert(layer.id, Arc::new(segment));
+            }
+        }
+        self.keys.len()
+    }
+
     /// Takes what is in the cache; gives how many layers that were.
     pub fn look(&mut self, layers: &[StoreLayer]) -> usize {
         let mut cached = 0;
@@ -131,11 +144,7 @@ impl Supply {
             if self.segments.contains_key(&layer.id) || self.under_way.contains_key(&layer.id) {
                 continue;
             }
-            let known = self.work.cache.take_known(&layer.id).map(|(key, segment)| {
-                self.keys.insert(layer.id, key);
-                segment
-            });
-            if let Some(segment) = known.or_else(|| self.work.cache.get(&self.work.key(layer))) {
+            if let Some(segment) = self.work.cache.get(&self.work.key(layer)) {
                 self.work.progress.cached(layer);
                 self.segments.insert(layer.id, Arc::new(segment));
                 cached += 1;

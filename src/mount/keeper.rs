@@ -597,7 +597,7 @@ fn agree(fuse: &OwnedFd, no_resend: bool) -> Result<Agreed, Error> {
     let mut buffer = vec![0; REQUEST_MAX];
     let count = retry_on_intr(|| rustix::io::read(fuse, &mut buffer[..]))
         .map_err(|error| Error::system("reading /dev/fuse", error))?;
-    let too_old = || Error::Other("this kernel's FUSE is too old (Linux 4.18 is needed)".to_owned());
+    let too_old = || Error::Other("this kernel's FUSE is too old (Linux 5.1 is needed)".to_owned());
     let request = Request::parse(&buffer[..count]).map_err(|_| too_old())?;
     let Operation::Init(init) = request.operation else { return Err(too_old()) };
     let (reply, agreed) = init.answer(request.unique).ok_or_else(too_old)?;

@@ -32,13 +32,13 @@ use crate::inspect::contents::{Contents, Files, InodeKind};
 use crate::layer::path::below_root;
 use crate::layer::tar::TarReader;
 use crate::layer::tree::Inode;
-use crate::make::{LayerTree, Output, Progress, make};
+use crate::make::{Known, LayerTree, Output, Progress, Trees, make};
 use crate::plan::Plan;
+use crate::plan::saved::SavedImage;
 use crate::segment::cache::Cache;
 use crate::segment::file::Segment;
 use crate::segment::index::Index;
 use crate::sink::TarStream;
-use crate::storage::record::SavedImage;
 use crate::storage::store::{Settings, StoreKind, Unpacker};
 use crate::wire;
 
@@ -155,7 +155,8 @@ impl Scene {
         }
     }
 
-    /// The images of `plan`, with all their layers. Layers of `before`, which it takes the place of, keep their slots.
+    /// The images of `plan`, with all their layers. Those of `before`, which it takes the place of, keep their slots, and what it
+    /// has of them ([`Self::segments`]) is not made again.
     ///
     /// # Errors
     /// When a layer cannot be had.
@@ -164,14 +165,16 @@ impl Scene {
         settings: &Settings,
         cache: Cache,
         progress: Arc<dyn Progress>,
-        before: Option<&Self>,
+        before: Option<(&Self, Known)>,
         fetch: Fetch<'_>,
     ) -> Result<Staged, Error> {
+        let (before, known) = before.unzip();
         let small = memory()?;
         let stream = TarStream::new(Box::new(&small), "memory", settings.stamp);
         let mut trees = Vec::new();
         let wanted = fetch.lazily.map(|(_, wanted)| wanted);
-        let report = make(plan, settings, cache, Output::Trees(stream, &mut trees, wanted), progress)?;
+        let output = Output::Trees(Trees { stream, trees: &mut trees, known: known.unwrap_or_default(), wanted });
+        let report = make(plan, settings, cache, output, progress)?;
         let mut slots = Slots::of(before);
         let token = (&small).stream_position().map_err(|error| Error::system("making a file in memory", error))?;
         let named = token_of(&small).and_then(|token| (&small).write_all(token.as_bytes()).and_then(|()| seal(&small)));
@@ -194,7 +197,8 @@ impl Scene {
             files.extend(handles.into_iter().map(OwnedFd::from));
         }
         let saved = plan.images.values().map(|image| {
-            image.save().ok_or_else(|| Error::Other(format!("image {}: its config or manifest is no text", image.id())))
+            SavedImage::of(image)
+                .ok_or_else(|| Error::Other(format!("image {}: its config or manifest is no text", image.id())))
         });
         let scene = Self {
             generation: before.map_or(1, |before| before.generation + 1),
@@ -257,10 +261,10 @@ impl Scene {
     ///
     /// # Errors
     /// When `files` are not those of this scene.
-    pub fn segments(&self, files: &[OwnedFd]) -> Result<BTreeMap<Digest, (Digest, Segment)>, Error> {
-        let mut files = Handles::new(files)?;
+    pub fn segments(&self, files: &[OwnedFd]) -> Result<Known, Error> {
+        let mut files = Handles(files.iter());
         files.next()?;
-        let mut segments = BTreeMap::new();
+        let mut segments = Known::new();
         for layer in &self.layers {
             if let TreeAt::Segment { key, files: count } = layer.tree {
                 let id = Digest::from_hex(&layer.id).map_err(|_| Error::Scene)?;
@@ -276,15 +280,14 @@ impl Scene {
     }
 
     /// Layers of `before` that are shown no more, but may be in use: they follow those of this scene, with their files.
-    #[must_use]
-    pub fn keep(&mut self, before: &Self, files_before: Vec<OwnedFd>, files: &mut Vec<OwnedFd>) -> bool {
+    pub fn keep(&mut self, before: &Self, files_before: Vec<OwnedFd>, files: &mut Vec<OwnedFd>) {
         let there: HashSet<u32> = self.layers.iter().map(|layer| layer.slot).collect();
         let mut rest = files_before.into_iter().skip(1);
         for layer in &before.layers {
             let count = match layer.tree {
                 TreeAt::Segment { files, .. } => files,
-                TreeAt::Absent => continue,
-                TreeAt::Tar { .. } => return false,
+                // Nobody can be in a layer that is not there, and a tar has all that it has.
+                TreeAt::Absent | TreeAt::Tar { .. } => continue,
             };
             let own: Vec<OwnedFd> = rest.by_ref().take(count).collect();
             if !there.contains(&layer.slot) && own.len() == count {
@@ -292,7 +295,6 @@ impl Scene {
                 files.extend(own);
             }
         }
-        true
     }
 
     /// The view of it. What `before` has is not read again. With `lost` a layer that is damaged takes no other with it: it is shown
@@ -301,7 +303,7 @@ impl Scene {
     /// # Errors
     /// When the files are not what the scene says.
     pub fn open(&self, files: &[OwnedFd], before: Option<&View>, lost: Option<fn(&Error)>) -> Result<View, Error> {
-        let mut handles = Handles::new(files)?;
+        let mut handles = Handles(files.iter());
         let small = Arc::new(handles.next()?);
         let tar = match self.tar {
             Some(_) => Some(Arc::new(File::from(
@@ -484,11 +486,7 @@ fn hash(file: &File, at: u64, length: u64) -> Result<u64, Error> {
 /// The files of a scene, one after the other.
 struct Handles<'a>(std::slice::Iter<'a, OwnedFd>);
 
-impl<'a> Handles<'a> {
-    fn new(files: &'a [OwnedFd]) -> Result<Self, Error> {
-        Ok(Self(files.iter()))
-    }
-
+impl Handles<'_> {
     fn next(&mut self) -> Result<File, Error> {
         let next = self.0.next().ok_or(Error::Scene)?.try_clone();
         next.map(File::from).map_err(|error| Error::system("opening a layer", error))

@@ -42,8 +42,6 @@ pub struct Cache {
     open_tars: Mutex<BTreeMap<u64, Arc<File>>>,
     /// Whether a segment was removed: its tar may be of no use any more.
     has_evicted: AtomicBool,
-    /// Segments that are open already, wherever they come from, by their layers, with their keys.
-    known: Mutex<BTreeMap<Digest, (Digest, Segment)>>,
 }
 
 /// A tar under construction that bodies are written into.
@@ -105,7 +103,6 @@ impl Cache {
             spare: None,
             open_tars: Mutex::default(),
             has_evicted: AtomicBool::new(false),
-            known: Mutex::default(),
         }
     }
 
@@ -136,37 +133,14 @@ impl Cache {
         Self { spare: Some(directory.to_owned()), ..self }
     }
 
-    /// The same, and what somebody else has open: by their layers, with their keys.
-    #[must_use]
-    pub fn with_known(self, known: BTreeMap<Digest, (Digest, Segment)>) -> Self {
-        Self { known: Mutex::new(known), ..self }
-    }
-
-    /// What somebody else has open of a layer, once. Its blob may have been compressed in another way than the one that the
-    /// layer is now said to come from.
-    #[must_use]
-    pub fn take_known(&self, layer: &Digest) -> Option<(Digest, Segment)> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(layer)
-    }
-
     /// The same cache, for who has found that there is no room in it: what is there is used, and nothing is added. `None` if
     /// there is no other place.
     #[must_use]
     pub fn to_read_only(&self) -> Option<Self> {
         let scratch = Some(self.spare.clone().filter(|_| self.keeps_new())?);
         let (segments, tars) = (self.segments.clone(), self.tars.clone());
-        let (open_tars, has_evicted, known) = (Mutex::default(), AtomicBool::new(false), Mutex::default());
-        Some(Self {
-            segments,
-            tars,
-            keeps: true,
-            links: self.links,
-            scratch,
-            spare: None,
-            open_tars,
-            has_evicted,
-            known,
-        })
+        let (open_tars, has_evicted) = (Mutex::default(), AtomicBool::new(false));
+        Some(Self { segments, tars, keeps: true, links: self.links, scratch, spare: None, open_tars, has_evicted })
     }
 
     /// Whether what is new is kept.
@@ -189,7 +163,6 @@ impl Cache {
             spare: None,
             open_tars: Mutex::default(),
             has_evicted: AtomicBool::new(false),
-            known: Mutex::default(),
         }
     }
 

@@ -1,18 +1,13 @@
 //! The records of a store: layers.json and images.json.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Read};
-
-use serde::{Deserialize, Serialize};
 
 use super::link_name;
 use crate::digest::Digest;
 pub use crate::helper::publish::record::OWNERS_MAX;
 use crate::helper::publish::record::{ImageRecord, LayerRecord};
-use crate::image::{self, Image, Layer, Platform};
-use crate::reference::Reference;
+use crate::image::{Image, Layer};
 use crate::segment::file::Facts;
-use crate::source::{self, Descriptor, ImageSource, RawManifest};
 
 /// The record of the layer `id` on top of `parent`, made at `created`.
 #[must_use]
@@ -54,53 +49,6 @@ pub struct StoreImage {
     manifests: BTreeMap<Digest, (Vec<u8>, Vec<Layer>)>,
 }
 
-/// An image of a store as text, to be told to another process.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct SavedImage {
-    names: BTreeSet<String>,
-    config: String,
-    indexes: Vec<String>,
-    manifests: Vec<String>,
-}
-
-/// Where a [`SavedImage`] is read from again.
-#[derive(Debug)]
-struct Saved<'a>(&'a str, &'a str);
-
-impl ImageSource for Saved<'_> {
-    fn manifest(&self, _instance: Option<&Digest>) -> Result<RawManifest, source::Error> {
-        Ok(RawManifest { media_type: None, bytes: self.0.as_bytes().to_vec() })
-    }
-
-    fn blob(&self, _blob: &Descriptor) -> Result<Box<dyn Read + Send>, source::Error> {
-        Ok(Box::new(io::Cursor::new(self.1.as_bytes().to_vec())))
-    }
-
-    fn names(&self) -> Vec<Reference> {
-        Vec::new()
-    }
-}
-
-impl SavedImage {
-    /// The image, verified as it was before.
-    ///
-    /// # Errors
-    /// When it is not what was saved.
-    pub fn restore(&self) -> Result<StoreImage, image::Error> {
-        let mut restored: Option<StoreImage> = None;
-        for manifest in &self.manifests {
-            let image = Image::open(&Saved(manifest, &self.config), None, &Platform::host())?;
-            restored.get_or_insert_with(|| StoreImage::new(&image)).merge(&image);
-        }
-        let none = || image::Error::Source(source::Error::NotFound("an image without a manifest".to_owned()));
-        let mut restored = restored.ok_or_else(none)?;
-        restored.names.clone_from(&self.names);
-        let indexes = self.indexes.iter().map(|index| (Digest::of(index.as_bytes()), index.clone().into_bytes()));
-        restored.indexes = indexes.collect();
-        Ok(restored)
-    }
-}
-
 /// The key of the image's own manifest (containers/storage `images.go`, `ImageDigestBigDataKey`).
 const MANIFEST_KEY: &str = "manifest";
 
@@ -121,16 +69,16 @@ impl StoreImage {
         new
     }
 
-    /// As text. `None` if any of it is none: then its documents were no JSON.
+    /// The config, the indexes, and the manifests, as they came.
     #[must_use]
-    pub fn save(&self) -> Option<SavedImage> {
-        let text = |bytes: &Vec<u8>| String::from_utf8(bytes.clone()).ok();
-        Some(SavedImage {
-            names: self.names.clone(),
-            config: text(&self.config)?,
-            indexes: self.indexes.values().map(text).collect::<Option<_>>()?,
-            manifests: self.manifests.values().map(|(bytes, _)| text(bytes)).collect::<Option<_>>()?,
-        })
+    pub fn documents(&self) -> (&[u8], Vec<&[u8]>, Vec<&[u8]>) {
+        let manifests = self.manifests.values().map(|(bytes, _)| &bytes[..]);
+        (&self.config, self.indexes.values().map(Vec::as_slice).collect(), manifests.collect())
+    }
+
+    /// Takes in an index that the image came through.
+    pub fn add_index(&mut self, bytes: Vec<u8>) {
+        self.indexes.insert(Digest::of(&bytes), bytes);
     }
 
     /// Takes in all that is known of the same image elsewhere.

@@ -368,6 +368,7 @@ fn a_keeper_that_is_killed_can_be_cleaned_up_after() {
         fails(&mut mount.changing("add", &[&item]), 1, "nobody serves it any more");
         let again = world.mounting(&mount.at).arg(&item).output().unwrap();
         assert_eq!(again.status.code(), Some(2), "{}", stderr(&again));
+        assert!(stderr(&again).contains("already (prepull mount add, or umount)"), "{}", stderr(&again));
         assert!(is_mounted(&mount.at));
         succeeds(&mut mount.prepull(&["umount", "--quiet"]));
         assert!(!is_mounted(&mount.at));
