@@ -172,6 +172,10 @@ pub fn exchange(view: &View, bytes: &[u8]) -> Answered {
             assert!(body.len() < 4096 && !body.is_empty(), "a target of {} bytes", body.len());
             Answered::Bytes(body.to_vec())
         }
+        Operation::Destroy => {
+            assert!(body.is_empty());
+            Answered::Silence
+        }
         other => panic!("{other:?} has a reply with something in it"),
     }
 }

@@ -21,6 +21,7 @@ use prepull::sink::TarStream;
 use prepull::source::Options;
 use prepull::storage::store::StoreLayer;
 
+use crate::fuse::{Answered, exchange, opcode, range, request};
 use crate::scratch;
 
 #[path = "../../tests/it/made.rs"]
@@ -134,15 +135,27 @@ pub fn staged() -> ([Staged; 2], Vec<u8>) {
 #[must_use]
 pub fn stages() -> [Stage; 2] {
     let (staged, tar) = staged();
-    staged.map(|Staged { scene, files, .. }| {
+    let [images, of_tar] = staged;
+    // A tar is shown as it is, with its locks.
+    [(images, true), (of_tar, false)].map(|(Staged { scene, files, .. }, has_tokens)| {
         let view = scene.open(&files, None, None).expect("a view");
-        let files = found(&view, &tar);
+        let files = found(&view, &tar, has_tokens);
         Stage { view, files }
     })
 }
 
+/// The locks that are not empty where the store is shown.
+const LOCKS: [&[u8]; 2] = [b"overlay-layers/layers.lock", b"overlay-images/images.lock"];
+
+fn token(view: &View, node: u64) -> Vec<u8> {
+    let read = exchange(view, &request(opcode::READ, node, 0, &range(0, 1000)));
+    let Answered::Bytes(token) = read else { panic!("a lock cannot be read") };
+    assert!(token.len() == 64 && token.iter().all(u8::is_ascii_hexdigit), "{token:?} is no token");
+    token
+}
+
 /// All files in `tar`, by the node that has their path.
-fn found(view: &View, tar: &[u8]) -> HashMap<u64, Vec<u8>> {
+fn found(view: &View, tar: &[u8], has_tokens: bool) -> HashMap<u64, Vec<u8>> {
     let mut archive = tar::Archive::new(tar);
     let mut files = HashMap::new();
     let mut count = 0;
@@ -162,6 +175,10 @@ fn found(view: &View, tar: &[u8]) -> HashMap<u64, Vec<u8>> {
         if entry.header().entry_type().is_file() {
             let mut content = Vec::new();
             entry.read_to_end(&mut content).expect("content");
+            if has_tokens && LOCKS.contains(&below.strip_prefix(b"/").unwrap_or(below)) {
+                // Other programs see by it that the store has changed.
+                content = token(view, node);
+            }
             assert_eq!(attributes.size, content.len() as u64);
             assert_eq!(attributes.mode & 0o7777, entry.header().mode().expect("a mode"));
             files.insert(node, content);

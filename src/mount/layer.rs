@@ -486,9 +486,21 @@ pub fn is_target(target: &[u8]) -> bool {
     !target.is_empty() && target.len() <= PATH_MAX && !target.contains(&0)
 }
 
-/// Makes of attributes what a file has: each once, the last that was given, in the order in which they are looked up.
+/// Whether a file can have an extended attribute of this name: `None` where no file system knows its namespace, `Some(false)` where
+/// nothing follows on that (Linux, `fs/xattr.c`).
+#[must_use]
+pub fn is_attribute(name: &[u8]) -> Option<bool> {
+    let space = [&b"user."[..], b"trusted.", b"security."].into_iter().find(|space| name.starts_with(space));
+    match space {
+        Some(space) => Some(name.len() > space.len()),
+        None => matches!(name, b"system.posix_acl_access" | b"system.posix_acl_default").then_some(true),
+    }
+}
+
+/// Makes of attributes what a file has: each once, the last that was given, in the order in which they are looked up. Others than
+/// a file can have are left out, as unpacking leaves them out (containers/storage `pkg/archive/archive.go`: ENOTSUP is no error).
 pub fn tidy(xattrs: &mut Vec<Xattr>) {
-    xattrs.retain(|(name, _)| !name.is_empty() && name.len() <= NAME_MAX && !name.contains(&0));
+    xattrs.retain(|(name, _)| is_attribute(name) == Some(true) && name.len() <= NAME_MAX && !name.contains(&0));
     if !xattrs.is_sorted_by(|(a, _), (b, _)| a < b) {
         xattrs.reverse();
         xattrs.sort_by(|(a, _), (b, _)| a.cmp(b));

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use rustix::io::{Errno, retry_on_intr};
 
-use super::layer::DIRECTORY;
+use super::layer::{DIRECTORY, is_attribute};
 use super::view::{Failed, View};
 use super::wire::{self, Dirent, Operation, READ_MAX, REPLY, REQUEST_MAX, Reply, Request};
 
@@ -248,17 +248,6 @@ pub enum Answer {
     None,
 }
 
-/// Whether there may be an extended attribute of this name, as far as the kernel has not looked.
-fn is_attribute(name: &[u8]) -> Result<(), Errno> {
-    let starts = |space: &&[u8]| name.starts_with(space);
-    match [&b"user."[..], b"trusted.", b"security."].iter().find(|space| starts(space)) {
-        Some(space) if space.len() == name.len() => Err(Errno::INVAL),
-        Some(_) => Ok(()),
-        None if name == b"system.posix_acl_access" || name == b"system.posix_acl_default" => Ok(()),
-        None => Err(Errno::OPNOTSUPP),
-    }
-}
-
 /// The answer to a request; `buffer` is for what is read.
 ///
 /// # Errors
@@ -299,7 +288,11 @@ pub fn answer(view: &View, request: &Request<'_>, buffer: &mut [u8]) -> Result<A
             }
         }
         Operation::Getxattr { name, size } => {
-            is_attribute(name)?;
+            match is_attribute(name) {
+                None => return Err(Errno::OPNOTSUPP.into()),
+                Some(false) => return Err(Errno::INVAL.into()),
+                Some(true) => {}
+            }
             let xattrs = view.xattrs(node)?;
             let found = xattrs.binary_search_by(|(other, _)| (**other).cmp(name)).map_err(|_| Errno::NODATA)?;
             return Ok(Answer::Reply(Reply::sized(unique, size, &xattrs[found].1)));

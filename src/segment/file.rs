@@ -171,7 +171,9 @@ impl Segment {
         let sums_length = data.div_ceil(CHUNK as u64).checked_mul(8).ok_or(Error::Damaged)?;
         let own = data - at.elsewhere();
         let end = own.checked_add(sums_length).and_then(|sum| sum.checked_add(facts_length));
-        if end.and_then(|end| end.checked_add(TRAILER as u64)) != Some(size) || facts_length > FACTS_MAX {
+        let is_whole = end.and_then(|end| end.checked_add(TRAILER as u64)) == Some(size);
+        // Without an index it would be taken for what [`Self::absent`] makes.
+        if !is_whole || facts_length > FACTS_MAX || at.index == 0 {
             return Err(Error::Damaged);
         }
         let mut rest = vec![0; (size - own) as usize];

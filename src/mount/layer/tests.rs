@@ -86,7 +86,7 @@ fn whiteouts_hide_nothing_of_the_layer_itself() {
 fn attributes_in_any_order_are_found() {
     let [a, b, last] =
         [("user.a", "1"), ("user.b", "2"), ("user.a", "3")].map(|(name, value)| (name.into(), value.into()));
-    let mut xattrs = vec![b, a, last, (vec![], vec![])];
+    let mut xattrs = vec![b, a, last, (vec![], vec![]), (b"user.".to_vec(), vec![]), (b"usr.a".to_vec(), vec![])];
     tidy(&mut xattrs);
     assert_eq!(xattrs, [(b"user.a".to_vec(), b"3".to_vec()), (b"user.b".to_vec(), b"2".to_vec())]);
 }
