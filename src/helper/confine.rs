@@ -110,7 +110,7 @@ pub fn begin(mode: &str) -> Result<Option<OsString>, Error> {
 /// The kernel's, where /proc is not mounted.
 pub fn close_inherited() -> Result<(), Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let list = openat2(CWD, "/proc/self/fd", flags, Mode::empty(), ResolveFlags::empty())?;
+    let list = rustix::fs::open("/proc/self/fd", flags, Mode::empty())?;
     let listed: Vec<_> = Dir::new(list)?.collect::<Result<_, _>>()?;
     let numbers = listed.iter().filter_map(|entry| entry.file_name().to_str().ok()?.parse::<i32>().ok());
     for number in numbers.filter(|number| *number > 2) {

@@ -211,6 +211,8 @@ pub fn start(start: &Start<impl Serialize>, files: &[OwnedFd]) -> Result<Kept, E
         command.stderr(Stdio::null());
     }
     let child = command.spawn().map_err(failed)?;
+    // It has the keeper's end of the socket: as long as it is there, nobody sees that a keeper has died.
+    drop(command);
     if start.foreground {
         PASSED_ON.store(child.id(), Ordering::Release);
     }
@@ -219,5 +221,18 @@ pub fn start(start: &Start<impl Serialize>, files: &[OwnedFd]) -> Result<Kept, E
         Some((Answer::Status(status), _)) => Ok(Kept { status, child }),
         Some((Answer::Failed(error), _)) => Err(Error::Other(error)),
         _ => Err(Error::Other("the keeper has died".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// This program knows no such command, and ends.
+    #[test]
+    fn a_keeper_that_has_died_is_not_waited_for() {
+        let mountpoint = PathBuf::from("/nowhere");
+        let what = Start { mountpoint, others: false, foreground: false, no_resend: false, mounted: None, scene: () };
+        assert!(start(&what, &[]).is_err());
     }
 }
