@@ -20,6 +20,8 @@ mod why;
 
 use std::io::ErrorKind;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
 
@@ -105,7 +107,8 @@ pub fn main() -> ExitCode {
     let printer = Printer::new(args.quiet);
     init_log(args.verbose);
     raise_file_limit();
-    if let Err(error) = stop_on_signals() {
+    let told = Arc::new(AtomicBool::new(false));
+    if let Err(error) = stop_on_signals(&told) {
         printer.warn(&format!("signals cannot be handled: {error}"));
     }
     let done = |()| Exit::Success;
@@ -130,6 +133,13 @@ pub fn main() -> ExitCode {
         Ok(exit) => exit.into(),
         // Whoever read our output has seen enough.
         Err(failure) if is_broken_pipe(&failure.error) => Exit::Success.into(),
+        // The terminal tells the helper and others, too: what fails because they have ended is an interruption. Nothing is said
+        // twice: of this thread and that of the signals one comes no further than `may_stop`.
+        Err(_) if told.load(Ordering::Acquire) && !control::passes_on() && crate::atomic::may_stop() => {
+            output::interrupted();
+            crate::install::way::stop();
+            return Exit::Interrupted.into();
+        }
         Err(failure) => {
             printer.error(&failure.error);
             failure.exit.into()
@@ -175,11 +185,16 @@ fn ignored_signals() -> u64 {
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
-/// On SIGINT, SIGTERM and SIGHUP: no rubbish, one line, 130. What is ignored stays ignored.
-fn stop_on_signals() -> std::io::Result<()> {
+/// On SIGINT, SIGTERM and SIGHUP: no rubbish, one line, 130. What is ignored stays ignored. `told` is set before anything else
+/// goes on in this process.
+fn stop_on_signals(told: &Arc<AtomicBool>) -> std::io::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let ignored = ignored_signals();
     let handled = [SIGHUP, SIGINT, SIGTERM].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0);
+    let handled: Vec<_> = handled.collect();
+    for signal in &handled {
+        signal_hook::flag::register(*signal, Arc::clone(told))?;
+    }
     let mut signals = signal_hook::iterator::Signals::new(handled)?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         // Once the tar is in its place there is nothing left to interrupt: the last lines are printed.

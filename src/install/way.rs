@@ -234,11 +234,12 @@ impl Started {
             Self::Child(mut child, stdin, _) => {
                 drop(stdin);
                 let answer = match child.stdout.take() {
-                    Some(stdout) => read_answer(stdout)?,
-                    None => None,
+                    Some(stdout) => read_answer(stdout),
+                    None => Ok(None),
                 };
+                // Whatever has ended it, this process has been told of, too, once it is waited for.
                 child.wait()?;
-                Ok(answer)
+                answer
             }
         }
     }

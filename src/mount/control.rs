@@ -167,6 +167,12 @@ pub fn ask<S: for<'de> Deserialize<'de>>(
 /// The keeper that signals to this process are for; 0 for none.
 static PASSED_ON: AtomicU32 = AtomicU32::new(0);
 
+/// Whether signals to this process are for a keeper in the foreground.
+#[must_use]
+pub fn passes_on() -> bool {
+    PASSED_ON.load(Ordering::Acquire) != 0
+}
+
 /// Passes a signal on, if there is a keeper in the foreground.
 #[must_use]
 pub fn pass_on(signal: i32) -> bool {

@@ -578,6 +578,7 @@ mod tests {
         let mut writer = Writer::new(file.file().try_clone().unwrap(), &key, slot).unwrap();
         writer.write_all(&[7; 1024]).unwrap();
         writer.end_body().unwrap();
+        writer.write_all(b"an index").unwrap();
         let written = writer.finish().unwrap();
         written.seal(0, &FACTS).unwrap();
         cache.keep(file, &key, Some((&pack, 512 + 1024))).unwrap();

@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -150,10 +150,15 @@ impl Bench {
         );
         fs_err::write(&wrapper, script).unwrap();
         ok(Command::new("chmod").arg("755").arg(&wrapper));
+        ok(&mut self.by_helper(&wrapper));
+    }
+
+    fn by_helper(&self, helper: &Path) -> Command {
         let inner = self.world.prepull(self.verb());
         let mut command = self.world.as_root();
-        command.arg(inner.get_program()).args(inner.get_args()).args(["--via", "helper", "--helper"]).arg(&wrapper);
-        ok(command.args(&self.arguments));
+        command.arg(inner.get_program()).args(inner.get_args()).args(&self.arguments);
+        command.args(["--via", "helper", "--helper"]).arg(helper);
+        command
     }
 
     fn command(&self, before: &[&str]) -> Command {
@@ -609,6 +614,23 @@ fn no_room() {
     assert!(full_ones > sizes.len() / 8, "{full_ones}");
 }
 
+/// A helper that hears of it first: nobody is told that a helper has died.
+#[test]
+fn a_helper_that_ctrl_c_has_ended() {
+    if !needs_root("install::faults::a_helper_that_ctrl_c_has_ended") {
+        return;
+    }
+    let bench = Bench::new(What::Install, Who::Helper);
+    let helper = bench.world.at.join("wrapper");
+    fs_err::write(&helper, "#!/bin/sh\nkill -INT $PPID\nkill -INT $$\n").unwrap();
+    ok(Command::new("chmod").arg("755").arg(&helper));
+    for _ in 0..10 {
+        bench.begin();
+        let output = bench.by_helper(&helper).output().unwrap();
+        assert_eq!((output.status.code(), stderr(&output)), (Some(130), "prepull: interrupted\n".into()));
+    }
+}
+
 /// Ctrl-C: all processes of the terminal get the signal, and what is not published is gone.
 #[test]
 fn told_to_stop() {
@@ -621,11 +643,11 @@ fn told_to_stop() {
         let bench = Bench::new(What::Install, who);
         let inner = bench.world.prepull("install");
         let command = || {
+            if who == Who::Helper {
+                return bench.by_helper(&bench.world.helper());
+            }
             let mut command = bench.world.as_root();
             command.arg(inner.get_program()).args(inner.get_args()).args(&bench.arguments);
-            if who == Who::Helper {
-                command.args(["--via", "helper", "--helper"]).arg(bench.world.helper());
-            }
             command
         };
         bench.begin();

@@ -305,9 +305,8 @@ END
         } else if call.starts_with("execve(") {
             (confined, filtered) = (false, false);
         } else if confined
-            && !call.starts_with("write(")
-            && !call.starts_with("read(")
-            && !call.starts_with("symlinkat(")
+            // Content: a lock's token has any bytes.
+            && !["write(", "pwrite64(", "read(", "symlinkat("].iter().any(|name| call.starts_with(name))
         {
             // The names in a call; a symbolic link's target is content.
             for path in call.split('"').skip(1).step_by(2).filter(|_| !call.starts_with("chdir(")) {
