@@ -121,10 +121,6 @@ pub struct MountArgs {
     #[arg(value_name = "MOUNTPOINT", required = true, value_hint = ValueHint::DirPath)]
     pub mountpoint: Option<PathBuf>,
 
-    /// Which images.
-    #[command(flatten)]
-    pub what: MountItems,
-
     /// Let other users look into it, root among them (root's own mounts are for all)
     #[arg(long)]
     pub allow_other: bool,
@@ -152,6 +148,10 @@ pub struct MountArgs {
     /// Take the kernel for one before 6.9
     #[arg(long, hide = true)]
     pub no_resend: bool,
+
+    /// Which images.
+    #[command(flatten)]
+    pub what: MountItems,
 }
 
 /// Images for a mount.
@@ -191,6 +191,7 @@ pub enum MountCommand {
 
 /// `prepull mount add`.
 #[derive(Debug, clap::Args)]
+#[command(mut_arg("items", |arg| arg.help("Images, as for `make`")))]
 pub struct MountAddArgs {
     /// Where it is mounted
     #[arg(value_name = "MOUNTPOINT", value_hint = ValueHint::DirPath)]

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -27,9 +28,9 @@ use crate::image::Platform;
 use crate::mount::Error;
 use crate::mount::attach;
 use crate::mount::channel::{receive, send};
-use crate::mount::control::{self, Answer, Ask, Kept, Start, Status, Wanted};
-use crate::mount::kept;
-use crate::mount::scene::{Fetch, Scene, Sources, Staged};
+use crate::mount::control::{self, Answer, Ask, FETCHER, Kept, Start, Status, Wanted, Way};
+use crate::mount::kept::{self, Taken};
+use crate::mount::scene::{Fetch, Scene, Sources, Staged, Typed};
 use crate::plan::{BlobSource, Plan};
 use crate::reference::Item;
 use crate::source;
@@ -66,6 +67,7 @@ fn mount(args: &MountArgs, printer: &Printer) -> Result<Exit, Failure> {
         foreground: args.foreground,
         no_resend: args.no_resend,
         mounted: None,
+        turn: 0,
         mountpoint: mountpoint.clone(),
         scene,
     };
@@ -93,7 +95,20 @@ fn end(kept: Kept) -> Result<Exit, Failure> {
 /// Goes on with a mount whose keeper has died, if systemd has kept it.
 fn resume(args: &MountArgs, typed: &Path, printer: &Printer) -> Result<Option<Kept>, Failure> {
     let kept = kept::take::<Start<Box<RawValue>>>().context("taking back what systemd has kept")?;
-    let Some((start, files)) = kept.filter(|_| args.foreground) else { return Ok(None) };
+    let (mut start, files, turn) = match kept {
+        Taken::Whole { message, files, turn } if args.foreground => (message, files, turn),
+        Taken::Lost if args.foreground => {
+            // Nobody can serve it any more, and nothing can be mounted in its place.
+            let at = place(typed)?;
+            if attach::device_of(&at).is_some() {
+                printer.warn(&format!("{}: what systemd has kept of it is lost: mounted anew", at.display()));
+                let _ = attach::unmount(&at, true);
+            }
+            return Ok(None);
+        }
+        _ => return Ok(None),
+    };
+    start.turn = turn;
     if place(typed)? != start.mountpoint || attach::device_of(&start.mountpoint).is_none() {
         // Another one, or somebody has unmounted it.
         return Ok(None);
@@ -157,24 +172,57 @@ fn images(args: &MountArgs, printer: &Printer) -> Result<Staged, Failure> {
 /// Notes where the layers of `plan` come from: from what is typed here.
 fn note_sources(sources: &mut Sources, plan: &Plan) -> Result<(), Failure> {
     let number = sources.commands.len();
-    sources.commands.push((std::env::args_os().collect(), std::env::current_dir()?));
+    let (words, directory) = (std::env::args_os().collect(), std::env::current_dir()?);
+    sources.commands.push(Typed { words, directory, environment: environment() });
     for (blob, source) in &plan.blobs {
         sources.items.insert(*blob, (source.item.clone(), number));
     }
     Ok(())
 }
 
-/// Runs a fetcher: its standard input is the keeper, which says what is wanted.
+/// What says where images come from and how they are kept: directories of users and their credentials, credential helpers, the
+/// Docker daemon, proxies, certificates.
+const VARIABLES: [&str; 19] = [
+    "HOME",
+    "PATH",
+    "TMPDIR",
+    "XDG_RUNTIME_DIR",
+    "XDG_CONFIG_HOME",
+    "XDG_CACHE_HOME",
+    "REGISTRY_AUTH_FILE",
+    "DOCKER_CONFIG",
+    "DBUS_SESSION_BUS_ADDRESS",
+    "DOCKER_HOST",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "HTTP_PROXY",
+    "http_proxy",
+    "NO_PROXY",
+    "no_proxy",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "SOURCE_DATE_EPOCH",
+];
+
+fn environment() -> Vec<(OsString, OsString)> {
+    VARIABLES.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?))).collect()
+}
+
+/// Runs a fetcher: its standard input is the keeper, which says what is wanted, and its standard output a connection with it as
+/// users have one. With an argument it has been told before, and has since begun again with another environment.
 #[must_use]
 pub fn fetch() -> ExitCode {
-    let keeper = match std::io::stdin().as_fd().try_clone_to_owned() {
-        Ok(keeper) => UnixStream::from(keeper),
-        Err(_) => return ExitCode::FAILURE,
+    let copy = |file: BorrowedFd<'_>| file.try_clone_to_owned().map(UnixStream::from);
+    let (Ok(keeper), Ok(asks)) = (copy(std::io::stdin().as_fd()), copy(std::io::stdout().as_fd())) else {
+        return ExitCode::FAILURE;
     };
     // Nobody else wants it.
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM));
-    let Ok(Some((wanted, _))) = receive::<Wanted>(&keeper) else { return ExitCode::FAILURE };
-    let answer: Answer<()> = match fetch_layer(&wanted) {
+    let told = std::env::args().nth(2);
+    let is_again = told.is_some();
+    let wanted = || receive::<Wanted>(&keeper).ok().flatten().map(|(wanted, _)| wanted.layer);
+    let Some(layer) = told.or_else(wanted) else { return ExitCode::FAILURE };
+    let answer: Answer<()> = match fetch_layer(&layer, &asks, is_again) {
         Ok(()) => Answer::Done,
         Err(failure) => Answer::Failed(format!("{:#}", failure.error)),
     };
@@ -185,10 +233,10 @@ pub fn fetch() -> ExitCode {
 }
 
 /// Fetches a layer, and those below it: who needs it needs them.
-fn fetch_layer(wanted: &Wanted) -> Result<(), Failure> {
+fn fetch_layer(wanted: &str, asks: &UnixStream, is_again: bool) -> Result<(), Failure> {
     let mut what = |plan: &mut Plan, before: &Scene, _: &mut Option<Sources>| {
         let sources = before.lazy.as_ref().ok_or_else(|| anyhow!("nothing is to be fetched"))?;
-        let layers = before.absent_below(plan, &wanted.layer);
+        let layers = before.absent_below(plan, wanted);
         if layers.is_empty() {
             // They have come with one above them.
             return Ok(None);
@@ -197,8 +245,12 @@ fn fetch_layer(wanted: &Wanted) -> Result<(), Failure> {
         for layer in layers_of(&plan.images).iter().filter(|layer| layers.contains(&layer.id)) {
             let blob = layer.layer.descriptor.digest;
             let (item, number) = sources.items.get(&blob).ok_or_else(|| anyhow!("nobody knows where {blob} is"))?;
-            let (words, directory) = sources.commands.get(*number).context("nobody knows where it was typed")?;
+            let Typed { words, directory, environment } =
+                sources.commands.get(*number).context("nobody knows where it was typed")?;
             std::env::set_current_dir(directory)?;
+            if !is_again && layer.id.hex() == wanted && *environment != self::environment() {
+                return Err(begin_again(wanted, environment).into());
+            }
             let (registry, typed) = options_of(words)?;
             let location = Item::parse(std::ffi::OsStr::new(item))?.location;
             let source = source::open(&location, &source_options(&registry)?).with_context(|| item.clone())?;
@@ -207,7 +259,13 @@ fn fetch_layer(wanted: &Wanted) -> Result<(), Failure> {
         }
         Ok(Some(Change { wanted: layers, cache }))
     };
-    change(&wanted.mountpoint, &CacheArgs::default(), &Printer::new(true), &mut what)
+    change(Way::Open(asks), &CacheArgs::default(), &Printer::new(true), &mut what)
+}
+
+/// Becomes a fetcher with this environment. Gives why it has not.
+fn begin_again(wanted: &str, environment: &[(OsString, OsString)]) -> std::io::Error {
+    let mut command = std::process::Command::new("/proc/self/exe");
+    command.arg0("prepull").args([FETCHER, wanted]).env_clear().envs(environment.iter().cloned()).exec()
 }
 
 /// How a command line of `mount` or `mount add` says that layers are fetched and kept.
@@ -246,7 +304,7 @@ fn add(args: &MountAddArgs, printer: &Printer) -> Result<(), Failure> {
         plan.take_over(new);
         Ok(Some(Change::default()))
     };
-    self::change(&args.mountpoint, &args.what.cache, printer, &mut change)
+    self::change(Way::At(&place(&args.mountpoint)?), &args.what.cache, printer, &mut change)
 }
 
 /// Runs `mount rm`.
@@ -263,24 +321,24 @@ fn remove(args: &MountRmArgs, printer: &Printer) -> Result<(), Failure> {
         }
         Ok(Some(Change::default()))
     };
-    self::change(&args.mountpoint, &args.cache, printer, &mut change)
+    self::change(Way::At(&place(&args.mountpoint)?), &args.cache, printer, &mut change)
 }
 
 /// Shows something else: again when somebody else has changed the mount meanwhile.
-fn change(typed: &Path, cache_args: &CacheArgs, printer: &Printer, change: ToChange<'_>) -> Result<(), Failure> {
-    let mountpoint = place(typed)?;
+fn change(way: Way<'_>, cache_args: &CacheArgs, printer: &Printer, change: ToChange<'_>) -> Result<(), Failure> {
+    let mount = match way {
+        Way::At(mountpoint) => mountpoint.display().to_string(),
+        Way::Open(_) => "fetching a layer".to_owned(),
+    };
     for _ in 0..ATTEMPTS {
         let asked: Ask<()> = Ask::Get;
-        let (answer, files) = control::ask::<Scene>(&mountpoint, &asked, &[]).map_err(|error| failure(error, ""))?;
+        let (answer, files) = control::ask::<Scene>(way, &asked, &[]).map_err(|error| failure(error, ""))?;
         let before = match answer {
             Answer::Scene(scene) => scene,
-            other => return Err(refused(&mountpoint, other)),
+            other => return Err(refused(&mount, other)),
         };
         if let Some(tar) = &before.tar {
-            return Err(Failure::usage(anyhow!(
-                "{}: it shows the tar {tar}, which has what it has",
-                mountpoint.display()
-            )));
+            return Err(Failure::usage(anyhow!("{mount}: it shows the tar {tar}, which has what it has")));
         }
         let mut plan = Plan::of_saved(&before.images).context("reading what is mounted")?;
         let mut sources = before.lazy.clone();
@@ -298,37 +356,36 @@ fn change(typed: &Path, cache_args: &CacheArgs, printer: &Printer, change: ToCha
         scene.keep(&before, files, &mut shown);
         let borrowed: Vec<_> = shown.iter().map(std::os::fd::AsFd::as_fd).collect();
         let put = Ask::Put { scene: &scene, generation: before.generation };
-        let (answer, _) =
-            control::ask::<Box<RawValue>>(&mountpoint, &put, &borrowed).map_err(|error| failure(error, ""))?;
+        let (answer, _) = control::ask::<Box<RawValue>>(way, &put, &borrowed).map_err(|error| failure(error, ""))?;
         match answer {
             Answer::Done => {
-                printer.say(&format!("{}: {} image(s)", mountpoint.display(), scene.images.len()));
+                printer.say(&format!("{mount}: {} image(s)", scene.images.len()));
                 return Ok(());
             }
             Answer::Changed => {}
-            other => return Err(refused(&mountpoint, other)),
+            other => return Err(refused(&mount, other)),
         }
     }
-    Err(anyhow!("{}: others change it all the time", mountpoint.display()).into())
+    Err(anyhow!("{mount}: others change it all the time").into())
 }
 
 /// What it means when a keeper gives another answer than the one that was asked for.
-fn refused<S>(mountpoint: &Path, answer: Answer<S>) -> Failure {
+fn refused<S>(shown: &str, answer: Answer<S>) -> Failure {
     let why = match answer {
         Answer::Failed(text) => text,
         _ => "its keeper is of another version of prepull".to_owned(),
     };
-    anyhow!("{}: {why}", mountpoint.display()).into()
+    anyhow!("{shown}: {why}").into()
 }
 
 /// Runs `mount status`.
 fn status(args: &MountStatusArgs) -> Result<(), Failure> {
     let mountpoint = place(&args.mountpoint)?;
     let asked: Ask<()> = Ask::Status;
-    let (answer, _) = control::ask::<()>(&mountpoint, &asked, &[]).map_err(|error| failure(error, ""))?;
+    let (answer, _) = control::ask::<()>(Way::At(&mountpoint), &asked, &[]).map_err(|error| failure(error, ""))?;
     let status = match answer {
         Answer::Status(status) => status,
-        other => return Err(refused(&mountpoint, other)),
+        other => return Err(refused(&mountpoint.display().to_string(), other)),
     };
     if args.json {
         return Ok(output::data(&format!("{}\n", serde_json::to_string(&Said::of(&status))?))?);

@@ -8,6 +8,7 @@ use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use rustix::io::retry_on_intr;
 use rustix::net::{
@@ -29,18 +30,58 @@ const LITTLE_MAX: u32 = 64 << 10;
 /// Files sent at once: Linux takes 253 (`SCM_MAX_FD`).
 const AT_ONCE: usize = 200;
 
+/// Bytes of a text sent at once.
+const PIECE: usize = 64 << 10;
+
 /// Sends a message.
 ///
 /// # Errors
 /// The socket's.
-pub fn send(mut socket: &UnixStream, message: &impl Serialize, files: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub fn send(socket: &UnixStream, message: &impl Serialize, files: &[BorrowedFd<'_>]) -> io::Result<()> {
+    send_by(socket, message, files, || Ok(()))
+}
+
+/// The same, to somebody who may not read it: within `patience`.
+///
+/// # Errors
+/// The socket's, also when the time is over: then part of the message may have been sent.
+pub fn send_within(
+    socket: &UnixStream,
+    message: &impl Serialize,
+    files: &[BorrowedFd<'_>],
+    patience: Duration,
+) -> io::Result<()> {
+    let deadline = Instant::now() + patience;
+    let sent = send_by(socket, message, files, || {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        socket.set_write_timeout(Some(left))
+    });
+    socket.set_write_timeout(None)?;
+    sent
+}
+
+fn send_by(
+    mut socket: &UnixStream,
+    message: &impl Serialize,
+    files: &[BorrowedFd<'_>],
+    before_each: impl Fn() -> io::Result<()>,
+) -> io::Result<()> {
     let text = serde_json::to_vec(message)?;
     let mut head = Vec::with_capacity(8);
     head.extend_from_slice(&(text.len() as u32).to_le_bytes());
     head.extend_from_slice(&(files.len() as u32).to_le_bytes());
+    before_each()?;
     socket.write_all(&head)?;
-    socket.write_all(&text)?;
+    // In pieces, none of which the kernel takes long for.
+    for some in text.chunks(PIECE) {
+        before_each()?;
+        socket.write_all(some)?;
+    }
     for some in files.chunks(AT_ONCE) {
+        before_each()?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(AT_ONCE))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         ancillary.push(SendAncillaryMessage::ScmRights(some));
@@ -117,6 +158,27 @@ pub fn receive_files(socket: impl AsFd, files: &mut Vec<OwnedFd>) -> io::Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_does_not_read_is_not_waited_for() {
+        let (one, _other) = UnixStream::pair().unwrap();
+        let begun = Instant::now();
+        let sent = send_within(&one, &"text".repeat(1_000_000), &[], Duration::from_millis(50));
+        assert!(matches!(sent.unwrap_err().kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut));
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        // Also if he reads a little now and then.
+        let (one, other) = UnixStream::pair().unwrap();
+        let reading = std::thread::spawn(move || {
+            let mut some = [0; 1000];
+            while matches!((&other).read(&mut some), Ok(1..)) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        assert!(send_within(&one, &"text".repeat(1_000_000), &[], Duration::from_millis(200)).is_err());
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        drop(one);
+        reading.join().unwrap();
+    }
 
     #[test]
     fn files_arrive_with_their_message() {

@@ -1,8 +1,9 @@
 //! What the command line and a keeper say to each other: how one is started, found and asked.
 
+use std::fs::Permissions;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -37,6 +38,8 @@ pub struct Start<S> {
     /// Whether it is mounted already, and what was agreed upon then: the first file is the mount, the second the journal, if
     /// there is one.
     pub mounted: Option<Agreed>,
+    /// How often systemd has been given what it keeps of this mount.
+    pub turn: u64,
     /// What is shown.
     pub scene: S,
 }
@@ -91,11 +94,9 @@ pub struct Status {
     pub troubles: Vec<String>,
 }
 
-/// What a fetcher is told.
+/// What a fetcher is told. Its standard output is a connection with the keeper.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Wanted {
-    /// Where it is mounted.
-    pub mountpoint: PathBuf,
     /// The layer's id.
     pub layer: String,
 }
@@ -122,7 +123,11 @@ pub(super) fn directory() -> io::Result<PathBuf> {
     let mut failed = io::Error::from(io::ErrorKind::NotFound);
     for path in directories() {
         let make = |path: &Path, mode| std::fs::DirBuilder::new().recursive(true).mode(mode).create(path);
-        let above = path.parent().map_or(Ok(()), |above| make(above, 0o755));
+        let above = path.parent().map_or(Ok(()), |above| match above.exists() {
+            true => Ok(()),
+            // Whatever the umask is: the helper's socket may come to lie there, too.
+            false => make(above, 0o755).and_then(|()| fs_err::set_permissions(above, Permissions::from_mode(0o755))),
+        });
         match above.and_then(|()| make(&path, 0o700)).and_then(|()| is_ours(&path)) {
             Ok(true) => return Ok(path),
             Ok(false) => failed = io::Error::other(format!("{} is not ours alone", path.display())),
@@ -132,15 +137,45 @@ pub(super) fn directory() -> io::Result<PathBuf> {
     Err(failed)
 }
 
-/// Asks the keeper of what is mounted at `mountpoint`.
+/// A way to a keeper.
+#[derive(Debug, Clone, Copy)]
+pub enum Way<'a> {
+    /// By what is mounted.
+    At(&'a Path),
+    /// That of a fetcher, whose keeper may have nothing mounted any more that could be found.
+    Open(&'a UnixStream),
+}
+
+/// Asks the keeper of a mount.
 ///
 /// # Errors
 /// When nobody answers.
 pub fn ask<S: for<'de> Deserialize<'de>>(
-    mountpoint: &Path,
+    way: Way<'_>,
     ask: &Ask<impl Serialize>,
     files: &[BorrowedFd<'_>],
 ) -> Result<(Answer<S>, Vec<OwnedFd>), Error> {
+    let failed = |error| Error::system("asking the keeper", error);
+    match way {
+        Way::At(mountpoint) => {
+            let failed = |error| Error::system(format!("{}: asking its keeper", mountpoint.display()), error);
+            exchange(&connect(mountpoint)?, ask, files).map_err(failed)
+        }
+        Way::Open(socket) => exchange(socket, ask, files).map_err(failed),
+    }
+}
+
+fn exchange<S: for<'de> Deserialize<'de>>(
+    socket: &UnixStream,
+    ask: &Ask<impl Serialize>,
+    files: &[BorrowedFd<'_>],
+) -> io::Result<(Answer<S>, Vec<OwnedFd>)> {
+    send(socket, ask, files)?;
+    receive(socket)?.ok_or_else(|| io::Error::other("no answer"))
+}
+
+/// A connection with the keeper of what is mounted at `mountpoint`.
+fn connect(mountpoint: &Path) -> Result<UnixStream, Error> {
     let shown = mountpoint.display();
     let nothing = || Error::Other(format!("{shown}: prepull has mounted nothing there"));
     let device = attach::device_of(mountpoint).ok_or_else(nothing)?;
@@ -157,11 +192,7 @@ pub fn ask<S: for<'de> Deserialize<'de>>(
     if !peer.is_ok_and(|peer| peer.uid() == rustix::process::geteuid().as_raw()) {
         return Err(Error::Other(format!("{shown}: who answers for it is another user")));
     }
-    send(&socket, ask, files).map_err(failed)?;
-    match receive(&socket).map_err(failed)? {
-        Some(answer) => Ok(answer),
-        None => Err(Error::Other(format!("{shown}: its keeper has not answered"))),
-    }
+    Ok(socket)
 }
 
 /// The keeper that signals to this process are for; 0 for none.
@@ -238,7 +269,8 @@ mod tests {
     #[test]
     fn a_keeper_that_has_died_is_not_waited_for() {
         let mountpoint = PathBuf::from("/nowhere");
-        let what = Start { mountpoint, others: false, foreground: false, no_resend: false, mounted: None, scene: () };
+        let what =
+            Start { mountpoint, others: false, foreground: false, no_resend: false, mounted: None, turn: 0, scene: () };
         assert!(start(&what, &[]).is_err());
     }
 }

@@ -17,20 +17,22 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::{Errno, retry_on_intr};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::Error;
 use super::attach::{self, NotUnmounted};
-use super::channel::{receive, receive_little, send};
+use super::channel::{receive, receive_little, send, send_within};
 use super::control::{Answer, Ask, FETCHER, KEEPER, Start, Status, WORKER, Wanted, directory};
 use super::kept;
-use super::serve::{THREADS_MAX, overdue};
+use super::serve::{JOURNAL, overdue};
 use super::wire::{Agreed, Operation, REQUEST_MAX, Reply, Request};
 use super::worker::{Order, Said};
 use crate::threads;
@@ -51,10 +53,20 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// How often something is shown by another worker when one has died of it, or while it was at it.
 const SHOWN_MAX: u32 = 5;
 
+/// How long a worker may take to read what it is told. It may have been stopped, or it may be a stranger's by now.
+const ORDER_MAX: Duration = Duration::from_secs(30);
+
+/// How many layers wait to be fetched, at most: as many as a message has files for.
+const FETCHING_MAX: usize = 20_000;
+
+/// How many events wait, at most. Who has more waits.
+const EVENTS_MAX: usize = 1000;
+
 /// What is looked into of a scene.
 #[derive(Deserialize)]
-struct Generation {
+struct Facts {
     generation: u64,
+    lazy: Option<IgnoredAny>,
 }
 
 enum Event {
@@ -71,13 +83,17 @@ enum Event {
 struct Keeper {
     start: Start<Box<RawValue>>,
     generation: u64,
+    /// Whether there may be layers that are to be fetched.
+    is_lazy: bool,
     files: Vec<OwnedFd>,
     fuse: OwnedFd,
     agreed: Agreed,
     /// Where workers note what they are at, if the kernel does not send it again.
     journal: Option<File>,
     events: Receiver<Event>,
-    sender: Sender<Event>,
+    sender: SyncSender<Event>,
+    /// Events that came while a worker was waited for.
+    later: VecDeque<Event>,
     worker: Option<Worker>,
     workers: u64,
     /// The last one that died while it was waited for.
@@ -152,10 +168,10 @@ impl Keeper {
             let _ = rustix::process::setsid();
         }
         let _ = rustix::process::chdir("/");
-        let (sender, events) = channel();
+        let (sender, events) = sync_channel(EVENTS_MAX);
         stop_on_signals(&sender)?;
         let mounted = start.mounted;
-        let generation = generation(&start.scene)?;
+        let Facts { generation, lazy } = facts(&start.scene)?;
         let mut files = files.into_iter();
         let (fuse, agreed, journal) = match mounted {
             Some(agreed) => {
@@ -181,6 +197,7 @@ impl Keeper {
         let device = attach::device_of(&start.mountpoint);
         let mut keeper = Self {
             generation,
+            is_lazy: lazy.is_some(),
             agreed,
             journal,
             start,
@@ -188,6 +205,7 @@ impl Keeper {
             fuse,
             events,
             sender,
+            later: VecDeque::new(),
             worker: None,
             workers: 0,
             dead: 0,
@@ -229,6 +247,8 @@ impl Keeper {
             .env_clear()
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
+            // What it has to say comes the other way.
+            .stderr(Stdio::null())
             .spawn()
             .map_err(failed)?;
         self.workers += 1;
@@ -248,22 +268,31 @@ impl Keeper {
         let mut files = vec![self.fuse.as_fd()];
         files.extend(self.journal.iter().map(File::as_fd));
         files.extend(self.files.iter().map(OwnedFd::as_fd));
-        // If it dies meanwhile, that is an event.
-        let _ = send(&ours, &order, &files);
+        let told = send_within(&ours, &order, &files, ORDER_MAX);
         self.worker = Some(Worker { number, pid, socket: ours });
+        self.tell(|_| told);
         self.wait_for_worker(START_MAX)
+    }
+
+    /// Tells the worker something. If it dies meanwhile, that is an event; if it does not listen, it dies.
+    fn tell(&self, told: impl FnOnce(&UnixStream) -> io::Result<()>) {
+        if self.worker.as_ref().is_some_and(|worker| told(&worker.socket).is_err()) {
+            self.kill_worker();
+        }
     }
 
     /// Waits until the worker has done what it was told. Who asks something meanwhile is answered afterwards.
     fn wait_for_worker(&mut self, patience: Duration) -> Result<(), Error> {
         let number = self.worker.as_ref().map_or(0, |worker| worker.number);
         let deadline = Instant::now() + patience;
-        let mut later = Vec::new();
-        let result = loop {
-            match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Also when there is always something.
+            let event = if left.is_zero() { Err(RecvTimeoutError::Timeout) } else { self.events.recv_timeout(left) };
+            match event {
                 Ok(Event::Said(from, said)) if from == number => match said {
-                    Said::Done => break Ok(()),
-                    Said::Failed(error) => break Err(Error::Other(error)),
+                    Said::Done => return Ok(()),
+                    Said::Failed(error) => return Err(Error::Other(error)),
                     Said::Trouble(text) => self.trouble(text),
                     Said::Wanted(layer) => self.fetch(layer),
                 },
@@ -271,20 +300,17 @@ impl Keeper {
                     // With 0 it is mounted nowhere any more.
                     self.is_gone = code == Some(0);
                     self.dead = number;
-                    break Err(Error::Other("the worker has died".to_owned()));
+                    self.worker = None;
+                    return Err(Error::Other("the worker has died".to_owned()));
                 }
                 Ok(Event::Said(..)) => {}
-                Ok(event) => later.push(event),
+                Ok(event) => self.later.push_back(event),
                 Err(_) => {
                     self.kill_worker();
-                    break Err(Error::Other("the worker does not answer".to_owned()));
+                    return Err(Error::Other("the worker does not answer".to_owned()));
                 }
             }
-        };
-        for event in later {
-            let _ = self.sender.send(event);
         }
-        result
     }
 
     /// Whether the worker so-and-so has died, and another is to take its place.
@@ -300,6 +326,8 @@ impl Keeper {
     }
 
     fn trouble(&mut self, text: String) {
+        // It may be what a stranger has packed, or what a stranger's worker says.
+        let text = text.replace(char::is_control, "?");
         if self.start.foreground {
             let _ = writeln!(io::stderr(), "prepull: {text}");
         }
@@ -323,19 +351,21 @@ impl Keeper {
 
     /// Has systemd keep what another keeper would need.
     fn keep(&mut self) {
-        let Start { mountpoint, others, foreground, no_resend, scene, .. } = &self.start;
+        self.start.turn += 1;
+        let Start { mountpoint, others, foreground, no_resend, turn, scene, .. } = &self.start;
         let message = Start {
             mountpoint: mountpoint.clone(),
             others: *others,
             foreground: *foreground,
             no_resend: *no_resend,
             mounted: Some(self.agreed),
+            turn: *turn,
             scene,
         };
         let mut files = vec![self.fuse.as_fd()];
         files.extend(self.journal.iter().map(File::as_fd));
         files.extend(self.files.iter().map(OwnedFd::as_fd));
-        if let Err(error) = kept::keep(self.generation, &message, &files) {
+        if let Err(error) = kept::keep(*turn, &message, &files) {
             self.trouble(format!("systemd keeps nothing: {error}"));
         }
     }
@@ -361,7 +391,6 @@ impl Keeper {
                     let sender = sender.clone();
                     // Nobody waits for somebody who asks slowly. Who cannot be listened to sees that nobody answers.
                     let _ = threads::spawn(move || {
-                        let _ = socket.set_write_timeout(Some(ANSWER_MAX));
                         if let Ok(Some((ask, files))) = receive(&socket) {
                             let _ = sender.send(Event::Asked(socket, ask, files));
                         }
@@ -382,10 +411,13 @@ impl Keeper {
                 let _ = self.unmount(true);
                 return Ok(());
             }
-            let event = match self.events.recv_timeout(Duration::from_secs(3600)) {
-                Ok(event) => event,
-                Err(RecvTimeoutError::Timeout) => continue,
-                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            let event = match self.later.pop_front() {
+                Some(event) => event,
+                // There is a sender here, too.
+                None => match self.events.recv() {
+                    Ok(event) => event,
+                    Err(_) => return Ok(()),
+                },
             };
             match event {
                 Event::Said(_, Said::Trouble(text)) => self.trouble(text),
@@ -396,10 +428,7 @@ impl Keeper {
                     if let Err(why) = result {
                         self.trouble(format!("layer {layer}: {why}"));
                         let order: Order<()> = Order::Refuse { layers: vec![layer] };
-                        if let Some(worker) = &self.worker {
-                            // If it dies meanwhile, that is an event.
-                            let _ = send(&worker.socket, &order, &[]);
-                        }
+                        self.tell(|socket| send_within(socket, &order, &[], ORDER_MAX));
                     }
                 }
                 Event::Said(..) => {}
@@ -477,7 +506,7 @@ impl Keeper {
     /// as any other change of what is shown.
     fn fetch(&mut self, layer: String) {
         let is_id = layer.len() == 64 && layer.bytes().all(|byte| byte.is_ascii_hexdigit());
-        if !is_id || self.fetching.contains(&layer) {
+        if !self.is_lazy || !is_id || self.fetching.len() == FETCHING_MAX || self.fetching.contains(&layer) {
             return;
         }
         self.fetching.push_back(layer);
@@ -489,13 +518,13 @@ impl Keeper {
     /// One at a time: each takes those below it along, and the processors are busy with one.
     fn fetch_next(&mut self) {
         let Some(layer) = self.fetching.front().cloned() else { return };
-        let (mountpoint, sender, wanted) = (self.start.mountpoint.clone(), self.sender.clone(), layer.clone());
+        let (sender, wanted) = (self.sender.clone(), layer.clone());
         let spawned = threads::spawn(move || {
-            let result = fetch(&Wanted { mountpoint, layer: wanted.clone() });
+            let result = fetch(&Wanted { layer: wanted.clone() }, &sender);
             let _ = sender.send(Event::Fetched(wanted, result));
         });
         if let Err(error) = spawned {
-            let _ = self.sender.send(Event::Fetched(layer, Err(error.to_string())));
+            self.later.push_back(Event::Fetched(layer, Err(error.to_string())));
         }
     }
 
@@ -512,14 +541,15 @@ impl Keeper {
         let is_ours = nix::sys::socket::getsockopt(socket, nix::sys::socket::sockopt::PeerCredentials)
             .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw());
         if !is_ours {
-            let _ = send(socket, &Answer::<()>::Failed("the mount is another user's".to_owned()), &[]);
+            let refused = Answer::<()>::Failed("the mount is another user's".to_owned());
+            let _ = send_within(socket, &refused, &[], ANSWER_MAX);
             return;
         }
         let answer: Answer<&RawValue> = match ask {
             Ask::Status => Answer::Status(self.status()),
             Ask::Get => {
                 let files: Vec<BorrowedFd<'_>> = self.files.iter().map(OwnedFd::as_fd).collect();
-                let _ = send(socket, &Answer::Scene(&self.start.scene), &files);
+                let _ = send_within(socket, &Answer::Scene(&self.start.scene), &files, ANSWER_MAX);
                 return;
             }
             Ask::Put { generation, .. } if generation != self.generation => Answer::Changed,
@@ -528,50 +558,61 @@ impl Keeper {
                 Err(error) => Answer::Failed(error.to_string()),
             },
         };
-        let _ = send(socket, &answer, &[]);
+        let _ = send_within(socket, &answer, &[], ANSWER_MAX);
     }
 
     fn show(&mut self, scene: Box<RawValue>, files: Vec<OwnedFd>) -> Result<(), Error> {
-        let generation = generation(&scene)?;
+        let Facts { generation, lazy } = facts(&scene)?;
         let order = Order::Show { scene: &scene };
         let borrowed: Vec<BorrowedFd<'_>> = files.iter().map(OwnedFd::as_fd).collect();
         for attempt in 1.. {
             let worker = self.worker.as_ref().ok_or_else(|| Error::Other("no worker".to_owned()))?;
             let number = worker.number;
-            // If it dies meanwhile, that is an event.
-            let _ = send(&worker.socket, &order, &borrowed);
+            self.tell(|socket| send_within(socket, &order, &borrowed, ORDER_MAX));
             match self.wait_for_worker(START_MAX) {
                 Ok(()) => break,
                 // It may have shown the new one to somebody before it died, and the kernel believes that. What it dies of each time
                 // nobody has seen.
                 Err(error) if self.has_died(number) => {
                     self.replace()?;
-                    if attempt == SHOWN_MAX {
+                    if attempt == SHOWN_MAX || self.is_gone {
                         return Err(error);
                     }
                 }
                 Err(error) => return Err(error),
             }
         }
-        (self.start.scene, self.files, self.generation) = (scene, files, generation);
+        (self.start.scene, self.files) = (scene, files);
+        (self.generation, self.is_lazy) = (generation, lazy.is_some());
         self.keep();
         Ok(())
     }
 }
 
-/// Runs a fetcher to its end.
-fn fetch(wanted: &Wanted) -> Result<(), String> {
+/// Runs a fetcher to its end. What it asks meanwhile is asked as by users; but it need not find the mount, which may have been
+/// unmounted while somebody uses it.
+fn fetch(wanted: &Wanted, sender: &SyncSender<Event>) -> Result<(), String> {
     let text = |error: io::Error| format!("starting a fetcher: {error}");
     let (ours, theirs) = UnixStream::pair().map_err(text)?;
+    let (asked, asks) = UnixStream::pair().map_err(text)?;
     let mut child = Command::new("/proc/self/exe")
         .arg0("prepull")
         .arg(FETCHER)
         .stdin(OwnedFd::from(theirs))
-        .stdout(Stdio::null())
+        .stdout(OwnedFd::from(asks))
         .stderr(Stdio::null())
         .spawn()
         .map_err(text)?;
-    let answer = send(&ours, wanted, &[]).and_then(|()| receive::<Answer<()>>(&ours));
+    let sender = sender.clone();
+    let listening = threads::spawn(move || {
+        while let Ok(Some((ask, files))) = receive(&asked) {
+            let Ok(socket) = asked.try_clone() else { break };
+            let _ = sender.send(Event::Asked(socket, ask, files));
+        }
+    });
+    let answer = listening.and_then(|_| send(&ours, wanted, &[])).and_then(|()| receive::<Answer<()>>(&ours));
+    // Nobody answers it any more.
+    drop(ours);
     let _ = child.wait();
     match answer {
         Ok(Some((Answer::Done, _))) => Ok(()),
@@ -582,14 +623,18 @@ fn fetch(wanted: &Wanted) -> Result<(), String> {
 
 fn journal() -> Result<File, Error> {
     let failed = |error: io::Error| Error::system("making a journal", error);
-    let made = rustix::fs::memfd_create("journal", rustix::fs::MemfdFlags::CLOEXEC);
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let made = rustix::fs::memfd_create("journal", flags);
     let file = made.map(File::from).map_err(|error| failed(error.into()))?;
-    file.set_len(THREADS_MAX * 8).map_err(failed)?;
+    file.set_len(JOURNAL).map_err(failed)?;
+    // All of it is read when a worker has died.
+    let sealed = rustix::fs::fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL);
+    sealed.map_err(|error| failed(error.into()))?;
     Ok(file)
 }
 
-fn generation(scene: &RawValue) -> Result<u64, Error> {
-    serde_json::from_str::<Generation>(scene.get()).map(|scene| scene.generation).map_err(|_| Error::Scene)
+fn facts(scene: &RawValue) -> Result<Facts, Error> {
+    serde_json::from_str(scene.get()).map_err(|_| Error::Scene)
 }
 
 /// Answers INIT: the first request, which comes by itself.
@@ -605,7 +650,7 @@ fn agree(fuse: &OwnedFd, no_resend: bool) -> Result<Agreed, Error> {
     Ok(if no_resend { agreed.without_resend() } else { agreed })
 }
 
-fn stop_on_signals(sender: &Sender<Event>) -> Result<(), Error> {
+fn stop_on_signals(sender: &SyncSender<Event>) -> Result<(), Error> {
     let failed = |error| Error::system("handling signals", error);
     let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM]).map_err(failed)?;
     let sender = sender.clone();

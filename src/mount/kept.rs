@@ -13,8 +13,8 @@ use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::channel::{receive, send};
 
@@ -63,9 +63,15 @@ pub fn keep(turn: u64, message: &impl Serialize, files: &[BorrowedFd<'_>]) -> io
     ours.set_nonblocking(true)?;
     let all: Vec<BorrowedFd<'_>> = std::iter::once(text.as_fd()).chain(files.iter().copied()).collect();
     send(&ours, &(), &all)?;
-    let [name, before] = if turn.is_multiple_of(2) { NAMES } else { [NAMES[1], NAMES[0]] };
+    store((turn % 2) as usize, &theirs)?;
+    notify("READY=1", None)
+}
+
+/// Has systemd keep it under this name, and then nothing under the other one.
+fn store(name: usize, socket: &UnixStream) -> io::Result<()> {
+    let [name, before] = [NAMES[name], NAMES[1 - name]];
     notify(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), None)?;
-    notify(&format!("READY=1\nFDSTORE=1\nFDNAME={name}"), Some(theirs.as_fd()))?;
+    notify(&format!("FDSTORE=1\nFDNAME={name}"), Some(socket.as_fd()))?;
     notify(&format!("FDSTOREREMOVE=1\nFDNAME={before}"), None)
 }
 
@@ -77,28 +83,69 @@ pub fn forget() {
     }
 }
 
-/// What systemd has kept for this process, if it has.
+/// What systemd has kept for this process.
+#[derive(Debug)]
+pub enum Taken<T> {
+    /// It has not.
+    Nothing,
+    /// Somebody has taken it, and died before it was kept again.
+    Lost,
+    /// It is kept again by now.
+    Whole {
+        /// The message.
+        message: T,
+        /// Its files.
+        files: Vec<OwnedFd>,
+        /// The turn that it has now.
+        turn: u64,
+    },
+}
+
+#[derive(Deserialize)]
+struct Turn {
+    turn: u64,
+}
+
+/// Takes what systemd has kept for this process, and has it kept again before anything else happens.
 ///
 /// # Errors
 /// When it is not what was kept.
-pub fn take<T: DeserializeOwned>() -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+pub fn take<T: DeserializeOwned>() -> io::Result<Taken<T>> {
     let variable = |name| std::env::var(name).ok();
     let own = getpid();
     if variable("LISTEN_PID") != Some(own.as_raw_nonzero().to_string()) {
-        return Ok(None);
+        return Ok(Taken::Nothing);
     }
     let names = variable("LISTEN_FDNAMES").unwrap_or_default();
-    let Some(at) = names.split(':').position(|name| NAMES.contains(&name)) else { return Ok(None) };
+    let mut newest: Option<(u64, usize, Vec<u8>, Vec<OwnedFd>)> = None;
+    let mut taken = Taken::Nothing;
     // A descriptor known by its number only cannot be owned without `unsafe`; but it can be copied.
     let process = pidfd_open(own, PidfdFlags::empty())?;
-    let socket = UnixStream::from(pidfd_getfd(&process, FIRST + at as i32, PidfdGetfdFlags::empty())?);
-    let Some(((), files)) = receive::<()>(&socket)? else { return Ok(None) };
-    let mut files = files.into_iter();
-    let missing = || io::Error::new(io::ErrorKind::InvalidData, "what systemd has kept is not whole");
-    let file = files.next().map(File::from).ok_or_else(missing)?;
-    let mut text = Vec::new();
-    // Its place is at the end.
-    io::Seek::rewind(&mut &file)?;
-    file.take(TEXT_MAX).read_to_end(&mut text)?;
-    Ok(Some((serde_json::from_slice(&text)?, files.collect())))
+    for (at, name) in names.split(':').enumerate() {
+        let Some(name) = NAMES.iter().position(|known| *known == name) else { continue };
+        taken = Taken::Lost;
+        let socket = UnixStream::from(pidfd_getfd(&process, FIRST + at as i32, PidfdGetfdFlags::empty())?);
+        let Some(((), files)) = receive::<()>(&socket)? else { continue };
+        let missing = || io::Error::new(io::ErrorKind::InvalidData, "what systemd has kept is not whole");
+        let mut file = File::from(files.first().ok_or_else(missing)?.try_clone()?);
+        let mut text = Vec::new();
+        // Its place is at the end.
+        io::Seek::rewind(&mut file)?;
+        file.take(TEXT_MAX).read_to_end(&mut text)?;
+        let Turn { turn } = serde_json::from_slice(&text)?;
+        // Both are there if somebody died while one took the place of the other.
+        if newest.as_ref().is_none_or(|(other, ..)| *other < turn) {
+            newest = Some((turn, name, text, files));
+        }
+    }
+    let Some((turn, name, text, mut files)) = newest else { return Ok(taken) };
+    let (ours, theirs) = UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    let all: Vec<BorrowedFd<'_>> = files.iter().map(OwnedFd::as_fd).collect();
+    send(&ours, &(), &all)?;
+    store(1 - name, &theirs)?;
+    files.remove(0);
+    // What is kept next has the name that it was taken from.
+    let turn = turn + 1 + u64::from((turn + 1) % 2 == name as u64);
+    Ok(Taken::Whole { message: serde_json::from_slice(&text)?, files, turn })
 }

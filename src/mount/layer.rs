@@ -195,7 +195,9 @@ impl Layer {
     /// A layer of which nothing but its root is known any more.
     #[must_use]
     pub fn lost(root: &Meta) -> Self {
-        let xattrs = if root.xattrs.is_empty() { Vec::new() } else { vec![root.xattrs.clone()] };
+        let mut xattrs = root.xattrs.clone();
+        tidy(&mut xattrs);
+        let xattrs = if xattrs.is_empty() { Vec::new() } else { vec![xattrs] };
         let node = Node {
             size: DIRECTORY_SIZE,
             data: 0,

@@ -75,8 +75,19 @@ pub struct Scene {
 pub struct Sources {
     /// Items as they were typed, by the blobs that they have, with the number of the command line.
     pub items: BTreeMap<Digest, (String, usize)>,
-    /// Command lines, with the directories that they were typed in.
-    pub commands: Vec<(Vec<OsString>, PathBuf)>,
+    /// Command lines.
+    pub commands: Vec<Typed>,
+}
+
+/// A command line as it was typed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Typed {
+    /// Its words.
+    pub words: Vec<OsString>,
+    /// The directory that it was typed in.
+    pub directory: PathBuf,
+    /// Of the environment, what says where images come from and how they are kept.
+    pub environment: Vec<(OsString, OsString)>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

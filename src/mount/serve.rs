@@ -135,7 +135,7 @@ impl Server {
     fn note_waiting(&self, waiting: &[(u32, Vec<u8>)]) {
         let Some(journal) = &self.journal else { return };
         let uniques = waiting.iter().filter_map(|(_, bytes)| Some(Request::parse(bytes).ok()?.unique));
-        let bytes: Vec<u8> = uniques.chain([0]).flat_map(u64::to_ne_bytes).collect();
+        let bytes: Vec<u8> = uniques.take(WAITING_MAX as usize).chain([0]).flat_map(u64::to_ne_bytes).collect();
         // Memory has no errors.
         let _ = journal.write_all_at(&bytes, THREADS_MAX * 8);
     }
@@ -204,6 +204,12 @@ impl Server {
 
 /// Threads of one server, at most.
 pub const THREADS_MAX: u64 = 4;
+
+/// How many requests that wait for layers are noted, at most: more than a system has processes, usually.
+const WAITING_MAX: u64 = 100_000;
+
+/// Bytes of a journal: a number for each thread, those of requests that wait, and a zero behind them.
+pub const JOURNAL: u64 = (THREADS_MAX + WAITING_MAX + 1) * 8;
 
 /// How far behind a request that was noted one may be that was lost before it could be noted, and how far ahead: as many as are
 /// ever queued at once.

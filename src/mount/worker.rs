@@ -92,7 +92,20 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// A thread that panics would leave its requests unanswered, and the others serving: the whole process dies instead, and the next
+/// one answers.
+fn die_of_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        // The thread may have been saying something.
+        if let Some(Ok(keeper)) = KEEPER.get().map(Mutex::try_lock) {
+            let _ = send(&keeper, &Said::Trouble(panic.to_string()), &[]);
+        }
+        std::process::abort();
+    }));
+}
+
 fn serve() -> Result<(), Error> {
+    die_of_panics();
     // The keeper decides when this ends, also where a terminal sends signals to both.
     let blocked: SigSet =
         [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGPIPE].into_iter().collect();
@@ -112,6 +125,8 @@ fn serve() -> Result<(), Error> {
     let journal = if journal { Some(File::from(files.next().ok_or(Error::Scene)?)) } else { None };
     let files: Vec<OwnedFd> = files.collect();
     confine()?;
+    let server = Arc::new(OnceLock::new());
+    let begin = start(&server)?;
     // What has been shown is shown on, as far as it is still there.
     let gone: Option<fn(&Error)> = again.then_some(|error| report(&error.to_string()));
     let view = match scene.open(&files, None, gone) {
@@ -122,8 +137,8 @@ fn serve() -> Result<(), Error> {
         }
     };
     drop(files);
-    let server = Arc::new(Server::new(fuse, view, journal, report, want));
-    start(&server)?;
+    let server = server.get_or_init(|| Server::new(fuse, view, journal, report, want));
+    begin.wait();
     if resend {
         server.resend();
     }
@@ -142,7 +157,7 @@ fn serve() -> Result<(), Error> {
         match order {
             Order::Serve { .. } => return Err(Error::Scene),
             Order::Refuse { layers } => server.refuse(&layers),
-            Order::Show { scene } => say(&match show(&server, &scene, &files) {
+            Order::Show { scene } => say(&match show(server, &scene, &files) {
                 Ok(()) => Said::Done,
                 Err(error) => Said::Failed(error.to_string()),
             }),
@@ -160,18 +175,19 @@ fn show(server: &Server, scene: &Scene, files: &[OwnedFd]) -> Result<(), Error> 
     Ok(())
 }
 
-/// Threads that answer: as many as there are processors, but not one alone, since it may wait for a disk. None answers before all
-/// are confined.
-fn start(server: &Arc<Server>) -> Result<(), Error> {
+/// Threads that will answer: as many as there are processors, but not one alone, since it may wait for a disk. With them this one is
+/// confined, before it has looked into what strangers have packed. They begin when what is returned is waited for.
+fn start(server: &Arc<OnceLock<Server>>) -> Result<Arc<Barrier>, Error> {
     let count = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, THREADS_MAX as usize);
     let running = Arc::new(AtomicUsize::new(count));
     let confined = Arc::new(Barrier::new(count + 1));
     for thread in 0..count {
         let (server, running, confined) = (Arc::clone(server), Arc::clone(&running), Arc::clone(&confined));
         let task = move || {
-            // Once it has begun, which takes calls that are forbidden then; and once they are.
+            // Once it has begun, which takes calls that are forbidden then; and once there is something to serve.
             confined.wait();
             confined.wait();
+            let Some(server) = server.get() else { return };
             let result = server.run(thread as u64);
             if let Err(error) = &result {
                 report(&format!("reading /dev/fuse: {error}"));
@@ -189,8 +205,7 @@ fn start(server: &Arc<Server>) -> Result<(), Error> {
     if let Err(error) = seccompiler::apply_filter_all_threads(&filter) {
         report(&format!("seccomp: {error}"));
     }
-    confined.wait();
-    Ok(())
+    Ok(confined)
 }
 
 /// What is left to a process that has all that it needs open: no capability, no file, no program, no network.

@@ -5,6 +5,7 @@
     reason = "the error's number is looked at, and processes that end meanwhile are no errors"
 )]
 
+use std::io::Read as _;
 use std::path::Path;
 
 use super::same::{compare, exact};
@@ -67,6 +68,34 @@ fn layers_come_when_they_are_read() {
     let whole = world.mount("whole", &[&items[0], &three]);
     let report = compare(&exact(&mount.at), &exact(&whole.at));
     assert!(report.is_empty(), "{report}");
+}
+
+#[test]
+fn layers_come_as_they_were_typed() {
+    if !needs_root("mount::lazy::layers_come_as_they_were_typed") {
+        return;
+    }
+    let mut world = World::new();
+    let items =
+        [world.image("one", &on_base("one")), world.image("two", &[archive(&[file("only-two").data(large("two"))])])];
+    let mount = world.mount("lazy", &["--lazy", &items[0]]);
+    // In another environment than the mount's.
+    let elsewhere = world.at.join("elsewhere");
+    let mut adds = world.prepull();
+    adds.args(["mount", "add"]).arg(&mount.at).arg(&items[1]).env("XDG_CACHE_HOME", &elsewhere);
+    super::ok(&mut adds);
+    let there = || fs_err::read_dir(elsewhere.join("prepull/segments")).map_or(0, Iterator::count);
+    assert_eq!((there(), fetched(&world)), (0, 0));
+    assert_eq!(fs_err::read(top(&mount, "two")).unwrap(), large("two"));
+    assert_eq!((there(), fetched(&world)), (1, 0));
+    // Who is in it when it is unmounted gets the others, too.
+    let layer = chain(&mount.at, &full("one")).remove(0);
+    let inside = fs_err::File::open(mount.at.join("overlay").join(layer)).unwrap();
+    super::ok(world.prepull().args(["umount", "--lazy"]).arg(&mount.at));
+    let file = rustix::fs::openat(&inside, "diff/only-one", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty());
+    let mut content = Vec::new();
+    std::fs::File::from(file.unwrap()).read_to_end(&mut content).unwrap();
+    assert_eq!(content, large("one"));
 }
 
 #[test]
