@@ -241,16 +241,21 @@ fn fetch_layer(wanted: &str, asks: &UnixStream, is_again: bool) -> Result<(), Fa
             // They have come with one above them.
             return Ok(None);
         }
+        if !is_again
+            && let Some(layer) = layers_of(&plan.images).iter().find(|layer| layer.id.hex() == wanted)
+            && let Some((_, number)) = sources.items.get(&layer.layer.descriptor.digest)
+            && let Some(typed) = sources.commands.get(*number)
+            && typed.environment != environment()
+        {
+            return Err(begin_again(wanted, &typed.environment).into());
+        }
         let mut cache = None;
         for layer in layers_of(&plan.images).iter().filter(|layer| layers.contains(&layer.id)) {
             let blob = layer.layer.descriptor.digest;
             let (item, number) = sources.items.get(&blob).ok_or_else(|| anyhow!("nobody knows where {blob} is"))?;
-            let Typed { words, directory, environment } =
+            let Typed { words, directory, .. } =
                 sources.commands.get(*number).context("nobody knows where it was typed")?;
             std::env::set_current_dir(directory)?;
-            if !is_again && layer.id.hex() == wanted && *environment != self::environment() {
-                return Err(begin_again(wanted, environment).into());
-            }
             let (registry, typed) = options_of(words)?;
             let location = Item::parse(std::ffi::OsStr::new(item))?.location;
             let source = source::open(&location, &source_options(&registry)?).with_context(|| item.clone())?;
@@ -265,7 +270,11 @@ fn fetch_layer(wanted: &str, asks: &UnixStream, is_again: bool) -> Result<(), Fa
 /// Becomes a fetcher with this environment. Gives why it has not.
 fn begin_again(wanted: &str, environment: &[(OsString, OsString)]) -> std::io::Error {
     let mut command = std::process::Command::new("/proc/self/exe");
-    command.arg0("prepull").args([FETCHER, wanted]).env_clear().envs(environment.iter().cloned()).exec()
+    command.arg0("prepull").args([FETCHER, wanted]);
+    for name in VARIABLES {
+        command.env_remove(name);
+    }
+    command.envs(environment.iter().cloned()).exec()
 }
 
 /// How a command line of `mount` or `mount add` says that layers are fetched and kept.

@@ -11,6 +11,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write as _};
+use std::net::Shutdown;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -22,8 +23,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::{Errno, retry_on_intr};
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -64,9 +65,11 @@ const EVENTS_MAX: usize = 1000;
 
 /// What is looked into of a scene.
 #[derive(Deserialize)]
-struct Facts {
+struct Facts<'a> {
     generation: u64,
-    lazy: Option<IgnoredAny>,
+    /// Where layers come from. It is no worker's business: there may be a password in it.
+    #[serde(borrow)]
+    lazy: Option<&'a RawValue>,
 }
 
 enum Event {
@@ -116,6 +119,8 @@ struct Keeper {
 struct Worker {
     number: u64,
     pid: u32,
+    /// The process itself: a number may be another's by the time that it is heard that this one has ended.
+    process: OwnedFd,
     socket: UnixStream,
 }
 
@@ -170,8 +175,24 @@ impl Keeper {
         let _ = rustix::process::chdir("/");
         let (sender, events) = sync_channel(EVENTS_MAX);
         stop_on_signals(&sender)?;
+        let at = start.mounted.is_some().then(|| start.mountpoint.clone());
+        Self::of(start, files, sender, events).inspect_err(|_| {
+            // Nobody else serves it.
+            if let Some(at) = &at {
+                let _ = attach::unmount(at, true);
+            }
+        })
+    }
+
+    fn of(
+        start: Start<Box<RawValue>>,
+        files: Vec<OwnedFd>,
+        sender: SyncSender<Event>,
+        events: Receiver<Event>,
+    ) -> Result<Self, Error> {
         let mounted = start.mounted;
         let Facts { generation, lazy } = facts(&start.scene)?;
+        let is_lazy = lazy.is_some();
         let mut files = files.into_iter();
         let (fuse, agreed, journal) = match mounted {
             Some(agreed) => {
@@ -197,7 +218,7 @@ impl Keeper {
         let device = attach::device_of(&start.mountpoint);
         let mut keeper = Self {
             generation,
-            is_lazy: lazy.is_some(),
+            is_lazy,
             agreed,
             journal,
             start,
@@ -251,6 +272,8 @@ impl Keeper {
             .stderr(Stdio::null())
             .spawn()
             .map_err(failed)?;
+        let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
+        let process = process.map_err(|error| failed(error.into()))?;
         self.workers += 1;
         let number = self.workers;
         let listening = ours.try_clone().map_err(failed)?;
@@ -264,12 +287,13 @@ impl Keeper {
         })
         .map_err(failed)?;
         let resend = again && self.agreed.resends();
-        let order = Order::Serve { scene: &self.start.scene, again, resend, journal: self.journal.is_some() };
+        let scene = for_worker(&self.start.scene)?;
+        let order = Order::Serve { scene: &scene, again, resend, journal: self.journal.is_some() };
         let mut files = vec![self.fuse.as_fd()];
         files.extend(self.journal.iter().map(File::as_fd));
         files.extend(self.files.iter().map(OwnedFd::as_fd));
         let told = send_within(&ours, &order, &files, ORDER_MAX);
-        self.worker = Some(Worker { number, pid, socket: ours });
+        self.worker = Some(Worker { number, pid, process, socket: ours });
         self.tell(|_| told);
         self.wait_for_worker(START_MAX)
     }
@@ -320,8 +344,7 @@ impl Keeper {
 
     fn kill_worker(&self) {
         if let Some(worker) = &self.worker {
-            let pid = nix::unistd::Pid::from_raw(worker.pid as i32);
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            let _ = rustix::process::pidfd_send_signal(&worker.process, rustix::process::Signal::KILL);
         }
     }
 
@@ -437,7 +460,6 @@ impl Keeper {
                         continue;
                     }
                     self.worker = None;
-                    self.fail_overdue();
                     self.is_gone = code == Some(0);
                     if !self.is_gone {
                         self.replace()?;
@@ -475,6 +497,7 @@ impl Keeper {
     /// Puts another worker in the place of one that has died.
     fn replace(&mut self) -> Result<(), Error> {
         loop {
+            self.fail_overdue();
             let now = Instant::now();
             self.deaths.push_back(now);
             while self.deaths.front().is_some_and(|death| now.duration_since(*death) > DEATHS_WITHIN) {
@@ -492,8 +515,8 @@ impl Keeper {
                 Ok(()) => return Ok(()),
                 Err(_) if self.is_gone => return Ok(()),
                 Err(error) => {
+                    self.kill_worker();
                     self.worker = None;
-                    self.fail_overdue();
                     self.trouble(format!("starting a worker: {error}"));
                     // What is lacking may come back.
                     std::thread::sleep(Duration::from_millis(100 * self.deaths.len() as u64));
@@ -542,14 +565,14 @@ impl Keeper {
             .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw());
         if !is_ours {
             let refused = Answer::<()>::Failed("the mount is another user's".to_owned());
-            let _ = send_within(socket, &refused, &[], ANSWER_MAX);
+            tell_asker(socket, &refused, &[]);
             return;
         }
         let answer: Answer<&RawValue> = match ask {
             Ask::Status => Answer::Status(self.status()),
             Ask::Get => {
                 let files: Vec<BorrowedFd<'_>> = self.files.iter().map(OwnedFd::as_fd).collect();
-                let _ = send_within(socket, &Answer::Scene(&self.start.scene), &files, ANSWER_MAX);
+                tell_asker(socket, &Answer::Scene(&self.start.scene), &files);
                 return;
             }
             Ask::Put { generation, .. } if generation != self.generation => Answer::Changed,
@@ -558,12 +581,14 @@ impl Keeper {
                 Err(error) => Answer::Failed(error.to_string()),
             },
         };
-        let _ = send_within(socket, &answer, &[], ANSWER_MAX);
+        tell_asker(socket, &answer, &[]);
     }
 
     fn show(&mut self, scene: Box<RawValue>, files: Vec<OwnedFd>) -> Result<(), Error> {
         let Facts { generation, lazy } = facts(&scene)?;
-        let order = Order::Show { scene: &scene };
+        let is_lazy = lazy.is_some();
+        let shown = for_worker(&scene)?;
+        let order = Order::Show { scene: &shown };
         let borrowed: Vec<BorrowedFd<'_>> = files.iter().map(OwnedFd::as_fd).collect();
         for attempt in 1.. {
             let worker = self.worker.as_ref().ok_or_else(|| Error::Other("no worker".to_owned()))?;
@@ -583,9 +608,16 @@ impl Keeper {
             }
         }
         (self.start.scene, self.files) = (scene, files);
-        (self.generation, self.is_lazy) = (generation, lazy.is_some());
+        (self.generation, self.is_lazy) = (generation, is_lazy);
         self.keep();
         Ok(())
+    }
+}
+
+/// Answers. Who has not got all of it in time gets nothing more: others have the socket, too, and it would be waited for.
+fn tell_asker(socket: &UnixStream, answer: &impl Serialize, files: &[BorrowedFd<'_>]) {
+    if send_within(socket, answer, files, ANSWER_MAX).is_err() {
+        let _ = socket.shutdown(Shutdown::Both);
     }
 }
 
@@ -633,7 +665,18 @@ fn journal() -> Result<File, Error> {
     Ok(file)
 }
 
-fn facts(scene: &RawValue) -> Result<Facts, Error> {
+/// A scene without what workers need not know.
+fn for_worker(scene: &RawValue) -> Result<Box<RawValue>, Error> {
+    let lazy = facts(scene)?.lazy.map_or("null", RawValue::get);
+    // It is there once: in other texts quotes are escaped.
+    let text = match scene.get().split_once(lazy).filter(|_| lazy != "null") {
+        Some((before, after)) => format!("{before}null{after}"),
+        None => scene.get().to_owned(),
+    };
+    RawValue::from_string(text).map_err(|_| Error::Scene)
+}
+
+fn facts(scene: &RawValue) -> Result<Facts<'_>, Error> {
     serde_json::from_str(scene.get()).map_err(|_| Error::Scene)
 }
 
@@ -642,7 +685,7 @@ fn agree(fuse: &OwnedFd, no_resend: bool) -> Result<Agreed, Error> {
     let mut buffer = vec![0; REQUEST_MAX];
     let count = retry_on_intr(|| rustix::io::read(fuse, &mut buffer[..]))
         .map_err(|error| Error::system("reading /dev/fuse", error))?;
-    let too_old = || Error::Other("this kernel's FUSE is too old (Linux 5.1 is needed)".to_owned());
+    let too_old = || Error::Other("this kernel's FUSE is too old (Linux 5.3 is needed)".to_owned());
     let request = Request::parse(&buffer[..count]).map_err(|_| too_old())?;
     let Operation::Init(init) = request.operation else { return Err(too_old()) };
     let (reply, agreed) = init.answer(request.unique).ok_or_else(too_old)?;
@@ -661,4 +704,18 @@ fn stop_on_signals(sender: &SyncSender<Event>) -> Result<(), Error> {
     })
     .map_err(failed)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_are_not_told_where_layers_come_from() {
+        let scene = |lazy: &str| {
+            RawValue::from_string(format!(r#"{{"generation":1,"lazy":{lazy},"x":"{{\"a\":1}}"}}"#)).unwrap()
+        };
+        assert_eq!(for_worker(&scene(r#"{"a":1}"#)).unwrap().get(), scene("null").get());
+        assert_eq!(for_worker(&scene("null")).unwrap().get(), scene("null").get());
+    }
 }

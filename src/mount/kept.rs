@@ -71,7 +71,8 @@ pub fn keep(turn: u64, message: &impl Serialize, files: &[BorrowedFd<'_>]) -> io
 fn store(name: usize, socket: &UnixStream) -> io::Result<()> {
     let [name, before] = [NAMES[name], NAMES[1 - name]];
     notify(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), None)?;
-    notify(&format!("FDSTORE=1\nFDNAME={name}"), Some(socket.as_fd()))?;
+    // Its other end is closed. What hangs up is dropped at once by systemd, unless it is told not to look (since 246).
+    notify(&format!("FDSTORE=1\nFDPOLL=0\nFDNAME={name}"), Some(socket.as_fd()))?;
     notify(&format!("FDSTOREREMOVE=1\nFDNAME={before}"), None)
 }
 
@@ -88,7 +89,7 @@ pub fn forget() {
 pub enum Taken<T> {
     /// It has not.
     Nothing,
-    /// Somebody has taken it, and died before it was kept again.
+    /// Somebody has taken it, and died before it was kept again; or it is of another version of prepull.
     Lost,
     /// It is kept again by now.
     Whole {
@@ -109,7 +110,7 @@ struct Turn {
 /// Takes what systemd has kept for this process, and has it kept again before anything else happens.
 ///
 /// # Errors
-/// When it is not what was kept.
+/// When systemd cannot be told, or there are no descriptors left.
 pub fn take<T: DeserializeOwned>() -> io::Result<Taken<T>> {
     let variable = |name| std::env::var(name).ok();
     let own = getpid();
@@ -117,7 +118,7 @@ pub fn take<T: DeserializeOwned>() -> io::Result<Taken<T>> {
         return Ok(Taken::Nothing);
     }
     let names = variable("LISTEN_FDNAMES").unwrap_or_default();
-    let mut newest: Option<(u64, usize, Vec<u8>, Vec<OwnedFd>)> = None;
+    let mut newest: Option<(u64, usize, T, Vec<OwnedFd>)> = None;
     let mut taken = Taken::Nothing;
     // A descriptor known by its number only cannot be owned without `unsafe`; but it can be copied.
     let process = pidfd_open(own, PidfdFlags::empty())?;
@@ -125,20 +126,16 @@ pub fn take<T: DeserializeOwned>() -> io::Result<Taken<T>> {
         let Some(name) = NAMES.iter().position(|known| *known == name) else { continue };
         taken = Taken::Lost;
         let socket = UnixStream::from(pidfd_getfd(&process, FIRST + at as i32, PidfdGetfdFlags::empty())?);
-        let Some(((), files)) = receive::<()>(&socket)? else { continue };
-        let missing = || io::Error::new(io::ErrorKind::InvalidData, "what systemd has kept is not whole");
-        let mut file = File::from(files.first().ok_or_else(missing)?.try_clone()?);
-        let mut text = Vec::new();
-        // Its place is at the end.
-        io::Seek::rewind(&mut file)?;
-        file.take(TEXT_MAX).read_to_end(&mut text)?;
-        let Turn { turn } = serde_json::from_slice(&text)?;
+        let Ok(Some(((), files))) = receive::<()>(&socket) else { continue };
+        let Ok((turn, message)) = files.first().ok_or(io::ErrorKind::NotFound.into()).and_then(read::<T>) else {
+            continue;
+        };
         // Both are there if somebody died while one took the place of the other.
         if newest.as_ref().is_none_or(|(other, ..)| *other < turn) {
-            newest = Some((turn, name, text, files));
+            newest = Some((turn, name, message, files));
         }
     }
-    let Some((turn, name, text, mut files)) = newest else { return Ok(taken) };
+    let Some((turn, name, message, mut files)) = newest else { return Ok(taken) };
     let (ours, theirs) = UnixStream::pair()?;
     ours.set_nonblocking(true)?;
     let all: Vec<BorrowedFd<'_>> = files.iter().map(OwnedFd::as_fd).collect();
@@ -147,5 +144,16 @@ pub fn take<T: DeserializeOwned>() -> io::Result<Taken<T>> {
     files.remove(0);
     // What is kept next has the name that it was taken from.
     let turn = turn + 1 + u64::from((turn + 1) % 2 == name as u64);
-    Ok(Taken::Whole { message: serde_json::from_slice(&text)?, files, turn })
+    Ok(Taken::Whole { message, files, turn })
+}
+
+/// A message in a file, and its turn.
+fn read<T: DeserializeOwned>(file: &OwnedFd) -> io::Result<(u64, T)> {
+    let mut file = File::from(file.try_clone()?);
+    let mut text = Vec::new();
+    // Its place is at the end.
+    io::Seek::rewind(&mut file)?;
+    file.take(TEXT_MAX).read_to_end(&mut text)?;
+    let Turn { turn } = serde_json::from_slice(&text)?;
+    Ok((turn, serde_json::from_slice(&text)?))
 }

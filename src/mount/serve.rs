@@ -197,7 +197,22 @@ impl Server {
                 }
             };
             self.note(thread, request.unique);
+            let _unanswered = Unanswered { server: self, unique: request.unique };
             self.serve(&request, &mut buffer);
+        }
+    }
+}
+
+/// A request that is being answered. A panic fails it: sent again it would kill the next server, too.
+struct Unanswered<'a> {
+    server: &'a Server,
+    unique: u64,
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.server.send(&Reply::error(self.unique, Errno::IO));
         }
     }
 }
@@ -237,7 +252,7 @@ pub fn overdue(journal: &File) -> impl Iterator<Item = u64> {
     });
     let noted = noted.into_iter().flat_map(move |unique| {
         let from = unique.saturating_sub(BEHIND).max(done);
-        done = unique + AHEAD;
+        done = unique.saturating_add(AHEAD);
         (from..done).step_by(STEP)
     });
     waiting.chain(noted)

@@ -92,20 +92,29 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// A thread that panics would leave its requests unanswered, and the others serving: the whole process dies instead, and the next
-/// one answers.
-fn die_of_panics() {
+/// Says of panics what they are.
+fn report_panics() {
     std::panic::set_hook(Box::new(|panic| {
         // The thread may have been saying something.
         if let Some(Ok(keeper)) = KEEPER.get().map(Mutex::try_lock) {
             let _ = send(&keeper, &Said::Trouble(panic.to_string()), &[]);
         }
-        std::process::abort();
     }));
 }
 
+/// The whole process dies with a thread that panics: else the others would serve on, fewer each time, and at last none.
+struct Together;
+
+impl Drop for Together {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
 fn serve() -> Result<(), Error> {
-    die_of_panics();
+    report_panics();
     // The keeper decides when this ends, also where a terminal sends signals to both.
     let blocked: SigSet =
         [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGPIPE].into_iter().collect();
@@ -188,6 +197,7 @@ fn start(server: &Arc<OnceLock<Server>>) -> Result<Arc<Barrier>, Error> {
             confined.wait();
             confined.wait();
             let Some(server) = server.get() else { return };
+            let _together = Together;
             let result = server.run(thread as u64);
             if let Err(error) = &result {
                 report(&format!("reading /dev/fuse: {error}"));

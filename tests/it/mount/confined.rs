@@ -33,7 +33,7 @@ fn the_worker_has_what_it_needs_and_nothing_else() {
         assert_eq!((field(worker, "NoNewPrivs"), field(worker, "Seccomp")), ("1".to_owned(), "2".to_owned()));
         assert_eq!(field(worker, "Groups"), "");
         let mut segments = 0;
-        for (process, may_signal) in [(worker, false), (mount.keeper, true)] {
+        for (process, is_keeper) in [(worker, false), (mount.keeper, true)] {
             for entry in fs_err::read_dir(format!("/proc/{process}/fd")).unwrap() {
                 let path = entry.unwrap().path();
                 let name = path.file_name().unwrap().to_str().unwrap().to_owned();
@@ -51,7 +51,7 @@ fn the_worker_has_what_it_needs_and_nothing_else() {
                         ["socket:", "/memfd:prepull", "/memfd:journal"].iter().any(|begin| text.starts_with(begin));
                     let is_device = matches!(text, "/dev/fuse" | "/dev/null");
                     assert!(
-                        is_known || is_device || may_signal && text.starts_with("pipe:"),
+                        is_known || is_device || is_keeper && text == "anon_inode:[pidfd]",
                         "{process} has {name}: {text}"
                     );
                 }

@@ -4,10 +4,11 @@ service_manager.py PREPULL MOUNTPOINT CACHE ITEM: mounts, kills front, keeper an
 must be the same, also of files that nobody had looked at before. Then they are killed while they start again. At the end it is
 unmounted as a manager would.
 """
-import ctypes, hashlib, os, signal, socket, subprocess, sys, threading, time
+import ctypes, hashlib, os, select, signal, socket, subprocess, sys, threading, time
 
 prepull, mountpoint, cache, *items = sys.argv[1:]
 store = {}
+polled = set()
 manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 path = cache + ".notify"
 manager.bind(path)
@@ -20,8 +21,10 @@ def listen():
         fields = dict(line.split("=", 1) for line in text.decode().split("\n"))
         if fields.get("FDSTOREREMOVE") == "1":
             for fd in store.pop(fields["FDNAME"], []):
+                polled.discard(fd)
                 os.close(fd)
         if fields.get("FDSTORE") == "1":
+            polled.update(fds if fields.get("FDPOLL") != "0" else [])
             store.setdefault(fields["FDNAME"], []).extend(fds)
         if fields.get("READY") == "1":
             ready.set()
@@ -33,6 +36,13 @@ threading.Thread(target=listen, daemon=True).start()
 def begin():
     """As systemd does it: descriptors from 3 on, their names, and the process they are for."""
     ready.clear()
+    # What hangs up is dropped, unless nobody looks.
+    poll = select.poll()
+    for fd in polled:
+        poll.register(fd, 0)
+    gone = {fd for fd, _ in poll.poll(0)}
+    for name, fds in list(store.items()):
+        store[name] = [fd for fd in fds if fd not in gone]
     held = [(name, fd) for name, fds in store.items() for fd in fds]
     child = os.fork()
     if child == 0:
