@@ -27,6 +27,8 @@ test -n "${1:-}" || { sed -n '2,/^set -eu/s/^# \{0,1\}//p' "$0" && exit 2; }
 test -n "${MOUNT_NAMESPACE:-}" || MOUNT_NAMESPACE=1 exec unshare --mount --propagation private sh "$0" $original
 prepull=${PREPULL:?the program to be timed}
 corpus=$1 work=${2:-/var/tmp/prepull-bench}
+# Of a run that was killed.
+rm -rf "$work/big"
 mkdir -p "$work/ext4" "$work/fuse"
 times=$(mktemp -d)
 clean() {
