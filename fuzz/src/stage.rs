@@ -188,10 +188,10 @@ fn found(view: &View, tar: &[u8], has_tokens: bool) -> HashMap<u64, Vec<u8>> {
     files
 }
 
-/// A second descriptor of an open file.
+/// What is in an open file.
 ///
 /// # Panics
-/// When there are none left.
+/// When it cannot be read.
 #[must_use]
 pub fn bytes_of(file: &std::os::fd::OwnedFd) -> Vec<u8> {
     let mut file = File::from(file.try_clone().expect("a descriptor"));

@@ -182,7 +182,7 @@ fn note_sources(sources: &mut Sources, plan: &Plan) -> Result<(), Failure> {
 
 /// What says where images come from and how they are kept: directories of users and their credentials, credential helpers, the
 /// Docker daemon, proxies, certificates.
-const VARIABLES: [&str; 19] = [
+const VARIABLES: [&str; 18] = [
     "HOME",
     "PATH",
     "TMPDIR",
@@ -201,7 +201,6 @@ const VARIABLES: [&str; 19] = [
     "no_proxy",
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
-    "SOURCE_DATE_EPOCH",
 ];
 
 fn environment() -> Vec<(OsString, OsString)> {

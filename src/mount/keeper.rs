@@ -8,7 +8,7 @@
 //!
 //! INIT is answered here, once for all workers: what was agreed upon belongs to the mount.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::net::Shutdown;
@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -65,11 +66,9 @@ const EVENTS_MAX: usize = 1000;
 
 /// What is looked into of a scene.
 #[derive(Deserialize)]
-struct Facts<'a> {
+struct Facts {
     generation: u64,
-    /// Where layers come from. It is no worker's business: there may be a password in it.
-    #[serde(borrow)]
-    lazy: Option<&'a RawValue>,
+    lazy: Option<IgnoredAny>,
 }
 
 enum Event {
@@ -192,7 +191,6 @@ impl Keeper {
     ) -> Result<Self, Error> {
         let mounted = start.mounted;
         let Facts { generation, lazy } = facts(&start.scene)?;
-        let is_lazy = lazy.is_some();
         let mut files = files.into_iter();
         let (fuse, agreed, journal) = match mounted {
             Some(agreed) => {
@@ -218,7 +216,7 @@ impl Keeper {
         let device = attach::device_of(&start.mountpoint);
         let mut keeper = Self {
             generation,
-            is_lazy,
+            is_lazy: lazy.is_some(),
             agreed,
             journal,
             start,
@@ -586,7 +584,6 @@ impl Keeper {
 
     fn show(&mut self, scene: Box<RawValue>, files: Vec<OwnedFd>) -> Result<(), Error> {
         let Facts { generation, lazy } = facts(&scene)?;
-        let is_lazy = lazy.is_some();
         let shown = for_worker(&scene)?;
         let order = Order::Show { scene: &shown };
         let borrowed: Vec<BorrowedFd<'_>> = files.iter().map(OwnedFd::as_fd).collect();
@@ -608,7 +605,7 @@ impl Keeper {
             }
         }
         (self.start.scene, self.files) = (scene, files);
-        (self.generation, self.is_lazy) = (generation, is_lazy);
+        (self.generation, self.is_lazy) = (generation, lazy.is_some());
         self.keep();
         Ok(())
     }
@@ -667,16 +664,14 @@ fn journal() -> Result<File, Error> {
 
 /// A scene without what workers need not know.
 fn for_worker(scene: &RawValue) -> Result<Box<RawValue>, Error> {
-    let lazy = facts(scene)?.lazy.map_or("null", RawValue::get);
-    // It is there once: in other texts quotes are escaped.
-    let text = match scene.get().split_once(lazy).filter(|_| lazy != "null") {
-        Some((before, after)) => format!("{before}null{after}"),
-        None => scene.get().to_owned(),
-    };
-    RawValue::from_string(text).map_err(|_| Error::Scene)
+    let parts = serde_json::from_str::<BTreeMap<&str, &RawValue>>(scene.get());
+    let mut parts = parts.map_err(|_| Error::Scene)?;
+    // There may be a password in it.
+    parts.remove("lazy");
+    serde_json::value::to_raw_value(&parts).map_err(|_| Error::Scene)
 }
 
-fn facts(scene: &RawValue) -> Result<Facts<'_>, Error> {
+fn facts(scene: &RawValue) -> Result<Facts, Error> {
     serde_json::from_str(scene.get()).map_err(|_| Error::Scene)
 }
 
@@ -712,10 +707,10 @@ mod tests {
 
     #[test]
     fn workers_are_not_told_where_layers_come_from() {
-        let scene = |lazy: &str| {
-            RawValue::from_string(format!(r#"{{"generation":1,"lazy":{lazy},"x":"{{\"a\":1}}"}}"#)).unwrap()
-        };
-        assert_eq!(for_worker(&scene(r#"{"a":1}"#)).unwrap().get(), scene("null").get());
-        assert_eq!(for_worker(&scene("null")).unwrap().get(), scene("null").get());
+        let scene =
+            |lazy: &str| RawValue::from_string(format!(r#"{{"generation":1{lazy},"x":"{{\"a\":1}}"}}"#)).unwrap();
+        for lazy in [r#","lazy":{"a":1}"#, r#","lazy":null"#, ""] {
+            assert_eq!(for_worker(&scene(lazy)).unwrap().get(), scene("").get());
+        }
     }
 }
