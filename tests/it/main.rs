@@ -26,6 +26,8 @@ mod edge;
 mod failures;
 /// Every command when the system fails it, when it is killed, and when its cache is damaged or used by others.
 mod faults;
+/// Regression tests for the faults found on prepull 0.1.0, one module for each part of the program.
+mod findings;
 /// The files of tests/hostile: each gets its verdict, and none does harm.
 mod hostile;
 /// `prepull install`, `rm` and `gc` on stores that podman and skopeo use as well: what they do, by whom, when, and if all fails.
