@@ -1,0 +1,92 @@
+//! Options that several commands share.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, ValueEnum, ValueHint};
+
+use crate::storage::store::{StoreKind, Unpacker};
+
+/// Options for whatever talks to a registry.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Registry")]
+pub struct RegistryArgs {
+    /// Credentials for all registries (better: `podman login`, since others can see a command line)
+    #[arg(long, value_name = "USER[:PASSWORD]")]
+    pub creds: Option<String>,
+
+    /// Credentials file [default: $REGISTRY_AUTH_FILE, then those of podman, skopeo and docker]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub authfile: Option<PathBuf>,
+
+    /// Directory with *.crt, *.cert and *.key for all registries
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub cert_dir: Option<PathBuf>,
+
+    /// Require HTTPS with a valid certificate; `false` also allows plain HTTP
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, num_args = 0..=1,
+          require_equals = true, default_missing_value = "true")]
+    pub tls_verify: bool,
+
+    /// How often to try again after a failure without progress
+    #[arg(long, value_name = "N", default_value_t = crate::registry::retry::RETRY_TIMES)]
+    pub retry_times: u32,
+
+    /// Wait this many seconds before each retry [default: 1, 2, 4, ...]
+    #[arg(long, value_name = "SECONDS")]
+    pub retry_delay: Option<u64>,
+}
+
+/// Options for the segment cache.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Cache")]
+pub struct CacheArgs {
+    /// Keep converted layers below DIR [default: $XDG_CACHE_HOME/prepull, else ~/.cache/prepull]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, conflicts_with = "no_cache")]
+    pub cache_dir: Option<PathBuf>,
+
+    /// Keep nothing
+    #[arg(long)]
+    pub no_cache: bool,
+
+    /// Write large new layers twice, instead of giving the cache a hard link to the tar
+    #[arg(long)]
+    pub no_link: bool,
+}
+
+/// `--store`.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub enum StoreArg {
+    /// graphroot
+    #[default]
+    Primary,
+    /// additionalimagestores
+    Additional,
+}
+
+/// `--unpacker`.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub enum UnpackerArg {
+    /// busybox tar, also with -o: no attributes, owners given back by etc/init.d/25prepull.rc
+    #[default]
+    Busybox,
+    /// GNU tar --xattrs --xattrs-include='*', bsdtar: everything is in the tar itself
+    Gnu,
+}
+
+impl From<StoreArg> for StoreKind {
+    fn from(arg: StoreArg) -> Self {
+        match arg {
+            StoreArg::Primary => Self::Primary,
+            StoreArg::Additional => Self::Additional,
+        }
+    }
+}
+
+impl From<UnpackerArg> for Unpacker {
+    fn from(arg: UnpackerArg) -> Self {
+        match arg {
+            UnpackerArg::Busybox => Self::Busybox,
+            UnpackerArg::Gnu => Self::Gnu,
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Commands that write into the store of a directory: `install`, `rm`, `gc`, `doctor`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{ValueEnum, ValueHint};
+
+use super::{CacheArgs, RegistryArgs};
+use crate::image::Platform;
+
+/// Whose store is written.
+#[derive(Debug, clap::Args)]
+pub struct TargetArgs {
+    /// The root of the machine: `/`, or where its disk is mounted
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub root: PathBuf,
+
+    /// Where the store lies below it [default: /var/lib/containers/storage]
+    #[arg(long, value_name = "DIR")]
+    pub graphroot: Option<String>,
+
+    /// Who writes [default: this process if it is root; else what works, in this order]
+    #[arg(long, value_enum)]
+    pub via: Option<ViaArg>,
+
+    /// What is tried.
+    #[command(flatten)]
+    pub helper: HelperArgs,
+}
+
+/// The program and the socket that are tried.
+#[derive(Debug, clap::Args)]
+pub struct HelperArgs {
+    /// Where the helper is
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, default_value = crate::install::way::HELPER)]
+    pub helper: PathBuf,
+
+    /// Where the service listens
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, default_value = crate::install::way::SOCKET)]
+    pub socket: PathBuf,
+}
+
+/// `--via`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ViaArg {
+    /// The service, at `--socket`
+    Socket,
+    /// The helper, which has file capabilities
+    Helper,
+    /// The helper, by sudo
+    Sudo,
+    /// This process: root, also in a user namespace (podman unshare)
+    Own,
+}
+
+/// `prepull install`.
+#[derive(Debug, clap::Args)]
+pub struct InstallArgs {
+    /// Images: references with their version, or transport names; ITEM=NAME gives a name
+    #[arg(value_name = "ITEM", required_unless_present = "images")]
+    pub items: Vec<OsString>,
+
+    /// Where to
+    #[command(flatten)]
+    pub target: TargetArgs,
+
+    /// Read more items from FILE (`-`: standard input), one per line, `#` begins a comment
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub images: Vec<PathBuf>,
+
+    /// Platform of the images, as os/arch[/variant] [default: this machine's]
+    #[arg(long, value_name = "PLATFORM")]
+    pub platform: Option<Platform>,
+
+    /// DIR is empty: write all that a tar of `make` has, with etc/containers and etc/crio
+    #[arg(long)]
+    pub rootfs: bool,
+
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// What to do with registries
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+
+    /// What to keep
+    #[command(flatten)]
+    pub cache: CacheArgs,
+}
+
+/// `prepull rm`.
+#[derive(Debug, clap::Args)]
+pub struct RmArgs {
+    /// Names, or ids (12 digits or more of one)
+    #[arg(value_name = "NAME", required = true)]
+    pub names: Vec<String>,
+
+    /// Where from
+    #[command(flatten)]
+    pub target: TargetArgs,
+
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `prepull gc`.
+#[derive(Debug, clap::Args)]
+pub struct GcArgs {
+    /// Where
+    #[command(flatten)]
+    pub target: TargetArgs,
+
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `prepull doctor`.
+#[derive(Debug, clap::Args)]
+pub struct DoctorArgs {
+    /// Say whether this directory can be written, not only what is set up
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub root: Option<PathBuf>,
+
+    /// What is tried.
+    #[command(flatten)]
+    pub helper: HelperArgs,
+
+    /// Print the findings as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+pub(super) const INSTALL_HELP: &str = "\
+Examples:
+  prepull install --root /mnt registry.k8s.io/pause:3.9 docker.io/library/alpine:3.20
+  podman unshare prepull install --root ~/vm oci:build/app=localhost/app:v1
+  prepull install --root / --images images.txt && crictl images";

@@ -1,0 +1,101 @@
+//! Commands that write a file: `make`, `ovl`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::ValueHint;
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
+
+use super::{CacheArgs, RegistryArgs, StoreArg, UnpackerArg};
+use crate::cli::restore_helper::RestoreHelper;
+use crate::image::Platform;
+
+/// `prepull make`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = MAKE_HELP)]
+pub struct MakeArgs {
+    /// Images: references with their version, or transport names; ITEM=NAME gives a name
+    #[arg(value_name = "ITEM", required_unless_present_any = ["images", "pause"])]
+    pub items: Vec<OsString>,
+
+    /// Read more items from FILE (`-`: standard input), one per line, `#` begins a comment
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub images: Vec<PathBuf>,
+
+    /// Include IMAGE, and make it CRI-O's pause_image
+    #[arg(long, value_name = "IMAGE", conflicts_with = "no_config")]
+    pub pause: Option<OsString>,
+
+    /// Where to write (`-`: standard output) [default: $XCLUSTER_TMP/images.tar, else ./images.tar]
+    #[arg(long, short = 'o', visible_alias = "output", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub tar: Option<PathBuf>,
+
+    /// Platform of the images, as os/arch[/variant] [default: this machine's]
+    #[arg(long, value_name = "PLATFORM")]
+    pub platform: Option<Platform>,
+
+    /// Where the store lies in the machine [default: /var/lib/containers/storage; with --store additional
+    /// /usr/lib/containers/storage]
+    #[arg(long, value_name = "DIR")]
+    pub graphroot: Option<String>,
+
+    /// The machine's own store, or a read-only one beside it that survives `crio wipe`, power loss and upgrades
+    #[arg(long, value_enum, default_value_t)]
+    pub store: StoreArg,
+
+    /// What unpacks the tar in the machine
+    #[arg(long, value_enum, default_value_t)]
+    pub unpacker: UnpackerArg,
+
+    /// A static prepull-helper for the tar: puts back in the machine what busybox tar drops and disturbs (file capabilities,
+    /// times)
+    ///
+    /// `auto`: prepull-helper beside prepull, in ../libexec or in /usr/libexec, if it is static and for the platform. `none`:
+    /// leave it out. --unpacker gnu needs none.
+    #[arg(long, value_name = "PATH", default_value = "auto", value_hint = ValueHint::FilePath,
+          value_parser = OsStringValueParser::new().map(RestoreHelper::from))]
+    pub restore_helper: RestoreHelper,
+
+    /// Leave out etc/containers and etc/crio
+    #[arg(long)]
+    pub no_config: bool,
+
+    /// Print the result as JSON on standard output
+    #[arg(long)]
+    pub json: bool,
+
+    /// What to do with registries
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+
+    /// What to keep
+    #[command(flatten)]
+    pub cache: CacheArgs,
+}
+
+/// `prepull ovl`.
+#[derive(Debug, clap::Args)]
+pub struct OvlArgs {
+    /// The overlay: a directory called `images` in $XCLUSTER_OVLPATH, or in the current directory
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub directory: PathBuf,
+
+    /// Replace files that prepull has not written
+    #[arg(long)]
+    pub force: bool,
+}
+
+pub(super) const MAKE_HELP: &str = "\
+Items:
+  registry.k8s.io/pause:3.9              an image in a registry; the version must be included
+  alpine:3.20@sha256:...                 the same, and it must be this very image
+  docker-daemon:NAME:TAG                 from the Docker daemon (DOCKER_HOST)
+  oci:DIR[:REF]  oci-archive:FILE[:REF]  an OCI image layout
+  docker-archive:FILE[:REF|:@N]          what `docker save` wrote
+  dir:DIR                                what `skopeo copy ... dir:DIR` wrote
+  ITEM=NAME                              called NAME in the machine: oci:app=localhost/app:v1
+
+Examples:
+  prepull make registry.k8s.io/pause:3.9 docker.io/library/alpine:3.20
+  prepull make --pause registry.k8s.io/pause:3.9 --images images.txt --tar - | ssh vm tar -C / -x
+  SOURCE_DATE_EPOCH=0 prepull make --store additional -o a.tar oci:app=localhost/app:v1";

@@ -1,0 +1,151 @@
+//! Commands that show a store without writing it: `mount`, `umount`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Subcommand, ValueHint};
+
+use super::{CacheArgs, RegistryArgs};
+use crate::image::Platform;
+
+/// `prepull mount`.
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true, subcommand_negates_reqs = true)]
+pub struct MountArgs {
+    /// What to do with a mount that is there
+    #[command(subcommand)]
+    pub command: Option<MountCommand>,
+
+    /// Where: an empty directory
+    #[arg(value_name = "MOUNTPOINT", required = true, value_hint = ValueHint::DirPath)]
+    pub mountpoint: Option<PathBuf>,
+
+    /// Let other users look into it, root among them (root's own mounts are for all)
+    #[arg(long)]
+    pub allow_other: bool,
+
+    /// Show opaque directories as whiteouts of all that they hide: for containers in user namespaces, which see no trusted.*
+    #[arg(long)]
+    pub expand_opaque: bool,
+
+    /// Fetch a layer when somebody reads it first; until then only manifests and configs are there
+    #[arg(long)]
+    pub lazy: bool,
+
+    /// Do not return before it is unmounted
+    #[arg(long)]
+    pub foreground: bool,
+
+    /// Also write a storage.conf that has it as an additional store
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub write_storage_conf: Option<PathBuf>,
+
+    /// Print how it is as JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Take the kernel for one before 6.9
+    #[arg(long, hide = true)]
+    pub no_resend: bool,
+
+    /// Which images.
+    #[command(flatten)]
+    pub what: MountItems,
+}
+
+/// Images for a mount.
+#[derive(Debug, clap::Args)]
+pub struct MountItems {
+    /// Images, as for `make`; for a new mount also one tar that `make` has written
+    #[arg(value_name = "ITEM")]
+    pub items: Vec<OsString>,
+
+    /// Read more items from FILE (`-`: standard input), one per line, `#` begins a comment
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub images: Vec<PathBuf>,
+
+    /// Platform of the images, as os/arch[/variant] [default: this machine's]
+    #[arg(long)]
+    pub platform: Option<Platform>,
+
+    /// Where images come from.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+
+    /// Where layers are kept.
+    #[command(flatten)]
+    pub cache: CacheArgs,
+}
+
+/// What can be done with a mount.
+#[derive(Debug, Subcommand)]
+pub enum MountCommand {
+    /// Show more images, at once; who has the name of one of them loses it
+    Add(Box<MountAddArgs>),
+    /// Do not show these images any more; containers that use them go on
+    Rm(MountRmArgs),
+    /// Say how it is
+    Status(MountStatusArgs),
+}
+
+/// `prepull mount add`.
+#[derive(Debug, clap::Args)]
+#[command(mut_arg("items", |arg| arg.help("Images, as for `make`")))]
+pub struct MountAddArgs {
+    /// Where it is mounted
+    #[arg(value_name = "MOUNTPOINT", value_hint = ValueHint::DirPath)]
+    pub mountpoint: PathBuf,
+
+    /// Which images.
+    #[command(flatten)]
+    pub what: MountItems,
+}
+
+/// `prepull mount rm`.
+#[derive(Debug, clap::Args)]
+pub struct MountRmArgs {
+    /// Where it is mounted
+    #[arg(value_name = "MOUNTPOINT", value_hint = ValueHint::DirPath)]
+    pub mountpoint: PathBuf,
+
+    /// Names of images, or ids with at least 12 digits
+    #[arg(value_name = "NAME", required = true)]
+    pub names: Vec<String>,
+
+    /// Where layers are kept.
+    #[command(flatten)]
+    pub cache: CacheArgs,
+}
+
+/// `prepull mount status`.
+#[derive(Debug, clap::Args)]
+pub struct MountStatusArgs {
+    /// Where it is mounted
+    #[arg(value_name = "MOUNTPOINT", value_hint = ValueHint::DirPath)]
+    pub mountpoint: PathBuf,
+
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `prepull umount`.
+#[derive(Debug, clap::Args)]
+pub struct UmountArgs {
+    /// Where it is mounted
+    #[arg(value_name = "MOUNTPOINT", value_hint = ValueHint::DirPath)]
+    pub mountpoint: PathBuf,
+
+    /// Also if somebody uses it: it goes from the directory at once, and is served until nobody uses it any more
+    #[arg(short = 'z', long)]
+    pub lazy: bool,
+}
+
+/// What stands below the help of `mount`.
+pub(super) const MOUNT_HELP: &str = "\
+Examples:
+  prepull mount /mnt/images registry.k8s.io/pause:3.9 docker.io/library/alpine:3.20
+  podman --storage-opt additionalimagestore=/mnt/images run alpine:3.20 true
+  prepull mount add /mnt/images oci:build/app=localhost/app:v2
+  prepull mount rm /mnt/images localhost/app:v1
+  prepull umount /mnt/images";
