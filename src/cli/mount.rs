@@ -25,6 +25,8 @@ use super::progress::Bars;
 use super::{Exit, Failure};
 use crate::digest::Digest;
 use crate::image::Platform;
+use crate::inspect::dependents::{self, Dependents};
+use crate::inspect::stores::Stores;
 use crate::mount::Error;
 use crate::mount::attach;
 use crate::mount::channel::{receive, send};
@@ -261,7 +263,7 @@ fn fetch_layer(wanted: &str, asks: &UnixStream, is_again: bool) -> Result<(), Fa
             plan.blobs.insert(blob, BlobSource { item: item.clone(), source });
             cache = Some(typed);
         }
-        Ok(Some(Change { wanted: layers, cache }))
+        Ok(Some(Change { wanted: layers, cache, force: true }))
     };
     change(Way::Open(asks), &CacheArgs::default(), &Printer::new(true), &mut what)
 }
@@ -297,6 +299,8 @@ struct Change {
     wanted: BTreeSet<Digest>,
     /// Where they are kept.
     cache: Option<CacheArgs>,
+    /// True if layers may go on which the machine's own store has images.
+    force: bool,
 }
 
 /// Runs `mount add`.
@@ -310,7 +314,7 @@ fn add(args: &MountAddArgs, printer: &Printer) -> Result<(), Failure> {
             note_sources(sources, &new)?;
         }
         plan.take_over(new);
-        Ok(Some(Change::default()))
+        Ok(Some(Change { force: args.force, ..Change::default() }))
     };
     self::change(Way::At(&place(&args.mountpoint)?), &args.what.cache, printer, &mut change)
 }
@@ -327,7 +331,7 @@ fn remove(args: &MountRmArgs, printer: &Printer) -> Result<(), Failure> {
         for id in &ids {
             plan.forget_image(id).map_err(|why| Failure::usage(anyhow!("{id}: {why}")))?;
         }
-        Ok(Some(Change::default()))
+        Ok(Some(Change { force: args.force, ..Change::default() }))
     };
     self::change(Way::At(&place(&args.mountpoint)?), &args.cache, printer, &mut change)
 }
@@ -349,8 +353,12 @@ fn change(way: Way<'_>, cache_args: &CacheArgs, printer: &Printer, change: ToCha
             return Err(Failure::usage(anyhow!("{mount}: it shows the tar {tar}, which has what it has")));
         }
         let mut plan = Plan::of_saved(&before.images).context("reading what is mounted")?;
+        let layers = layer_ids(&plan);
         let mut sources = before.lazy.clone();
-        let Some(Change { wanted, cache }) = change(&mut plan, &before, &mut sources)? else { return Ok(()) };
+        let Some(Change { wanted, cache, force }) = change(&mut plan, &before, &mut sources)? else { return Ok(()) };
+        if let (Way::At(mountpoint), false) = (way, force) {
+            refuse_if_used(mountpoint, &layers - &layer_ids(&plan))?;
+        }
         let settings = Scene::settings(before.stamp, before.marks_opaque);
         let (cache, elsewhere) =
             open_cache(cache.as_ref().unwrap_or(cache_args), &std::env::temp_dir().join("x"), printer)?;
@@ -375,6 +383,34 @@ fn change(way: Way<'_>, cache_args: &CacheArgs, printer: &Printer, change: ToCha
         }
     }
     Err(anyhow!("{mount}: others change it all the time").into())
+}
+
+/// Returns the ids of all layers of the images.
+fn layer_ids(plan: &Plan) -> BTreeSet<String> {
+    layers_of(&plan.images).iter().map(|layer| layer.id.hex()).collect()
+}
+
+/// Refuses to remove the layers `gone` from a mount if an image or a container of the user's own store needs one of them.
+fn refuse_if_used(mountpoint: &Path, gone: BTreeSet<String>) -> Result<(), Failure> {
+    if gone.is_empty() {
+        return Ok(());
+    }
+    let stores = Stores::of_this_user().map_err(dependents::Error::from);
+    let used = stores.and_then(|stores| Dependents::find(Path::new("/"), &stores, mountpoint, &gone));
+    let shown = mountpoint.display();
+    match used {
+        Ok(used) if used.is_empty() => Ok(()),
+        Ok(used) => Err(anyhow!(
+            "{shown}: not changed: {used} would lose layers that only this mount has, and CRI-O and podman could not list any \
+             image then (remove those first, or --force)"
+        )
+        .into()),
+        Err(error) => Err(anyhow!(
+            "{shown}: not changed: checking whether the machine's own store needs these layers: {error} (--force: change it \
+             unchecked)"
+        )
+        .into()),
+    }
 }
 
 /// What it means when a keeper gives another answer than the one that was asked for.

@@ -44,11 +44,13 @@ pub struct Error {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-struct ImageRecord {
-    id: String,
+pub(super) struct ImageRecord {
+    pub(super) id: String,
     digest: Option<String>,
-    names: Option<Vec<String>>,
-    layer: Option<String>,
+    pub(super) names: Option<Vec<String>>,
+    pub(super) layer: Option<String>,
+    /// The same top layer with other owners, for user namespaces.
+    pub(super) mapped_layers: Option<Vec<String>>,
     big_data_names: Option<Vec<String>>,
     big_data_sizes: Option<BTreeMap<String, u64>>,
     #[serde(default)]
@@ -57,9 +59,9 @@ struct ImageRecord {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-struct LayerRecord {
-    id: String,
-    parent: Option<String>,
+pub(super) struct LayerRecord {
+    pub(super) id: String,
+    pub(super) parent: Option<String>,
     diff_digest: Option<String>,
     diff_size: Option<u64>,
 }

@@ -94,6 +94,8 @@ pub struct MachineConfig {
     pub driver: Option<Set<String>>,
     /// A store for images alone, which then comes before the graphroot.
     pub image_store: Option<Set<String>>,
+    /// The place of users' stores, with variables in it.
+    pub rootless_storage_path: Option<Set<String>>,
     /// The additional stores in their order.
     pub additional: Vec<Set<String>>,
     /// pinned_images of the last file that has it: a later list replaces an earlier one.
@@ -120,6 +122,7 @@ struct StorageTable {
     graphroot: Option<Spanned<String>>,
     runroot: Option<Spanned<String>>,
     imagestore: Option<Spanned<String>>,
+    rootless_storage_path: Option<Spanned<String>>,
     #[serde(default)]
     options: StorageOptions,
 }
@@ -243,8 +246,28 @@ impl MachineConfig {
     /// # Errors
     /// When a file is too large, no TOML, or has a value of a wrong type.
     pub fn read(files: &Files) -> Result<Self, Error> {
+        Self::read_with_storage(files, None)
+    }
+
+    /// Reads only storage.conf: the one at `path`, or the machine's.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_storage(files: &Files, path: Option<&str>) -> Result<Self, Error> {
         let mut config = Self::default();
-        config.storage(files)?;
+        match path {
+            Some(path) => config.storage(files, &[&within(path)])?,
+            None => config.storage(files, &STORAGE)?,
+        }
+        Ok(config)
+    }
+
+    /// Reads all of it, but storage.conf from `path`, if there is one (`CONTAINERS_STORAGE_CONF`).
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_with_storage(files: &Files, path: Option<&str>) -> Result<Self, Error> {
+        let mut config = Self::read_storage(files, path)?;
         config.crio(files, CRIO)?;
         // Whatever they are called: crio.conf.d(5) speaks of *.conf, but UpdateFromPath takes every file below the directory.
         for path in files.below(CRIO_DIRECTORY)? {
@@ -264,16 +287,18 @@ impl MachineConfig {
         Ok(config)
     }
 
-    fn storage(&mut self, files: &Files) -> Result<(), Error> {
-        for path in STORAGE {
+    /// Reads the first of `paths` that is present.
+    fn storage(&mut self, files: &Files, paths: &[&str]) -> Result<(), Error> {
+        for path in paths {
             let Some(text) = Text::of(files, path)? else { continue };
             let StorageFile { storage } = text.parse()?;
-            self.files.push(path.to_owned());
+            self.files.push((*path).to_owned());
             self.has_storage_conf = true;
             text.set_if_any(&mut self.graphroot, storage.graphroot);
             text.set_if_any(&mut self.runroot, storage.runroot);
             text.set_if_any(&mut self.driver, storage.driver);
             text.set_if_any(&mut self.image_store, storage.imagestore);
+            text.set_if_any(&mut self.rootless_storage_path, storage.rootless_storage_path);
             self.additional = text.list(storage.options.additionalimagestores)?;
             return Ok(());
         }

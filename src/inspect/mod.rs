@@ -1,6 +1,7 @@
 //! Looks into stores that are there, in a tar or a directory, whoever made them: without unpacking, and for a tar without root.
 
 pub mod contents;
+pub mod dependents;
 pub mod diff;
 pub mod files;
 pub mod find;
@@ -8,4 +9,5 @@ pub mod input;
 pub mod list;
 pub mod machine;
 pub mod merged;
+pub mod stores;
 pub mod why;

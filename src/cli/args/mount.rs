@@ -96,6 +96,10 @@ pub struct MountAddArgs {
     #[arg(value_name = "MOUNTPOINT", value_hint = ValueHint::DirPath)]
     pub mountpoint: PathBuf,
 
+    /// Also if images or containers of the machine's own store need layers of an image that loses its last name
+    #[arg(long)]
+    pub force: bool,
+
     /// Which images.
     #[command(flatten)]
     pub what: MountItems,
@@ -111,6 +115,10 @@ pub struct MountRmArgs {
     /// Names of images, or ids with at least 12 digits
     #[arg(value_name = "NAME", required = true)]
     pub names: Vec<String>,
+
+    /// Also if images or containers of the machine's own store need layers that are removed
+    #[arg(long)]
+    pub force: bool,
 
     /// Where layers are kept.
     #[command(flatten)]

@@ -1,3 +1,6 @@
 //! Faults that were found on prepull 0.1.0, each with the behaviour that is right. A test's name begins with the number of
 //! its fault: `a01` to `a18` wrong results, `b01` to `b14` registries and archives, `c01` to `c10` privilege, `d01` to `d09`
 //! first use, `e01` to `e10` CRI-O.
+
+/// `prepull mount`: who sees it, what it refuses to show, and who may change it.
+mod mount;

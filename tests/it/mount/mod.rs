@@ -8,9 +8,9 @@ mod large;
 mod lazy;
 mod no_resend;
 mod overlay;
-mod podman;
+pub mod podman;
 mod same;
-mod user;
+pub mod user;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -36,16 +36,16 @@ const ADDITIONAL: &str = "usr/lib/containers/storage";
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A directory with images, a cache and mountpoints.
-struct World {
+pub struct World {
     _scratch: tempfile::TempDir,
-    at: PathBuf,
-    layout: Layout,
+    pub at: PathBuf,
+    pub layout: Layout,
 }
 
 impl World {
     /// In mounts of its own: who makes itself a copy of the machine's mounts meanwhile, as other tests and containers do, does not
     /// keep what is mounted here from ending.
-    fn new() -> Self {
+    pub fn new() -> Self {
         nix::sched::unshare(CloneFlags::CLONE_NEWNS).unwrap();
         rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
         let scratch = scratch();
@@ -58,7 +58,7 @@ impl World {
     }
 
     /// Adds `localhost/NAME:1`, with a config of its own; gives its item.
-    fn image(&mut self, name: &str, layers: &[Vec<u8>]) -> String {
+    pub fn image(&mut self, name: &str, layers: &[Vec<u8>]) -> String {
         let diff_ids: Vec<String> = layers.iter().map(|layer| Digest::of(layer).to_string()).collect();
         let config = json!({
             "created": "2024-01-02T03:04:05Z", "architecture": "amd64", "os": "linux",
@@ -74,20 +74,20 @@ impl World {
         self.item(name)
     }
 
-    fn item(&self, name: &str) -> String {
+    pub fn item(&self, name: &str) -> String {
         format!("oci:{}:{}", self.layout.path.display(), full(name))
     }
 
-    fn prepull(&self) -> Command {
+    pub fn prepull(&self) -> Command {
         prepull(&self.at.join("home"))
     }
 
-    fn cache(&self) -> PathBuf {
+    pub fn cache(&self) -> PathBuf {
         self.at.join("cache")
     }
 
     /// `prepull mount`, with this world's cache.
-    fn mounting(&self, at: &Path) -> Command {
+    pub fn mounting(&self, at: &Path) -> Command {
         let mut command = self.prepull();
         command.args(["mount", "--quiet", "--json", "--platform", "linux/amd64", "--cache-dir"]);
         command.arg(self.cache()).arg(at);
@@ -96,7 +96,7 @@ impl World {
 
     /// Mounts at a new directory.
     #[track_caller]
-    fn mount<A: AsRef<std::ffi::OsStr>>(&self, name: &str, arguments: &[A]) -> Mount {
+    pub fn mount<A: AsRef<std::ffi::OsStr>>(&self, name: &str, arguments: &[A]) -> Mount {
         let at = self.at.join(name);
         fs_err::create_dir_all(&at).unwrap();
         let said = succeeds(self.mounting(&at).args(arguments));
@@ -105,7 +105,7 @@ impl World {
 
     /// `make --store additional` of the same, as a tar.
     #[track_caller]
-    fn make<A: AsRef<std::ffi::OsStr>>(&self, name: &str, options: &[&str], items: &[A]) -> PathBuf {
+    pub fn make<A: AsRef<std::ffi::OsStr>>(&self, name: &str, options: &[&str], items: &[A]) -> PathBuf {
         let tar = self.at.join(name);
         let mut command = self.prepull();
         command.args(["make", "--store", "additional", "--no-config", "--quiet", "--platform", "linux/amd64"]);
@@ -115,7 +115,7 @@ impl World {
 
     /// The same, unpacked by GNU tar; gives the graphroot.
     #[track_caller]
-    fn unpacked<A: AsRef<std::ffi::OsStr>>(&self, name: &str, items: &[A]) -> PathBuf {
+    pub fn unpacked<A: AsRef<std::ffi::OsStr>>(&self, name: &str, items: &[A]) -> PathBuf {
         let tar = self.make(&format!("{name}.tar"), &["--unpacker", "gnu"], items);
         let root = self.at.join(name);
         unpack_gnu(&tar, &root).unwrap();
@@ -124,32 +124,32 @@ impl World {
 }
 
 /// Something mounted; unmounted when dropped, whoever uses it, and its keeper has ended then.
-struct Mount {
-    at: PathBuf,
-    keeper: u32,
+pub struct Mount {
+    pub at: PathBuf,
+    pub keeper: u32,
     home: PathBuf,
     cache: PathBuf,
 }
 
 impl Mount {
-    fn of(world: &World, at: PathBuf, said: &str) -> Self {
+    pub fn of(world: &World, at: PathBuf, said: &str) -> Self {
         let status: Value = serde_json::from_str(said).unwrap_or_else(|error| panic!("{error}: {said}"));
         let keeper = number(&status["keeper"]);
         Self { at, keeper, home: world.at.join("home"), cache: world.cache() }
     }
 
-    fn prepull(&self, words: &[&str]) -> Command {
+    pub fn prepull(&self, words: &[&str]) -> Command {
         let mut command = prepull(&self.home);
         command.args(words).arg(&self.at);
         command
     }
 
     #[track_caller]
-    fn status(&self) -> Value {
+    pub fn status(&self) -> Value {
         serde_json::from_str(&succeeds(&mut self.prepull(&["mount", "status", "--json"]))).unwrap()
     }
 
-    fn changing(&self, verb: &str, arguments: &[&str]) -> Command {
+    pub fn changing(&self, verb: &str, arguments: &[&str]) -> Command {
         let mut command = self.prepull(&["mount", verb, "--quiet"]);
         if verb == "add" {
             command.args(["--platform", "linux/amd64"]);
@@ -159,18 +159,18 @@ impl Mount {
     }
 
     #[track_caller]
-    fn adds(&self, items: &[&str]) {
+    pub fn adds(&self, items: &[&str]) {
         succeeds(&mut self.changing("add", items));
     }
 
     #[track_caller]
-    fn removes(&self, names: &[&str]) {
+    pub fn removes(&self, names: &[&str]) {
         succeeds(&mut self.changing("rm", names));
     }
 
     /// Kills the worker, and waits until there is another one.
     #[track_caller]
-    fn kill_worker(&self) {
+    pub fn kill_worker(&self) {
         let before = self.status();
         kill(number(&before["worker"]), Signal::KILL);
         wait_for("another worker", || {
@@ -180,7 +180,7 @@ impl Mount {
     }
 
     /// Names of the images that it shows.
-    fn names(&self) -> Vec<String> {
+    pub fn names(&self) -> Vec<String> {
         let images = crate::stores::json(&self.at, "overlay-images/images.json");
         let mut names: Vec<String> = images
             .as_array()
@@ -203,21 +203,21 @@ impl Drop for Mount {
     }
 }
 
-fn full(name: &str) -> String {
+pub fn full(name: &str) -> String {
     format!("localhost/{name}:1")
 }
 
 #[track_caller]
-fn number(value: &Value) -> u32 {
+pub fn number(value: &Value) -> u32 {
     u32::try_from(value.as_u64().unwrap()).unwrap()
 }
 
-fn kill(process: u32, signal: Signal) {
+pub fn kill(process: u32, signal: Signal) {
     let _ = kill_process(Pid::from_raw(process as i32).unwrap(), signal);
 }
 
 /// Whether a process has ended, waited for or not.
-fn has_ended(process: u32) -> bool {
+pub fn has_ended(process: u32) -> bool {
     match fs_err::read_to_string(format!("/proc/{process}/stat")) {
         Ok(stat) => stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z')),
         Err(_) => true,
@@ -225,7 +225,7 @@ fn has_ended(process: u32) -> bool {
 }
 
 /// Waits until it is so; gives whether it is.
-fn until(mut is_so: impl FnMut() -> bool) -> bool {
+pub fn until(mut is_so: impl FnMut() -> bool) -> bool {
     let begun = Instant::now();
     while begun.elapsed() < PATIENCE {
         if is_so() {
@@ -237,13 +237,13 @@ fn until(mut is_so: impl FnMut() -> bool) -> bool {
 }
 
 #[track_caller]
-fn wait_for(what: &str, is_so: impl FnMut() -> bool) {
+pub fn wait_for(what: &str, is_so: impl FnMut() -> bool) {
     assert!(until(is_so), "waited for {what}");
 }
 
 /// Runs it; gives what it said on standard output.
 #[track_caller]
-fn ok(command: &mut Command) -> String {
+pub fn ok(command: &mut Command) -> String {
     let output: Output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let (said, out) = (stderr(&output), String::from_utf8_lossy(&output.stdout));
     assert!(output.status.success(), "{command:?}: {}: {said}{out}", output.status);
@@ -251,7 +251,7 @@ fn ok(command: &mut Command) -> String {
 }
 
 /// Layers with a program to run.
-fn base() -> Vec<Vec<u8>> {
+pub fn base() -> Vec<Vec<u8>> {
     let busybox = fs_err::read("/bin/busybox").unwrap();
     let programs = ["cat", "sh", "sleep", "ls", "id", "stat", "sha256sum", "find"];
     let mut entries = vec![dir("bin/"), file("bin/busybox").mode(0o755).data(&busybox)];
@@ -261,18 +261,18 @@ fn base() -> Vec<Vec<u8>> {
 }
 
 /// The same, and a layer of its own on top.
-fn on_base(name: &str) -> Vec<Vec<u8>> {
+pub fn on_base(name: &str) -> Vec<Vec<u8>> {
     let mut layers = base();
     layers.push(archive(&[file("name").data(format!("{name}\n")), file(format!("only-{name}")).data(large(name))]));
     layers
 }
 
 /// Bytes that no compression and no page cache makes nothing of: 300,000 that follow from `seed`.
-fn large(seed: &str) -> Vec<u8> {
+pub fn large(seed: &str) -> Vec<u8> {
     noise(seed, 300_000)
 }
 
-fn noise(seed: &str, length: usize) -> Vec<u8> {
+pub fn noise(seed: &str, length: usize) -> Vec<u8> {
     let mut state =
         Digest::of(seed.as_bytes()).as_bytes()[..8].iter().fold(1, |all, &byte| all << 8 | u64::from(byte)) | 1;
     let mut bytes = Vec::with_capacity(length + 8);

@@ -13,17 +13,17 @@ use crate::command::{fails, needs_root, stderr, succeeds};
 use crate::raw::{archive, dir, file, mark};
 
 /// `nobody` and `daemon`, whom every machine knows: fusermount3 wants a name.
-const USER: u32 = 65534;
-const OTHER: u32 = 1;
+pub const USER: u32 = 65534;
+pub const OTHER: u32 = 1;
 
 /// Mounts of its own, in which root lets users mount for others, or not.
-struct Namespace {
-    world: World,
+pub struct Namespace {
+    pub world: World,
     holder: Child,
 }
 
 impl Namespace {
-    fn new(lets_others: bool) -> Self {
+    pub fn new(lets_others: bool) -> Self {
         let world = World::new();
         for (name, user) in [("home", USER), ("run", USER), ("mnt", USER), ("cache", USER), ("other", OTHER)] {
             let path = world.at.join(name);
@@ -47,7 +47,7 @@ impl Namespace {
     }
 
     /// Runs `arguments` there as `user`.
-    fn run(&self, user: u32, arguments: &[&str]) -> Command {
+    pub fn run(&self, user: u32, arguments: &[&str]) -> Command {
         let at = &self.world.at;
         let mut command = Command::new("nsenter");
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C");
@@ -63,25 +63,25 @@ impl Namespace {
         command
     }
 
-    fn prepull(&self, user: u32, words: &[&str]) -> Command {
+    pub fn prepull(&self, user: u32, words: &[&str]) -> Command {
         let mut command = self.run(user, &[self.world.at.join("prepull").to_str().unwrap()]);
         command.args(words);
         command
     }
 
-    fn mnt(&self) -> String {
+    pub fn mnt(&self) -> String {
         self.world.at.join("mnt").to_str().unwrap().to_owned()
     }
 
     /// `prepull mount` by the user.
-    fn mounting(&self, options: &[&str]) -> Command {
+    pub fn mounting(&self, options: &[&str]) -> Command {
         let mut command =
             self.prepull(USER, &["mount", "--quiet", "--json", "--platform", "linux/amd64", "--cache-dir"]);
         command.arg(self.world.cache()).arg(self.mnt()).args(options);
         command
     }
 
-    fn changing(&self, user: u32, verb: &str, what: &str) -> Command {
+    pub fn changing(&self, user: u32, verb: &str, what: &str) -> Command {
         let mut command = self.prepull(user, &["mount", verb, "--quiet", "--cache-dir"]);
         command.arg(if user == USER { self.world.cache() } else { self.world.at.join("other/cache") });
         command.args([&self.mnt(), what]);
@@ -89,13 +89,13 @@ impl Namespace {
     }
 
     /// Names of the images, as the user sees them.
-    fn names(&self, user: u32) -> Vec<String> {
+    pub fn names(&self, user: u32) -> Vec<String> {
         let said = ok(&mut self.run(user, &["cat", &format!("{}/overlay-images/images.json", self.mnt())]));
         let images: Value = serde_json::from_str(&said).unwrap();
         images.as_array().unwrap().iter().map(|image| image["names"][0].as_str().unwrap().to_owned()).collect()
     }
 
-    fn is_mounted(&self) -> bool {
+    pub fn is_mounted(&self) -> bool {
         ok(&mut self.run(0, &["cat", "/proc/self/mountinfo"])).contains(" - fuse.prepull ")
     }
 }
