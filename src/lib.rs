@@ -36,7 +36,7 @@
 //! | inspect | entry, layer, reference, storage |
 //! | sink | atomic, digest, segment, storage, threads |
 //! | plan | digest, image, reference, source, storage, threads |
-//! | make | atomic, digest, entry, layer, plan, segment, sink, source, storage, threads |
+//! | make | atomic, digest, entry, image, layer, media_type, plan, segment, sink, source, storage, threads |
 //! | mount | digest, entry, inspect, layer, make, plan, segment, sink, storage, threads, wire |
 //! | verify | digest, entry, image, inspect, json, layer, reference, segment, storage, threads, wire |
 //! | xcluster | atomic |

@@ -15,12 +15,40 @@ pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json"
 /// A Docker layer. It says gzip, but readers go by the bytes.
 pub const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 
-/// The layers that an OCI manifest may have, besides Docker's. Which compression it is, the bytes say.
-pub const OCI_LAYERS: [&str; 4] = [
+/// Media types of layers that an OCI manifest may have besides [`DOCKER_LAYERS`]. The blob's first bytes decide how it is compressed.
+///
+/// Nondistributable layers are ordinary layers that a registry was once not allowed to hold (OCI image spec, layer.md,
+/// "Non-Distributable Layers"). containers/image reads them like all others.
+pub const OCI_LAYERS: [&str; 7] = [
     "application/vnd.oci.image.layer.v1.tar",
     "application/vnd.oci.image.layer.v1.tar+gzip",
     "application/vnd.oci.image.layer.v1.tar+zstd",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
     "application/vnd.docker.image.rootfs.diff.tar.zstd",
 ];
-/// The layers that a Docker manifest may have (containers/image `SupportedSchema2MediaType`, without the foreign ones).
-pub const DOCKER_LAYERS: [&str; 2] = [DOCKER_LAYER, "application/vnd.docker.image.rootfs.diff.tar"];
+/// Media types of layers that a Docker manifest may have (containers/image `manifest/manifest.go`, `SupportedSchema2MediaType`).
+pub const DOCKER_LAYERS: [&str; 4] = [
+    DOCKER_LAYER,
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+];
+
+/// Returns the media type without its parameters (RFC 9110, section 8.3.1).
+#[must_use]
+pub fn essence(media_type: &str) -> &str {
+    media_type.split(';').next().unwrap_or_default().trim()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn essence_drops_parameters() {
+        for (typed, essence) in [("a/b", "a/b"), ("a/b; charset=utf-8", "a/b"), (" a/b ;x", "a/b"), ("", ""), (";", "")]
+        {
+            assert_eq!(super::essence(typed), essence);
+        }
+    }
+}

@@ -5,6 +5,7 @@ use crate::digest::Digest;
 use crate::json::{Document, View};
 use crate::media_type::{
     DOCKER_CONFIG, DOCKER_LAYERS, DOCKER_LIST, DOCKER_MANIFEST, OCI_CONFIG, OCI_INDEX, OCI_LAYERS, OCI_MANIFEST,
+    essence,
 };
 use crate::source::{Descriptor, RawManifest};
 
@@ -97,7 +98,8 @@ fn kind_of(raw: &RawManifest, top: &View<'_>, digest: &Digest) -> Result<Kind, E
 #[derive(Debug)]
 pub(super) struct Manifest {
     pub config: Descriptor,
-    pub layers: Vec<Descriptor>,
+    /// Each layer's descriptor and its `urls`.
+    pub layers: Vec<(Descriptor, Vec<String>)>,
 }
 
 impl Manifest {
@@ -125,24 +127,39 @@ impl Manifest {
                 media_type: media_type.to_owned(),
                 why,
             })?;
-            layers.push(descriptor(item, &format!("layer {} of {}", at + 1, items.len()), digest)?);
+            let descriptor = descriptor(item, &format!("layer {} of {}", at + 1, items.len()), digest)?;
+            layers.push((descriptor, urls(item).map_err(json)?));
         }
         Ok(Self { config, layers })
     }
 }
 
+/// Checks that a layer of this media type can be read, and that CRI-O can read the manifest with it.
+///
+/// containers/image compares the media types of a Docker manifest byte by byte (`SupportedSchema2MediaType`), so one with
+/// parameters makes the whole image unreadable there. It looks at the media types of an OCI manifest only to write them.
 fn check_layer(kind: Kind, media_type: &str) -> Result<(), &'static str> {
-    let known = DOCKER_LAYERS.contains(&media_type) || (kind == Kind::OciManifest && OCI_LAYERS.contains(&media_type));
-    if known {
+    let plain = essence(media_type);
+    if kind == Kind::DockerManifest && plain != media_type && DOCKER_LAYERS.contains(&plain) {
+        return Err("a Docker manifest with a parameter in a media type cannot be read by CRI-O and podman");
+    }
+    if DOCKER_LAYERS.contains(&plain) || (kind == Kind::OciManifest && OCI_LAYERS.contains(&plain)) {
         Ok(())
-    } else if media_type.contains(".foreign.") || media_type.contains(".nondistributable.") {
-        Err("the layer's bytes are not distributed with the image")
-    } else if media_type.ends_with("+encrypted") {
+    } else if plain.ends_with("+encrypted") {
         Err("encrypted layers are not supported, decrypt the image first (skopeo copy --decryption-key)")
     } else {
-        Err("not a type of layer that is known")
+        Err("not a known type of layer")
     }
 }
+
+/// Returns the `urls` of a layer's descriptor, for messages: the layer may not be distributed with the image.
+fn urls(view: &View<'_>) -> Result<Vec<String>, crate::json::Error> {
+    let urls = view.get_items("urls")?;
+    urls.iter().take(super::URLS_SHOWN).map(|url| Ok(url.text()?.escape_debug().take(URL_SHOWN).collect())).collect()
+}
+
+/// Characters of a URL that a message shows.
+const URL_SHOWN: usize = 200;
 
 fn descriptor(view: &View<'_>, what: &str, manifest: &Digest) -> Result<Descriptor, Error> {
     let json = |error| Error::manifest(manifest, error);

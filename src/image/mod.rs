@@ -48,7 +48,13 @@ pub struct Layer {
     pub descriptor: Descriptor,
     /// The digest of the tar inside it.
     pub diff_id: Digest,
+    /// The first [`URLS_SHOWN`] `urls` of the descriptor, shortened, for messages. Nothing is fetched from them: they are
+    /// chosen by the image's author and would be asked for from inside the caller's network.
+    pub urls: Vec<String>,
 }
+
+/// Maximum number of a layer's `urls` that a message lists.
+pub const URLS_SHOWN: usize = 3;
 
 impl Image {
     /// Fetches manifest and config from `source`, chooses the manifest for `platform` where there is an index, and
@@ -86,7 +92,7 @@ impl Image {
             index,
             config,
             id,
-            layers: layers.map(|(descriptor, diff_id)| Layer { descriptor, diff_id }).collect(),
+            layers: layers.map(|((descriptor, urls), diff_id)| Layer { descriptor, diff_id, urls }).collect(),
             created: parsed.created,
             platform: parsed.platform,
         })

@@ -18,8 +18,10 @@ use std::sync::atomic::AtomicBool;
 use crate::atomic::{cut_off, is_full};
 use crate::digest::Digest;
 use crate::entry::Meta;
+use crate::image;
 use crate::layer::inflate::Compression;
-use crate::plan::Plan;
+use crate::media_type::essence;
+use crate::plan::{BlobSource, Plan};
 use crate::segment::cache::Cache;
 use crate::segment::convert;
 use crate::segment::file::{Error as SegmentError, Segment};
@@ -123,6 +125,20 @@ pub enum Error {
         /// Why.
         error: source::Error,
     },
+    /// A layer is not where the image is: its descriptor says that it is distributed elsewhere.
+    #[error(
+        "{item}: layer {blob}: {error}; it is not distributed with the image but from {urls} (fetch it from there and put it beside the other layers)"
+    )]
+    NotDistributed {
+        /// The item that the layer belongs to.
+        item: String,
+        /// The layer's blob.
+        blob: Digest,
+        /// The source's answer.
+        error: source::Error,
+        /// The descriptor's `urls`, or a word for none.
+        urls: String,
+    },
     /// A layer cannot be converted.
     #[error("{item}: layer {blob}: {error}")]
     Convert {
@@ -160,6 +176,19 @@ impl From<(Digest, SegmentError)> for Error {
 }
 
 impl Error {
+    /// Returns the error for a layer that its source does not give.
+    fn fetch(from: &BlobSource, layer: &image::Layer, error: source::Error) -> Self {
+        let (item, blob) = (from.item.clone(), layer.descriptor.digest);
+        let is_foreign = layer.descriptor.media_type.contains(".foreign.")
+            || layer.descriptor.media_type.contains(".nondistributable.");
+        if error.is_not_found() && (is_foreign || !layer.urls.is_empty()) {
+            let urls =
+                if layer.urls.is_empty() { "elsewhere (no URL is known)".to_owned() } else { layer.urls.join(", ") };
+            return Self::NotDistributed { item, blob, error, urls };
+        }
+        Self::Fetch { item, blob, error }
+    }
+
     /// Whether there is no room for what is to be kept.
     fn is_full_cache(&self) -> bool {
         match self {
@@ -172,7 +201,7 @@ impl Error {
     /// Whether something of an image is simply not there.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::Fetch { error: source::Error::NotFound(_), .. })
+        matches!(self, Self::Fetch { error, .. } | Self::NotDistributed { error, .. } if error.is_not_found())
     }
 }
 
@@ -412,7 +441,7 @@ impl Make<'_> {
 /// What stands for a layer that has not been fetched. How it is compressed is what its manifest says.
 fn absent(layer: &StoreLayer) -> Result<Arc<Segment>, Error> {
     let descriptor = &layer.layer.descriptor;
-    let compression = match descriptor.media_type.rsplit(['.', '+']).next() {
+    let compression = match essence(&descriptor.media_type).rsplit(['.', '+']).next() {
         Some("gzip") => Compression::Gzip,
         Some("zstd") => Compression::Zstd,
         _ => Compression::None,

@@ -333,8 +333,7 @@ impl Work {
     fn convert(&self, layer: &StoreLayer, slot: &Slot, ticket: Ticket<'_>) -> Result<Made, Error> {
         let blob = &layer.layer.descriptor;
         let from = self.blobs.get(&blob.digest).ok_or(Error::NoSource(layer.id))?;
-        let inner =
-            from.open(blob).map_err(|error| Error::Fetch { item: from.item.clone(), blob: blob.digest, error })?;
+        let inner = from.open(blob).map_err(|error| Error::fetch(from, &layer.layer, error))?;
         let blob_reader =
             Watched { inner, stop: Arc::clone(&self.stop), advance: self.progress.begin(layer, &from.item) };
         let key = self.key(layer);

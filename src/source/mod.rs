@@ -122,6 +122,14 @@ pub enum Error {
     Registry(Box<crate::registry::Error>),
 }
 
+impl Error {
+    /// Returns whether the image, manifest or blob is missing, or cannot be named like this.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound(_))
+    }
+}
+
 /// What the transports need to know besides the location.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
