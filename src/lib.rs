@@ -22,21 +22,22 @@
 //! | json |  |
 //! | atomic |  |
 //! | threads |  |
+//! | compression |  |
 //! | config | threads |
 //! | wire | entry |
 //! | helper | entry, json, wire |
 //! | reference | digest |
 //! | registry | config, digest, threads |
-//! | source | digest, json, media_type, reference, registry, threads |
+//! | source | compression, digest, json, media_type, reference, registry, threads |
 //! | image | digest, json, media_type, source |
-//! | layer | digest, entry, json, registry, source, threads |
-//! | segment | atomic, digest, entry, layer, source, threads, wire |
+//! | layer | compression, digest, entry, json, source, threads |
+//! | segment | atomic, compression, digest, entry, layer, source, threads, wire |
 //! | storage | digest, entry, helper, image, json, layer, segment, wire |
 //! | install | entry, helper, threads, wire |
-//! | inspect | entry, layer, reference, storage |
+//! | inspect | compression, entry, layer, reference, storage |
 //! | sink | atomic, digest, segment, storage, threads |
 //! | plan | digest, image, reference, source, storage, threads |
-//! | make | atomic, digest, entry, image, layer, media_type, plan, segment, sink, source, storage, threads |
+//! | make | atomic, compression, digest, entry, image, layer, media_type, plan, segment, sink, source, storage, threads |
 //! | mount | digest, entry, inspect, layer, make, plan, segment, sink, storage, threads, wire |
 //! | verify | digest, entry, image, inspect, json, layer, reference, segment, storage, threads, wire |
 //! | xcluster | atomic |
@@ -46,6 +47,8 @@
 pub mod atomic;
 #[cfg(feature = "front")]
 pub mod cli;
+#[cfg(feature = "front")]
+pub mod compression;
 #[cfg(feature = "front")]
 pub mod config;
 #[cfg(feature = "front")]

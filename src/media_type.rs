@@ -19,9 +19,11 @@ pub const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzi
 ///
 /// Nondistributable layers are ordinary layers that a registry was once not allowed to hold (OCI image spec, layer.md,
 /// "Non-Distributable Layers"). containers/image reads them like all others.
-pub const OCI_LAYERS: [&str; 7] = [
+pub const OCI_LAYERS: [&str; 9] = [
     "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.v1.tar+bzip2",
     "application/vnd.oci.image.layer.v1.tar+gzip",
+    "application/vnd.oci.image.layer.v1.tar+xz",
     "application/vnd.oci.image.layer.v1.tar+zstd",
     "application/vnd.oci.image.layer.nondistributable.v1.tar",
     "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",

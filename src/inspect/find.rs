@@ -6,8 +6,9 @@ use std::io::{self, BufRead, BufReader, Read, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::files::{self, Files, Keep, Kept};
-use super::input::{Patient, is_compressed, magic_of, plain_stream};
+use super::input::{Patient, compression_of, plain_stream};
 use super::machine::{MachineConfig, within};
+use crate::compression::Compression;
 use crate::layer::tar::{TarError, TarReader};
 
 /// The largest images.json or layers.json, in bytes. containers/storage has no limit; at 2 kB each, this is 30,000 images.
@@ -35,9 +36,6 @@ pub enum Error {
     /// A file in the tar is sparse, as GNU tar's `--sparse` makes them: no busybox unpacks it.
     #[error("has sparse files (make the tar without --sparse)")]
     Sparse,
-    /// Compressed with something that is not read.
-    #[error("is compressed with {0} (decompress it first)")]
-    Compressed(&'static str),
     /// More than [`RECORDS_MAX`].
     #[error("{0} has more than {max} MiB", max = RECORDS_MAX >> 20)]
     Size(String),
@@ -83,7 +81,7 @@ pub struct Found {
 
 type Stores = BTreeMap<(String, String), Found>;
 
-/// The stores in the tar `file`, which may be compressed with gzip or zstd.
+/// The stores in the tar `file`, which may be compressed.
 ///
 /// # Errors
 /// When it is no tar, or its records are too large.
@@ -114,9 +112,9 @@ pub fn in_stream_with_files(input: impl Read) -> Result<(Vec<Found>, Files), Err
 fn tar(mut file: File, kept: Option<&mut Kept>) -> Result<Vec<Found>, Error> {
     // A pipe has no place to go back to.
     if file.metadata()?.is_file() && file.stream_position().is_ok() {
-        let magic = magic_of(&mut file)?;
+        let compression = compression_of(&mut file)?;
         file.seek(SeekFrom::Start(0))?;
-        if !is_compressed(&magic) {
+        if compression == Compression::None {
             let length = file.metadata()?.len();
             let mut reader = TarReader::new(BufReader::with_capacity(BUFFER, Patient(file)));
             let found = scan(&mut reader, kept, TarReader::seek_over_content)?;
@@ -390,7 +388,10 @@ mod tests {
         header.set_size(RECORDS_MAX + 1);
         header.set_cksum();
         assert!(matches!(in_stream(&header.as_bytes()[..]), Err(Error::Size(_))));
-        assert!(matches!(in_stream(&b"BZh91AY"[..]), Err(Error::Compressed("bzip2"))));
+        for (magic, name) in [(&b"BZh91AY"[..], "bzip2"), (b"\xfd7zXZ\0\0", "xz"), (b"\x04\x22\x4d\x18", "lz4")] {
+            let error = in_stream(magic).unwrap_err();
+            assert!(matches!(&error, Error::Io(error) if error.to_string().contains(name)), "{error}");
+        }
         assert!(matches!(in_stream(&[b'x'; 1024][..]), Err(Error::Tar(_))));
         let record = |number: u64| {
             let mut header = tar::Header::new_gnu();

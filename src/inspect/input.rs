@@ -5,12 +5,10 @@ use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::find::Error;
+use crate::compression::{self, Compression};
 
 /// How much of a stream is read at a time, in bytes.
 const BUFFER: usize = 64 << 10;
-
-/// Enough bytes to know a compression by.
-const MAGIC: u64 = 6;
 
 /// The plain tar at `path` (`-`: standard input), positioned at its start. What is compressed or comes through a pipe is copied
 /// to a temporary file in `$TMPDIR`, else `/var/tmp`, that nobody else sees and that goes when it is closed.
@@ -27,9 +25,9 @@ pub fn plain_tar(path: &Path) -> Result<File, Error> {
     // A pipe has no place to go back to.
     if file.metadata()?.is_file() {
         file.seek(SeekFrom::Start(0))?;
-        let magic = magic_of(&mut file)?;
+        let compression = compression_of(&mut file)?;
         file.seek(SeekFrom::Start(0))?;
-        if !is_compressed(&magic) {
+        if compression == Compression::None {
             return Ok(file);
         }
     }
@@ -51,35 +49,17 @@ pub fn plain_tar(path: &Path) -> Result<File, Error> {
     Ok(copy)
 }
 
-/// Whether these first bytes are those of a compressed file.
-pub(super) fn is_compressed(magic: &[u8]) -> bool {
-    matches!(magic, [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] | [b'B', b'Z', b'h', ..] | [0xfd, b'7', b'z', ..])
-}
-
-/// `stream` decompressed, if it is compressed with gzip or zstd.
+/// Returns the decompressed bytes of `stream`.
 ///
 /// # Errors
-/// When it cannot be read, or is compressed with something else.
-pub(super) fn plain_stream<'a>(stream: impl Read + 'a) -> Result<Box<dyn BufRead + 'a>, Error> {
-    let mut stream = Patient(stream);
-    let magic = magic_of(&mut stream)?;
-    let stream = BufReader::with_capacity(BUFFER, io::Cursor::new(magic.clone()).chain(stream));
-    Ok(match magic[..] {
-        [0x1f, 0x8b, ..] => Box::new(BufReader::with_capacity(BUFFER, flate2::bufread::MultiGzDecoder::new(stream))),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-            Box::new(BufReader::with_capacity(BUFFER, zstd::stream::read::Decoder::with_buffer(stream)?))
-        }
-        [b'B', b'Z', b'h', ..] => return Err(Error::Compressed("bzip2")),
-        [0xfd, b'7', b'z', b'X', b'Z', ..] => return Err(Error::Compressed("xz")),
-        _ => Box::new(stream),
-    })
+/// When it cannot be read.
+pub(super) fn plain_stream<'a>(stream: impl Read + 'a) -> Result<impl BufRead + 'a, Error> {
+    Ok(BufReader::with_capacity(BUFFER, compression::plain(Patient(stream))?))
 }
 
-/// The first bytes. One read of a pipe may give fewer.
-pub(super) fn magic_of(stream: &mut impl Read) -> io::Result<Vec<u8>> {
-    let mut magic = Vec::new();
-    stream.take(MAGIC).read_to_end(&mut magic)?;
-    Ok(magic)
+/// Returns how a stream that begins here is compressed.
+pub(super) fn compression_of(stream: &mut impl Read) -> io::Result<Compression> {
+    Ok(compression::peek(stream)?.0)
 }
 
 /// Reads again when a signal has interrupted it: decoders may not.

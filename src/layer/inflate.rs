@@ -12,6 +12,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::Scope;
 
+use crate::compression::{self, Compression, Decoder};
 use crate::digest::{Digest, Hasher, VerifyReader};
 use crate::source::Descriptor;
 use crate::threads;
@@ -19,20 +20,11 @@ use crate::threads;
 /// Bytes in one buffer between the threads: small enough for both to stay in a core's second-level cache.
 const BUFFER: usize = 256 << 10;
 
+/// The first byte of a zstd frame that is not skippable.
+const ZSTD_FIRST: u8 = 0x28;
+
 /// Buffers under way between the threads.
 const BUFFERS: usize = 8;
-
-/// How a blob is compressed, told by its first bytes as containers/storage does (`pkg/archive`, `DetectCompression`);
-/// the number is the one in layers.json.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compression {
-    /// Not at all.
-    None = 0,
-    /// RFC 1952.
-    Gzip = 2,
-    /// RFC 8878.
-    Zstd = 4,
-}
 
 enum Message<End> {
     Buffer(Vec<u8>),
@@ -42,7 +34,7 @@ enum Message<End> {
 /// What is known when the whole layer has been read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inflation {
-    /// How the blob was compressed.
+    /// The compression of the blob.
     pub compression: Compression,
     /// Digest of the uncompressed bytes.
     pub diff_id: Digest,
@@ -88,16 +80,22 @@ pub fn inflate<'scope>(
 /// Reads the blob to its end; who hashes says when that is, but for errors.
 fn read<'scope>(
     scope: &'scope Scope<'scope, '_>,
-    mut verified: VerifyReader<Box<dyn Read + Send>>,
+    verified: VerifyReader<Box<dyn Read + Send>>,
     blob: Digest,
     empty: &Receiver<Vec<u8>>,
     full: &SyncSender<Message<Inflation>>,
 ) -> io::Result<()> {
-    // One read of a socket may give less than a magic number.
-    let mut head = Vec::new();
-    verified.by_ref().take(MAGIC_MAX).read_to_end(&mut head)?;
-    let compression = detect(&head)?;
-    let input = BufReader::with_capacity(128 << 10, io::Cursor::new(head).chain(verified));
+    let (compression, whole) = compression::peek(verified)?;
+    let first = whole.get_ref().0.get_ref().first();
+    if compression == Compression::Zstd && first != Some(&ZSTD_FIRST) {
+        let text = "a skippable frame comes first: containers/storage does not take that for zstd (compress it again)";
+        return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+    }
+    if compression == Compression::Lz4 {
+        let text = "lz4 compression of a layer is not supported, as in containers/storage (use gzip or zstd)";
+        return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+    }
+    let input = BufReader::with_capacity(128 << 10, whole);
     if compression == Compression::None {
         // It has been hashed already, and that is its diffID.
         let size = pump(compression, input, empty, full)?;
@@ -139,7 +137,7 @@ fn gone<T>(_: T) -> io::Error {
     io::Error::from(io::ErrorKind::BrokenPipe)
 }
 
-/// Sends the uncompressed bytes; gives how many there were.
+/// Sends the uncompressed bytes, and returns their number.
 fn pump<End>(
     compression: Compression,
     mut input: impl BufRead,
@@ -168,57 +166,10 @@ fn pump<End>(
         }
         Err(gone(()))
     };
-    match compression {
-        Compression::None => send(&mut input)?,
-        // Several members in a row are one layer: pigz and eStargz write such.
-        Compression::Gzip => {
-            send(&mut flate2::bufread::MultiGzDecoder::new(&mut input)).map_err(|error| said_by("gzip", error))?;
-        }
-        Compression::Zstd => {
-            let mut decoder = zstd::Decoder::with_buffer(&mut input)?;
-            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
-            send(&mut decoder).map_err(|error| said_by("zstd", error))?;
-        }
-    }
+    send(&mut Decoder::new(compression, &mut input))?;
     // What follows the compressed stream is part of the blob's digest; only the end of file gives the verdict.
     io::copy(&mut input, &mut io::sink())?;
     Ok(size)
-}
-
-/// The largest zstd window, as a power of two: 128 MiB, what `zstd -d` takes without `--long` and klauspost/compress by default.
-const ZSTD_WINDOW_LOG_MAX: u32 = 27;
-
-/// Bytes that tell how a blob is compressed.
-const MAGIC_MAX: u64 = 10;
-
-/// Names the decompressor where the error does not come from below it.
-fn said_by(format: &str, error: io::Error) -> io::Error {
-    let from_below = error.get_ref().is_some_and(|inner| {
-        inner.is::<crate::digest::VerifyError>()
-            || inner.is::<crate::source::Error>()
-            || inner.is::<crate::registry::Error>()
-    });
-    if from_below || error.raw_os_error().is_some() {
-        return error;
-    }
-    let kind = error.kind();
-    io::Error::new(kind, format!("corrupt {format} stream: {error}"))
-}
-
-fn detect(magic: &[u8]) -> io::Result<Compression> {
-    let refuse = |format| {
-        Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            format!("{format} compression is not supported (use gzip or zstd)"),
-        ))
-    };
-    match magic {
-        [0x1f, 0x8b, 0x08, ..] => Ok(Compression::Gzip),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Ok(Compression::Zstd),
-        [b'B', b'Z', b'h', ..] => refuse("bzip2"),
-        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => refuse("xz"),
-        _ => Ok(Compression::None),
-    }
 }
 
 impl Inflated {

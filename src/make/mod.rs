@@ -16,10 +16,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::atomic::{cut_off, is_full};
+use crate::compression::Compression;
 use crate::digest::Digest;
 use crate::entry::Meta;
 use crate::image;
-use crate::layer::inflate::Compression;
 use crate::media_type::essence;
 use crate::plan::{BlobSource, Plan};
 use crate::segment::cache::Cache;
@@ -443,6 +443,8 @@ fn absent(layer: &StoreLayer) -> Result<Arc<Segment>, Error> {
     let descriptor = &layer.layer.descriptor;
     let compression = match essence(&descriptor.media_type).rsplit(['.', '+']).next() {
         Some("gzip") => Compression::Gzip,
+        Some("xz") => Compression::Xz,
+        Some("bzip2") => Compression::Bzip2,
         Some("zstd") => Compression::Zstd,
         _ => Compression::None,
     };

@@ -6,6 +6,9 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::compression::window;
 
 /// A place in a tar for one body.
 #[derive(Debug, Clone)]
@@ -75,16 +78,32 @@ impl Slot {
         }
     }
 
-    /// The place, if it has been given; waits for the decision when `written` bytes are as many as may go ahead.
+    /// Returns the place, if it has been given. Waits for the decision when `written` bytes are as many as may go ahead, but not
+    /// while a decoder needs memory: this layer may hold it, and its place may depend on that decoder's layer.
     #[must_use]
     pub fn place(&self, written: u64) -> Option<Place> {
         let place = self.0.place.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_open = |fate: &mut Fate| written >= self.0.ahead && matches!(fate, Fate::Open);
-        match &*self.0.changed.wait_while(place, is_open).unwrap_or_else(PoisonError::into_inner) {
+        let is_open = |fate: &Fate| written >= self.0.ahead && matches!(fate, Fate::Open);
+        match &*wait_while_uncontended(&self.0.changed, place, is_open) {
             Fate::Given(place) => Some(place.clone()),
             Fate::Open | Fate::Never => None,
         }
     }
+}
+
+/// Interval at which a waiting layer looks for decoders that need memory.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Waits while `is_waiting` is true and no decoder waits for the memory of another one ([`window`]).
+fn wait_while_uncontended<'a, T>(
+    changed: &Condvar,
+    mut guard: MutexGuard<'a, T>,
+    is_waiting: impl Fn(&T) -> bool,
+) -> MutexGuard<'a, T> {
+    while is_waiting(&guard) && !window::is_contended() {
+        guard = changed.wait_timeout(guard, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+    }
+    guard
 }
 
 /// How many layers may be converted at once, and in which order they begin.
@@ -115,7 +134,11 @@ pub struct Ticket<'a> {
 
 /// Held while a layer is converted.
 #[derive(Debug)]
-pub struct Turn<'a>(&'a Turns);
+pub struct Turn<'a> {
+    turns: &'a Turns,
+    /// True for a turn beyond the number of those that there are.
+    is_extra: bool,
+}
 
 impl Turns {
     /// As many at once as like to, in any order: for layers that come from servers, of which one may keep us waiting.
@@ -151,15 +174,18 @@ impl Turns {
 }
 
 impl<'a> Ticket<'a> {
-    /// Waits for the turn.
+    /// Waits for the turn, but not while a decoder needs memory that this layer may hold: then more layers are converted at once.
     #[must_use]
     pub fn take(self) -> Turn<'a> {
         let turns = self.turns;
         let is_mine =
             |state: &State| !turns.is_limited || state.free > 0 && state.tickets.first() == Some(&self.number);
-        let state = turns.changed.wait_while(turns.state(), |state| !is_mine(state));
-        state.unwrap_or_else(PoisonError::into_inner).free -= 1;
-        Turn(turns)
+        let mut state = wait_while_uncontended(&turns.changed, turns.state(), |state| !is_mine(state));
+        let is_extra = state.free == 0;
+        if !is_extra {
+            state.free -= 1;
+        }
+        Turn { turns, is_extra }
     }
 }
 
@@ -172,8 +198,8 @@ impl Drop for Ticket<'_> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.0.state().free += 1;
-        self.0.changed.notify_all();
+        self.turns.state().free += usize::from(!self.is_extra);
+        self.turns.changed.notify_all();
     }
 }
 

@@ -3,6 +3,8 @@
 //! Readers of different members are independent, each keeps its own place (`pread`), so that layers can be read in
 //! parallel. An archive that is compressed, or that is a pipe, is first copied to a file that has no name.
 
+mod sparse;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
@@ -11,9 +13,10 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::compression::{self, Compression, MAGIC_LENGTH};
 use super::{Error, Files, Options};
+use crate::compression::{self, Compression, MAGIC_LENGTH};
 use crate::reference::show_path;
+use sparse::{Part, Pax};
 
 /// The most members of an archive that are looked at: an image has at most 500 layers, an archive few images.
 pub const MEMBERS_MAX: usize = 100_000;
@@ -26,6 +29,9 @@ pub const EXTENSION_MAX: u64 = 1 << 20;
 
 const BLOCK: u64 = 512;
 
+/// Why a sparse member cannot be read.
+const BAD_SPARSE: &str = "a malformed sparse member";
+
 /// Which member counts when a name occurs twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Duplicates {
@@ -36,10 +42,14 @@ pub(super) enum Duplicates {
 }
 
 /// Where a member's bytes lie in the archive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Span {
-    pub offset: u64,
+    /// Offset in the archive, in bytes.
+    offset: u64,
+    /// Size of the member in bytes, with its holes.
     pub size: u64,
+    /// The parts of a sparse member that are in the archive, one after the other. All else is zeros.
+    parts: Option<Arc<[Part]>>,
 }
 
 #[derive(Debug)]
@@ -96,8 +106,7 @@ impl Archive {
         duplicates: Duplicates,
     ) -> Result<Self, Error> {
         let read = |error| Error::Io { what: format!("{shown}: read"), error };
-        let (compression, stream) = compression::peek(stream).map_err(read)?;
-        let mut plain = compression.plain(stream).map_err(read)?;
+        let mut plain = compression::plain(stream).map_err(read)?;
         let place = options.tmpdir();
         let write = |error| Error::Io {
             what: format!("{shown}: copy to a temporary file in {} (TMPDIR chooses another place)", show_path(place)),
@@ -132,7 +141,7 @@ impl Archive {
         let name = clean(name);
         let target = match self.members.get(name.as_slice()) {
             None => return Ok(None),
-            Some(Member::File(span)) => return Ok(Some(*span)),
+            Some(Member::File(span)) => return Ok(Some(span.clone())),
             Some(Member::Hardlink(target)) => clean(target),
             Some(Member::Symlink(target)) => {
                 let directory = name.iter().rposition(|b| *b == b'/').map_or(&b""[..], |at| &name[..=at]);
@@ -141,7 +150,7 @@ impl Archive {
             Some(Member::Other) => return Err(self.bad(&name, "not a regular file")),
         };
         match self.members.get(target.as_slice()) {
-            Some(Member::File(span)) => Ok(Some(*span)),
+            Some(Member::File(span)) => Ok(Some(span.clone())),
             Some(Member::Symlink(_) | Member::Hardlink(_)) => Err(self.bad(&name, "a link to a link")),
             _ => Err(self.bad(&name, "a link to nothing in the archive")),
         }
@@ -151,9 +160,9 @@ impl Archive {
         Error::Invalid(format!("{}: the member {:?} is {why}", self.shown, String::from_utf8_lossy(name)))
     }
 
-    /// The bytes of a member, from its beginning.
-    pub(super) fn reader(&self, span: Span) -> SpanReader {
-        SpanReader { file: Arc::clone(&self.file), at: span.offset, left: span.size }
+    /// Returns the bytes of a member, from its beginning.
+    pub(super) fn reader(&self, span: &Span) -> SpanReader {
+        SpanReader { file: Arc::clone(&self.file), at: span.offset, span: span.clone(), position: 0, next: 0 }
     }
 }
 
@@ -165,7 +174,7 @@ impl fmt::Debug for Archive {
 
 impl Files for Archive {
     fn open(&self, name: &str) -> Result<Option<Box<dyn Read + Send>>, Error> {
-        Ok(self.find(name.as_bytes())?.map(|span| Box::new(self.reader(span)) as _))
+        Ok(self.find(name.as_bytes())?.map(|span| Box::new(self.reader(&span)) as _))
     }
 
     fn shown(&self) -> &str {
@@ -173,26 +182,55 @@ impl Files for Archive {
     }
 }
 
-/// One member's bytes. Several can be read at once.
+/// One member's bytes. Several readers can be used at once.
 #[derive(Debug)]
 pub(super) struct SpanReader {
     file: Arc<File>,
+    /// Where the next stored byte is in the archive.
     at: u64,
-    left: u64,
+    span: Span,
+    /// Offset in the member.
+    position: u64,
+    /// Number of the part that `position` is in or before.
+    next: usize,
+}
+
+impl SpanReader {
+    /// Returns whether the bytes at the position are a hole, and how many of them are alike.
+    fn run(&mut self) -> (bool, u64) {
+        let left = self.span.size - self.position;
+        let Some(parts) = &self.span.parts else { return (false, left) };
+        while parts.get(self.next).is_some_and(|part| part.at + part.length <= self.position) {
+            self.next += 1;
+        }
+        match parts.get(self.next) {
+            None => (true, left),
+            Some(part) if self.position < part.at => (true, part.at - self.position),
+            Some(part) => (false, part.at + part.length - self.position),
+        }
+    }
 }
 
 impl Read for SpanReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let wanted = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
-        if wanted == 0 {
+        let (is_hole, run) = self.run();
+        let wanted = usize::try_from(run).unwrap_or(usize::MAX).min(buffer.len());
+        let part = &mut buffer[..wanted];
+        if part.is_empty() {
             return Ok(0);
         }
-        let read = self.file.read_at(&mut buffer[..wanted], self.at)?;
-        if read == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ends within a member"));
-        }
-        self.at += read as u64;
-        self.left -= read as u64;
+        let read = if is_hole {
+            part.fill(0);
+            wanted
+        } else {
+            let read = self.file.read_at(part, self.at)?;
+            if read == 0 {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ends within a member"));
+            }
+            self.at += read as u64;
+            read
+        };
+        self.position += read as u64;
         Ok(read)
     }
 }
@@ -236,6 +274,8 @@ struct Indexer<'a> {
     duplicates: Duplicates,
     members: HashMap<Box<[u8]>, Member>,
     names: usize,
+    /// Number of all sparse members' parts.
+    parts: usize,
 }
 
 /// What PAX and GNU headers say of the next member.
@@ -244,12 +284,13 @@ struct Extensions {
     path: Option<Vec<u8>>,
     link: Option<Vec<u8>>,
     size: Option<u64>,
+    sparse: sparse::Records,
 }
 
 impl<'a> Indexer<'a> {
     fn new(file: &'a File, duplicates: Duplicates) -> Result<Self, IndexError> {
         let length = file.metadata().map_err(IndexError::Io)?.len();
-        Ok(Self { file, length, at: 0, duplicates, members: HashMap::new(), names: 0 })
+        Ok(Self { file, length, at: 0, duplicates, members: HashMap::new(), names: 0, parts: 0 })
     }
 
     fn wrong<T>(&self, why: impl Into<String>) -> Result<T, IndexError> {
@@ -284,17 +325,20 @@ impl<'a> Indexer<'a> {
             let Ok(size) = header.entry_size() else { return self.wrong("the size is no number") };
             let size = if special { size } else { extensions.size.unwrap_or(size) };
             let has_data = special || !matches!(kind.as_byte(), b'1'..=b'6');
-            let span = Span { offset: self.at + BLOCK, size: if has_data { size } else { 0 } };
+            let size = if has_data { size } else { 0 };
+            let mut parts = None;
+            let blocks = if kind.is_gnu_sparse() { self.old_gnu(&header, &mut parts)? } else { 0 };
+            let mut span = Span { offset: self.at + BLOCK + blocks * BLOCK, size, parts: None };
             let end = span.offset.checked_add(span.size).filter(|end| *end <= self.length);
             let Some(end) = end else {
                 return self.wrong(format!("truncated: a member of {size} bytes goes beyond the archive's end"));
             };
             if special {
-                self.extend(&mut extensions, kind, span)?;
+                self.extend(&mut extensions, kind, &span)?;
                 pending = !kind.is_pax_global_extensions() || pending;
             } else {
-                if kind.is_gnu_sparse() {
-                    return self.wrong("a sparse member, which is not supported");
+                if has_data {
+                    self.expand(&mut span, &extensions, parts)?;
                 }
                 self.add(&header, std::mem::take(&mut extensions), span)?;
                 pending = false;
@@ -313,7 +357,7 @@ impl<'a> Indexer<'a> {
         }
     }
 
-    fn extend(&self, extensions: &mut Extensions, kind: tar::EntryType, span: Span) -> Result<(), IndexError> {
+    fn extend(&self, extensions: &mut Extensions, kind: tar::EntryType, span: &Span) -> Result<(), IndexError> {
         if span.size > EXTENSION_MAX {
             return self
                 .wrong(format!("an extended header of {} bytes, at most {EXTENSION_MAX} are allowed", span.size));
@@ -339,16 +383,93 @@ impl<'a> Indexer<'a> {
                     Some(size) => extensions.size = Some(size),
                     None => return self.wrong("a PAX size that is no number"),
                 },
-                key if key.starts_with(b"GNU.sparse.") => {
-                    return self.wrong("a sparse member, which is not supported");
-                }
+                _ if extensions.sparse.take(key, value).is_none() => return self.wrong(BAD_SPARSE),
                 _ => {}
             }
         }
         Ok(())
     }
 
-    fn add(&mut self, header: &tar::Header, extensions: Extensions, span: Span) -> Result<(), IndexError> {
+    /// Reads the parts of an old GNU sparse member and its size. Returns the number of blocks that they take after the header.
+    fn old_gnu(&mut self, header: &tar::Header, sparse: &mut Option<(Vec<Part>, u64)>) -> Result<u64, IndexError> {
+        let mut block = *header.as_bytes();
+        // Go's reader refuses one with another magic number.
+        let size = Some(&block).filter(|block| block[257..265] == *b"ustar  \0").and_then(sparse::old_gnu_size);
+        let Some(size) = size else { return self.wrong(BAD_SPARSE) };
+        let (mut parts, mut blocks) = (Vec::new(), 0);
+        loop {
+            match sparse::old_gnu(&block, blocks == 0, &mut parts) {
+                None => return self.wrong(BAD_SPARSE),
+                Some(false) => break,
+                Some(true) => {}
+            }
+            self.count_parts(parts.len())?;
+            blocks += 1;
+            let at = self.at + blocks * BLOCK;
+            if self.length.saturating_sub(at) < BLOCK {
+                return self.wrong("truncated: a sparse member goes beyond the archive's end");
+            }
+            self.file.read_exact_at(&mut block, at).map_err(IndexError::Io)?;
+        }
+        *sparse = Some((parts, size));
+        Ok(blocks)
+    }
+
+    fn count_parts(&self, more: usize) -> Result<(), IndexError> {
+        if self.parts + more > sparse::PARTS_MAX {
+            return self.wrong(format!("its sparse members have more than {} parts", sparse::PARTS_MAX));
+        }
+        Ok(())
+    }
+
+    /// Makes of the stored bytes of a member those that it has with its holes, if it is sparse.
+    fn expand(
+        &mut self,
+        span: &mut Span,
+        extensions: &Extensions,
+        old_gnu: Option<(Vec<Part>, u64)>,
+    ) -> Result<(), IndexError> {
+        let stored = span.size;
+        let (parts, size) = match (old_gnu, extensions.sparse.finish()) {
+            (Some((parts, size)), _) => (parts, size),
+            (None, Some(Pax::None)) => return Ok(()),
+            (None, Some(Pax::Parts(parts, size))) => (parts, size.unwrap_or(stored)),
+            (None, Some(Pax::InContent(size))) => {
+                let mut list = sparse::List::default();
+                let mut block = [0; BLOCK as usize];
+                loop {
+                    if span.size < BLOCK {
+                        return self.wrong(BAD_SPARSE);
+                    }
+                    self.file.read_exact_at(&mut block, span.offset).map_err(IndexError::Io)?;
+                    (span.offset, span.size) = (span.offset + BLOCK, span.size - BLOCK);
+                    let is_end = list.block(&block);
+                    self.count_parts(list.parts.len())?;
+                    match is_end {
+                        None => return self.wrong(BAD_SPARSE),
+                        Some(true) => break,
+                        Some(false) => {}
+                    }
+                }
+                (list.parts, size.unwrap_or(stored))
+            }
+            (None, None) => return self.wrong(BAD_SPARSE),
+        };
+        if !sparse::are_valid(&parts, size, span.size) {
+            return self.wrong(BAD_SPARSE);
+        }
+        self.count_parts(parts.len())?;
+        self.parts += parts.len();
+        (span.size, span.parts) = (size, Some(parts.into()));
+        Ok(())
+    }
+
+    fn add(&mut self, header: &tar::Header, mut extensions: Extensions, span: Span) -> Result<(), IndexError> {
+        if extensions.sparse.is_known()
+            && let Some(name) = extensions.sparse.name.take()
+        {
+            extensions.path = Some(name);
+        }
         let name = extensions.path.unwrap_or_else(|| header.path_bytes().into_owned());
         if name.len() > MEMBER_NAME_MAX {
             return self.wrong(format!("a name of {} bytes, at most {MEMBER_NAME_MAX} are allowed", name.len()));
@@ -359,7 +480,7 @@ impl<'a> Indexer<'a> {
             link.unwrap_or_default().into_boxed_slice()
         };
         let member = match header.entry_type().as_byte() {
-            b'0' | 0 | b'7' => Member::File(span),
+            b'0' | 0 | b'7' | b'S' => Member::File(span),
             b'1' => Member::Hardlink(link()),
             b'2' => Member::Symlink(link()),
             _ => Member::Other,

@@ -18,8 +18,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 
 use super::archive::{Archive, Duplicates, Span};
-use super::compression::{Compression, MAGIC_LENGTH};
 use super::{CONFIG_MAX, Descriptor, Error, Files as _, ImageSource, Options, RawManifest, bad_json};
+use crate::compression::{self, Compression, MAGIC_LENGTH};
 use crate::digest::Digest;
 use crate::json::{Document, View};
 use crate::media_type::{DOCKER_CONFIG, DOCKER_LAYER, DOCKER_MANIFEST};
@@ -79,7 +79,7 @@ impl DockerArchive {
                 "{shown}: config {config_name:?} has {size} bytes, at most {CONFIG_MAX} are allowed"
             )));
         }
-        let config = read(&archive, config_name, archive.reader(config))?;
+        let config = read(&archive, config_name, archive.reader(&config))?;
         let diff_ids = diff_ids(&archive, config_name, &config)?;
         let paths = image.get_items("Layers").map_err(json)?;
         if paths.len() != diff_ids.len() {
@@ -107,13 +107,17 @@ impl DockerArchive {
     }
 
     /// The plain bytes of a layer, and their number if it is known without reading them.
-    fn layer(&self, span: Span) -> io::Result<(Box<dyn Read + Send>, Option<u64>)> {
+    fn layer(&self, span: &Span) -> io::Result<(Box<dyn Read + Send>, Option<u64>)> {
         let mut magic = Vec::with_capacity(MAGIC_LENGTH);
         self.archive.reader(span).take(MAGIC_LENGTH as u64).read_to_end(&mut magic)?;
         let reader = self.archive.reader(span);
         match Compression::detect(&magic) {
             Compression::None => Ok((Box::new(reader), Some(span.size))),
-            compression => Ok((compression.plain(reader)?, None)),
+            Compression::Lz4 => {
+                let text = "lz4 compression of a layer is not supported (use gzip or zstd)";
+                Err(io::Error::new(io::ErrorKind::Unsupported, text))
+            }
+            _ => Ok((Box::new(compression::plain(reader)?), None)),
         }
     }
 
@@ -141,7 +145,7 @@ impl DockerArchive {
             let mut sizes = Vec::new();
             while let Some((diff_id, span)) = next() {
                 let io = |error| Error::Io { what: format!("{}: read layer {diff_id}", self.archive.shown()), error };
-                let (mut plain, size) = self.layer(*span).map_err(io)?;
+                let (mut plain, size) = self.layer(span).map_err(io)?;
                 sizes.push((*diff_id, size.map_or_else(|| io::copy(&mut plain, &mut io::sink()).map_err(io), Ok)?));
             }
             Ok(sizes)
@@ -261,7 +265,7 @@ impl ImageSource for DockerArchive {
             return Err(Error::NotFound(format!("{shown}: no blob {} in the archive", blob.digest)));
         };
         let io = |error| Error::Io { what: format!("{shown}: read layer {}", blob.digest), error };
-        Ok(self.layer(*span).map_err(io)?.0)
+        Ok(self.layer(span).map_err(io)?.0)
     }
 
     fn names(&self) -> Vec<Reference> {

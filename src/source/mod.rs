@@ -2,7 +2,6 @@
 //! [`open`] chooses the transport that a [`Location`] names.
 
 mod archive;
-mod compression;
 mod dir;
 mod docker_archive;
 mod docker_daemon;

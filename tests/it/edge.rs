@@ -59,8 +59,6 @@ pub const DIFFERENCES: &[(&str, Difference, &str)] = &[
     ),
     ("cut-in-padding", Difference::TarSplit, "the bytes are part of the layer"),
     ("two-blobs", Difference::Blob, "each layer is recorded with the blob that the manifest gives it"),
-    ("bzip2", Difference::Refused, COMPRESSION),
-    ("xz", Difference::Refused, COMPRESSION),
     ("root-inherited", Difference::RootOwner, OLD_ROOT),
     ("root-claimed-late", Difference::RootOwner, OLD_ROOT),
     ("root-claimed-twice", Difference::RootOwner, OLD_ROOT),
@@ -68,7 +66,6 @@ pub const DIFFERENCES: &[(&str, Difference, &str)] = &[
 
 const SPARSE: &str = "tar-split cannot record a sparse file: the image could never be exported again";
 const STEERS: &str = "overlayfs's own attributes would steer the mount in the machine";
-const COMPRESSION: &str = "the image specification knows gzip and zstd only";
 const OLD_ROOT: &str = "as storage 1.64 does it";
 
 /// The difference that a case may show.

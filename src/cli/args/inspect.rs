@@ -9,7 +9,7 @@ use super::{StoreArg, UnpackerArg};
 /// `prepull ls`.
 #[derive(Debug, clap::Args)]
 pub struct LsArgs {
-    /// A tar with a store (also compressed with gzip or zstd; `-`: standard input), a graphroot, or a root directory
+    /// A tar with a store (also compressed with gzip, zstd, xz, bzip2 or lz4; `-`: standard input), a graphroot, or a root directory
     #[arg(value_name = "TAR|DIR", value_hint = ValueHint::AnyPath)]
     pub path: PathBuf,
 
@@ -74,7 +74,7 @@ pub struct DiffArgs {
 /// `prepull why`.
 #[derive(Debug, clap::Args)]
 pub struct WhyArgs {
-    /// A tar with a store (also compressed with gzip or zstd; `-`: standard input), a graphroot, or a root directory
+    /// A tar with a store (also compressed with gzip, zstd, xz, bzip2 or lz4; `-`: standard input), a graphroot, or a root directory
     #[arg(value_name = "TAR|DIR", value_hint = ValueHint::AnyPath)]
     pub path: PathBuf,
 

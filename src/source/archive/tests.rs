@@ -127,7 +127,7 @@ fn one_link_is_followed_and_no_more() {
 #[test]
 fn readers_are_independent() {
     let archive = open(&Tar::default().file("a", b"aaaa").file("b", b"bbbb").end()).unwrap();
-    let mut readers = ["a", "b", "a"].map(|name| archive.reader(archive.find(name.as_bytes()).unwrap().unwrap()));
+    let mut readers = ["a", "b", "a"].map(|name| archive.reader(&archive.find(name.as_bytes()).unwrap().unwrap()));
     let mut byte = [0];
     for _ in 0..4 {
         for (reader, expected) in readers.iter_mut().zip(*b"aba") {
@@ -182,8 +182,11 @@ fn lying_headers_are_refused() {
     refused(&Tar::default().member(b'x', b"pax", b"", big.len() as u64, &big).end(), "extended header");
     refused(&Tar::default().member(b'L', b"l", b"", big.len() as u64, &big).end(), "extended header");
     refused(&Tar::default().member(b'L', b"l", b"", 5000, &[b'n'; 5000]).file("a", b"").end(), "name of");
-    refused(&Tar::default().pax(&[("GNU.sparse.major", "1")]).file("a", b"").end(), "sparse");
-    refused(&Tar::default().member(b'S', b"s", b"", 0, b"").end(), "sparse");
+    let one = [("GNU.sparse.major", "1"), ("GNU.sparse.minor", "0")];
+    refused(&Tar::default().pax(&one).file("a", b"").end(), "malformed sparse");
+    refused(&Tar::default().pax(&one).file("a", &[b'1'; 512]).end(), "malformed sparse");
+    refused(&Tar::default().pax(&[("GNU.sparse.map", "0,1")]).file("a", b"x").end(), "malformed sparse");
+    refused(&Tar::default().member(b'S', b"s", b"", 0, b"").end(), "malformed sparse");
 }
 
 #[test]

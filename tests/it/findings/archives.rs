@@ -1,12 +1,14 @@
 //! Archives, layouts and compressed layers: whatever skopeo takes is taken, within limits that are stated.
 
+use std::io::{Seek as _, Write as _};
 use std::path::Path;
 use std::process::Command;
 
+use prepull::digest::Digest;
 use prepull::media_type::{DOCKER_CONFIG, DOCKER_MANIFEST, OCI_CONFIG, OCI_MANIFEST};
 use serde_json::{Value, json};
 
-use crate::command::{fails, prepull, succeeds};
+use crate::command::{fails, hello, prepull, stderr, succeeds};
 use crate::made::{Layout, config, gzip, tar};
 
 /// Returns `prepull make` without a cache, writing to `out.tar` in `home`.
@@ -81,5 +83,218 @@ fn b12_missing_foreign_layer_is_explained_with_its_urls() {
         let descriptor = one_layer(&layout, true, &plain, layer);
         layout.add(Some("localhost/a:1"), descriptor);
         fails(&mut make(at, &format!("oci:{}", layout.path.display())), 2, part);
+    }
+}
+
+/// Runs a program with `input`, and returns its standard output.
+fn through(program: &str, arguments: &[&str], input: &[u8]) -> Vec<u8> {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(input).unwrap();
+    file.rewind().unwrap();
+    let output = Command::new(program).args(arguments).stdin(file).output();
+    let output = output.unwrap_or_else(|error| panic!("run {program}, which is needed here: {error}"));
+    assert!(output.status.success(), "{program} {arguments:?}: {}", stderr(&output));
+    output.stdout
+}
+
+/// Writes a layout with one image of one layer, whose blob is given.
+fn layout_of(path: &Path, plain: &[u8], media_type: &str, blob: &[u8]) -> String {
+    let mut layout = Layout::new(path.to_owned());
+    let layer = layout.blob(media_type, blob);
+    let descriptor = one_layer(&layout, false, plain, layer);
+    layout.add(Some("localhost/a:1"), descriptor);
+    format!("oci:{}", path.display())
+}
+
+/// Returns the only record of layers.json in a tar of `make`.
+fn layer_record(tar: &Path) -> Value {
+    let mut archive = tar::Archive::new(fs_err::File::open(tar).unwrap());
+    let mut entries = archive.entries().unwrap().map(Result::unwrap);
+    let layers = entries.find(|entry| entry.path_bytes().ends_with(b"overlay-layers/layers.json")).unwrap();
+    let records: Value = serde_json::from_reader(layers).unwrap();
+    assert_eq!(records.as_array().unwrap().len(), 1);
+    records[0].clone()
+}
+
+#[test]
+fn b06_zstd_windows_up_to_512_mib_are_taken() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = scratch.path();
+    let plain = tar(&[("a", &[7; 200_000])]);
+    // From a pipe zstd knows no size, so it declares the whole window.
+    let frame = |long: &str| through("sh", &["-c", &format!("cat | zstd -qc --long={long}")], &plain);
+    let half = plain.len() / 2;
+    let two = |first: &str, second: &str| {
+        let part = |long: &str, part: &[u8]| through("sh", &["-c", &format!("cat | zstd -qc --long={long}")], part);
+        [part(first, &plain[..half]), b"\x5e\x2a\x4d\x18\x02\0\0\0ab".to_vec(), part(second, &plain[half..])].concat()
+    };
+    let zstd = "application/vnd.oci.image.layer.v1.tar+zstd";
+    for (name, blob, refused) in [
+        ("28", frame("28"), ""),
+        ("29", frame("29"), ""),
+        ("frames of different windows", two("29", "20"), ""),
+        ("a larger window later", two("20", "29"), ""),
+        ("30", frame("30"), "zstd stream: a window of 1024 MiB, the limit is 512 MiB"),
+        ("31, later", two("20", "31"), "zstd stream: a window of 2048 MiB, the limit is 512 MiB"),
+    ] {
+        let item = layout_of(&at.join(name), &plain, zstd, &blob);
+        match refused {
+            "" => drop(succeeds(&mut make(at, &item))),
+            part => fails(&mut make(at, &item), 1, part),
+        }
+    }
+    // A compressed archive has the same limit.
+    let archive = at.join("archive.tar.zst");
+    let layout = through("tar", &["-C", at.join("29").to_str().unwrap(), "-c", "."], b"");
+    for (long, refused) in [("29", ""), ("30", "a window of 1024 MiB")] {
+        fs_err::write(&archive, through("sh", &["-c", &format!("cat | zstd -qc --long={long}")], &layout)).unwrap();
+        let item = format!("oci-archive:{}", archive.display());
+        match refused {
+            "" => drop(succeeds(&mut make(at, &item))),
+            part => fails(&mut make(at, &item), 1, part),
+        }
+    }
+}
+
+#[test]
+fn b06_many_large_windows_wait_for_each_other_and_all_succeed() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = scratch.path();
+    let mut layout = Layout::new(at.join("layout"));
+    let layers: Vec<Vec<u8>> = (0..12_u8).map(|number| tar(&[("a", &vec![number; 3_000_000])])).collect();
+    let zstd = |layer: &Vec<u8>| {
+        let blob = through("sh", &["-c", "cat | zstd -qc --long=29"], layer);
+        layout.blob("application/vnd.oci.image.layer.v1.tar+zstd", &blob)
+    };
+    let descriptors: Vec<Value> = layers.iter().map(zstd).collect();
+    let config = layout.blob(OCI_CONFIG, &config("amd64", &layers));
+    let manifest = json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": descriptors});
+    let descriptor = layout.manifest(&manifest);
+    layout.add(Some("localhost/a:1"), descriptor);
+    succeeds(&mut make(at, &format!("oci:{}", layout.path.display())));
+}
+
+#[test]
+fn b09_layers_of_every_compression_are_recorded_as_skopeo_records_them() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = scratch.path();
+    let plain = tar(&[("a", b"1"), ("b", &[b'x'; 70_000])]);
+    let tar_type = "application/vnd.oci.image.layer.v1.tar";
+    // The numbers are what skopeo 1.9 writes into layers.json for these blobs.
+    for (program, media_type, number) in [
+        ("xz", tar_type.to_owned(), 3),
+        ("xz", format!("{tar_type}+gzip"), 3),
+        ("xz", format!("{tar_type}+xz"), 3),
+        ("bzip2", tar_type.to_owned(), 1),
+        ("gzip", tar_type.to_owned(), 2),
+        ("zstd", tar_type.to_owned(), 4),
+    ] {
+        let blob = through(program, &["-c"], &plain);
+        let name = format!("{program} {}", media_type.rsplit('.').next().unwrap());
+        let item = layout_of(&at.join(name), &plain, &media_type, &blob);
+        succeeds(&mut make(at, &item));
+        let record = layer_record(&at.join("out.tar"));
+        assert_eq!(record["compression"], number, "{item}");
+        assert_eq!(record["compressed-diff-digest"], Digest::of(&blob).to_string(), "{item}");
+        assert_eq!(record["compressed-size"], blob.len(), "{item}");
+        assert_eq!(record["diff-digest"], Digest::of(&plain).to_string(), "{item}");
+    }
+    let lz4 = layout_of(&at.join("lz4"), &plain, tar_type, &through("lz4", &["-qc"], &plain));
+    fails(&mut make(at, &lz4), 1, "lz4 compression of a layer is not supported");
+}
+
+/// Writes what `docker save` writes, but for the layer's bytes, into a directory.
+fn docker_directory(path: &Path, plain: &[u8], layer: &[u8]) {
+    fs_err::create_dir_all(path).unwrap();
+    fs_err::write(path.join("c.json"), config("amd64", &[plain.to_vec()])).unwrap();
+    fs_err::write(path.join("l.tar"), layer).unwrap();
+    let manifest = json!([{"Config": "c.json", "RepoTags": ["localhost/a:1"], "Layers": ["l.tar"]}]);
+    fs_err::write(path.join("manifest.json"), manifest.to_string()).unwrap();
+}
+
+#[test]
+fn b09_docker_archives_in_any_wrapping_give_the_same_tar() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = scratch.path();
+    // More holes than the header and one more block of an old GNU sparse member have.
+    let mut holes = vec![0; 60 * 65_536];
+    (0..40).for_each(|number| holes[number * 98_304] = b'x');
+    let plain = tar(&[("zeros", &[0; 300_000]), ("holes", &holes), ("a", b"x")]);
+    let directory = |name: &str, layer: &[u8]| {
+        docker_directory(&at.join(name), &plain, layer);
+        at.join(name)
+    };
+    let good = directory("good", &plain);
+    succeeds(Command::new("sh").current_dir(&good).args(["-c", "cp --sparse=always l.tar m && mv m l.tar"]));
+    let [in_xz, in_bzip2] = ["xz", "bzip2"].map(|program| directory(program, &through(program, &["-c"], &plain)));
+    let pack = |from: &Path, arguments: &[&str]| {
+        let path = at.join("packed.tar");
+        let names = ["manifest.json", "c.json", "l.tar"];
+        succeeds(Command::new("tar").arg("-C").arg(from).arg("-cf").arg(&path).args(arguments).args(names));
+        path
+    };
+    let tar_of = |path: &Path| {
+        succeeds(&mut make(at, &format!("docker-archive:{}", path.display())));
+        fs_err::read(at.join("out.tar")).unwrap()
+    };
+    let expected = tar_of(&pack(&good, &[]));
+    let posix = |version| ["--format=posix", "-S", version];
+    for (name, from, arguments) in [
+        ("xz", &good, &["-J"][..]),
+        ("bzip2", &good, &["-j"]),
+        ("gzip", &good, &["-z"]),
+        ("zstd", &good, &["--zstd"]),
+        ("lz4", &good, &["-Ilz4"]),
+        ("layer in xz", &in_xz, &[]),
+        ("layer in bzip2", &in_bzip2, &[]),
+        ("old GNU sparse", &good, &["--format=gnu", "-S"]),
+        ("PAX sparse 0.0", &good, &posix("--sparse-version=0.0")),
+        ("PAX sparse 0.1", &good, &posix("--sparse-version=0.1")),
+        ("PAX sparse 1.0", &good, &posix("--sparse-version=1.0")),
+        ("PAX sparse 1.0 in xz", &good, &["--format=posix", "-S", "-J"]),
+    ] {
+        let packed = pack(from, arguments);
+        if name.contains("sparse 1.0") || name == "old GNU sparse" {
+            let length = fs_err::metadata(&packed).unwrap().len();
+            assert!(length < plain.len() as u64 / 2, "{name}: not sparse");
+        }
+        assert!(tar_of(&packed) == expected, "{name}");
+    }
+    // The layout's own archive, too.
+    let layout = layout_of(&at.join("layout"), &plain, "application/vnd.oci.image.layer.v1.tar", &plain);
+    succeeds(&mut make(at, &layout));
+    let expected = fs_err::read(at.join("out.tar")).unwrap();
+    for arguments in [&["-J"][..], &["-S"], &["--format=posix", "-S", "-j"]] {
+        let path = at.join("oci.tar");
+        let from = at.join("layout");
+        succeeds(Command::new("tar").arg("-C").arg(from).arg("-cf").arg(&path).args(arguments).arg("."));
+        succeeds(&mut make(at, &format!("oci-archive:{}", path.display())));
+        assert!(fs_err::read(at.join("out.tar")).unwrap() == expected, "{arguments:?}");
+    }
+}
+
+#[test]
+fn b09_store_tars_of_every_compression_are_read() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = scratch.path();
+    succeeds(&mut make(at, &hello()));
+    let tar = at.join("out.tar");
+    let bytes = fs_err::read(&tar).unwrap();
+    let run = |arguments: &[&str], path: &Path| {
+        let mut command = prepull(at);
+        succeeds(command.args(arguments).arg(path).env("TMPDIR", at))
+    };
+    let [list, verdict] = [&["ls"][..], &["verify", "--json"]].map(|arguments| run(arguments, &tar));
+    for program in ["gzip", "bzip2", "xz", "zstd", "lz4"] {
+        let path = at.join("packed");
+        fs_err::write(&path, through(program, &["-c"], &bytes)).unwrap();
+        assert_eq!(run(&["ls"], &path), list, "{program}");
+        assert_eq!(run(&["verify", "--json"], &path).replace("packed", "out.tar"), verdict, "{program}");
+        assert_eq!(run(&["diff", tar.to_str().unwrap()], &path), "", "{program}");
+        let name = list.lines().nth(1).unwrap().split_whitespace().next().unwrap();
+        succeeds(prepull(at).arg("why").arg(&path).arg(name));
+        // A truncated one is not taken for the whole.
+        fs_err::write(&path, &fs_err::read(&path).unwrap()[..200]).unwrap();
+        fails(prepull(at).arg("ls").arg(&path), 2, program);
     }
 }
