@@ -28,6 +28,10 @@ pub use platform::{ParsePlatformError, Platform};
 /// (`drivers/overlay/overlay.go`, `maxDepth`).
 pub const LAYERS_MAX: usize = 500;
 
+/// Maximum number of indexes, one within the other, on the way to a manifest (OCI image spec, image-index.md: an index may list
+/// indexes).
+pub const INDEXES_MAX: usize = 4;
+
 /// An image: verified manifest and config, and what is needed to fetch and verify its layers.
 #[derive(Debug, Clone)]
 pub struct Image {
@@ -63,21 +67,31 @@ impl Image {
     /// # Errors
     /// When something is missing, is not what its digest says, or is no image that a store can hold.
     pub fn open(source: &dyn ImageSource, expected: Option<Digest>, platform: &Platform) -> Result<Self, Error> {
-        let top = source.manifest(None)?;
-        let top_digest = checked(&top, expected)?;
-        let (kind, document) = manifest::classify(&top, &top_digest)?;
-        let (raw, digest, kind, document, index) = if kind.is_index() {
-            let chosen = manifest::choose(kind, &document, platform, &top_digest)?;
-            let raw = source.manifest(Some(&chosen))?;
-            let digest = checked(&raw, Some(chosen))?;
-            let (kind, document) = manifest::classify(&raw, &digest)?;
-            if kind.is_index() {
-                return Err(Error::NestedIndex { index: top_digest, nested: digest });
+        let choices = source.choices()?;
+        let chosen = match &choices {
+            Some(raw) => {
+                let (kind, document) = manifest::classify(raw, &raw.digest())?;
+                Some(manifest::choose(kind, &document, platform, &raw.digest())?)
             }
-            (raw, digest, kind, document, Some((top, top_digest)))
-        } else {
-            (top, top_digest, kind, document, None)
+            None => None,
         };
+        let mut raw = source.manifest(chosen.as_ref())?;
+        let mut digest = checked(&raw, expected)?;
+        let (mut kind, mut document) = manifest::classify(&raw, &digest)?;
+        let mut index = None;
+        let mut depth = 0;
+        while kind.is_index() {
+            depth += 1;
+            if depth > INDEXES_MAX {
+                return Err(Error::NestedIndex { nested: digest });
+            }
+            let chosen = manifest::choose(kind, &document, platform, &digest)?;
+            let inner = source.manifest(Some(&chosen))?;
+            let outer = (std::mem::replace(&mut raw, inner), digest);
+            index.get_or_insert(outer);
+            digest = checked(&raw, Some(chosen))?;
+            (kind, document) = manifest::classify(&raw, &digest)?;
+        }
         let manifest = manifest::Manifest::parse(kind, &document, &digest)?;
         let config = fetch_config(source, &manifest.config)?;
         let id = manifest.config.digest;
@@ -110,7 +124,7 @@ impl Image {
         self.manifest_digest
     }
 
-    /// The index that the manifest was chosen from, if the source gave one.
+    /// The outermost index that the manifest was chosen from, if the source gave one.
     #[must_use]
     pub fn index(&self) -> Option<&RawManifest> {
         self.index.as_ref().map(|(raw, _)| raw)
@@ -266,12 +280,10 @@ pub enum Error {
         /// Which.
         digest: Digest,
     },
-    /// An index in an index.
-    #[error("index {index}: its entry {nested} is an index again, not an image; name the image by its own digest")]
+    /// More than [`INDEXES_MAX`] indexes, one within the other.
+    #[error("index {nested}: more than {INDEXES_MAX} indexes within each other; name the image by its own digest")]
     NestedIndex {
-        /// The outer one.
-        index: Digest,
-        /// The inner one.
+        /// The innermost one.
         nested: Digest,
     },
     /// The index has no image for the platform.

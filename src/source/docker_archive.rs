@@ -14,43 +14,64 @@ use std::io::{self, Cursor, Read};
 use std::num::NonZero;
 use std::panic::resume_unwind;
 use std::path::Path;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
 use super::archive::{Archive, Duplicates, Span};
 use super::{CONFIG_MAX, Descriptor, Error, Files as _, ImageSource, Options, RawManifest, bad_json};
 use crate::compression::{self, Compression, MAGIC_LENGTH};
 use crate::digest::Digest;
-use crate::json::{Document, View};
+use crate::json::{self, Document, View};
 use crate::media_type::{DOCKER_CONFIG, DOCKER_LAYER, DOCKER_MANIFEST};
 use crate::reference::{ArchiveSelect, Reference};
 use crate::threads;
 
+/// Number of images, and of tags of each, that an error lists.
+const LISTED: usize = 20;
+
 /// The largest `manifest.json` that is read, in bytes (containers/image `internal/iolimits`, `MaxTarFileManifestSize`).
 pub const ARCHIVE_MANIFEST_MAX: u64 = 1 << 20;
 
-/// One image of an archive.
+/// An archive whose `manifest.json` has been read.
 #[derive(Debug)]
 pub(super) struct DockerArchive {
     archive: Archive,
+    items: Vec<Item>,
+    /// The first item that has a tag, by its normalised form.
+    by_tag: HashMap<String, usize>,
+    /// Uncompressed sizes of layers that had to be read for it, by their members' paths: images share layers.
+    sizes: Mutex<HashMap<String, u64>>,
+}
+
+/// An item of `manifest.json`.
+#[derive(Debug, PartialEq, Eq)]
+struct Item {
+    config: String,
+    layers: Vec<String>,
+    tags: Vec<String>,
+}
+
+/// One image of an archive.
+#[derive(Debug)]
+pub(super) struct DockerImage {
+    archive: Arc<DockerArchive>,
     config: Vec<u8>,
     config_digest: Digest,
     diff_ids: Vec<Digest>,
-    /// The member of each diffID.
-    layers: HashMap<Digest, Span>,
+    /// The member of each diffID, and its path.
+    layers: HashMap<Digest, (Span, String)>,
     names: Vec<Reference>,
     manifest: OnceLock<Vec<u8>>,
 }
 
-/// Indexes the archive and finds the image.
-pub(super) fn open(path: &Path, select: &ArchiveSelect, options: &Options) -> Result<DockerArchive, Error> {
-    let archive = Archive::open("docker-archive", path, options, Duplicates::First)?;
-    DockerArchive::find(archive, select)
+/// Indexes the archive and reads its `manifest.json`.
+pub(super) fn open(path: &Path, options: &Options) -> Result<DockerArchive, Error> {
+    DockerArchive::new(Archive::open("docker-archive", path, options, Duplicates::First)?)
 }
 
 impl DockerArchive {
-    /// Finds the image that `select` chooses.
-    pub(super) fn find(archive: Archive, select: &ArchiveSelect) -> Result<Self, Error> {
+    /// Reads `manifest.json`.
+    pub(super) fn new(archive: Archive) -> Result<Self, Error> {
         let Some(bytes) = archive.read("manifest.json", ARCHIVE_MANIFEST_MAX)? else {
             let hint =
                 if archive.has("index.json") { "; it looks like an OCI layout: write oci-archive:PATH" } else { "" };
@@ -58,55 +79,125 @@ impl DockerArchive {
             return Err(Error::Invalid(format!("{shown}: no manifest.json, so docker save did not write it{hint}")));
         };
         let json = |error| bad_json(&archive, "manifest.json", &error);
-        let document = Document::parse(&bytes).map_err(json)?;
-        let images: Vec<View<'_>> = document.top().items().map_err(json)?.collect();
-        let image = choose(&archive, &images, select)?;
-        let names = match select {
-            ArchiveSelect::Tag(tag) => vec![tag.clone()],
-            ArchiveSelect::Only | ArchiveSelect::Index(_) => {
-                let mut names = Vec::new();
-                for tag in image.get_items("RepoTags").map_err(json)? {
-                    names.extend(Reference::parse_or_latest(tag.text().map_err(json)?).ok());
-                }
-                names
+        let items: Vec<Item> = Document::parse(&bytes)
+            .and_then(|document| document.top().items()?.map(|item| Item::parse(&item)).collect())
+            .map_err(json)?;
+        let mut by_tag = HashMap::new();
+        for (at, item) in items.iter().enumerate() {
+            for tag in item.references() {
+                by_tag.entry(tag.to_string()).or_insert(at);
             }
-        };
-        let config_name = image.get_text("Config").map_err(json)?;
-        let config = member(&archive, config_name)?;
+        }
+        Ok(Self { archive, items, by_tag, sizes: Mutex::default() })
+    }
+
+    /// Finds the image that `select` chooses, with its names.
+    pub(super) fn find(self: &Arc<Self>, select: &ArchiveSelect) -> Result<DockerImage, Error> {
+        let (item, names) = self.choose(select)?;
+        self.image(item, names)
+    }
+
+    /// As [`Self::find`] for an archive with one image that is called `names`, whatever the archive calls it.
+    pub(super) fn only(self: &Arc<Self>, names: Vec<Reference>) -> Result<DockerImage, Error> {
+        let (item, _) = self.choose(&ArchiveSelect::Only)?;
+        self.image(item, names)
+    }
+
+    /// containers/image `docker/internal/tarfile/reader.go`, `ChooseManifestItem`. Items with one config and the same layers are one
+    /// image with the tags of all.
+    fn choose(&self, select: &ArchiveSelect) -> Result<(&Item, Vec<Reference>), Error> {
+        let shown = self.archive.shown();
+        match select {
+            ArchiveSelect::Only => match &self.items[..] {
+                [] => Err(Error::NotFound(format!("{shown}: no image in the archive"))),
+                [first, others @ ..] if others.iter().all(|item| item.is_image_of(first)) => {
+                    let mut names: Vec<Reference> = Vec::new();
+                    for name in self.items.iter().flat_map(Item::references) {
+                        if !names.contains(&name) {
+                            names.push(name);
+                        }
+                    }
+                    Ok((first, names))
+                }
+                items => Err(Error::Ambiguous(format!(
+                    "{shown}: {} images in the archive, choose one with :NAME:TAG or :@N: {}",
+                    items.len(),
+                    self.list()
+                ))),
+            },
+            ArchiveSelect::Index(at) => match self.items.get(*at) {
+                Some(item) => Ok((item, item.references().collect())),
+                None => {
+                    let count = self.items.len();
+                    Err(Error::NotFound(format!("{shown}: no image @{at}, the archive has {count} (from @0)")))
+                }
+            },
+            ArchiveSelect::Tag(wanted) => match self.by_tag.get(&wanted.to_string()) {
+                Some(at) => Ok((&self.items[*at], vec![wanted.clone()])),
+                None => {
+                    let there = self.list();
+                    Err(Error::NotFound(format!("{shown}: no image {wanted} in the archive; there are: {there}")))
+                }
+            },
+        }
+    }
+
+    /// The tags to choose from; an image without a tag is shown as `@N`.
+    fn list(&self) -> String {
+        let mut names = Vec::new();
+        for (at, item) in self.items.iter().enumerate().take(LISTED) {
+            if item.tags.is_empty() {
+                names.push(format!("@{at}"));
+            }
+            names.extend(item.tags.iter().take(LISTED).map(|tag| tag.escape_debug().to_string()));
+        }
+        if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+    }
+
+    fn image(self: &Arc<Self>, item: &Item, names: Vec<Reference>) -> Result<DockerImage, Error> {
+        let (archive, config_name) = (&self.archive, &item.config[..]);
+        let config = member(archive, config_name)?;
         if config.size > CONFIG_MAX {
             let (shown, size) = (archive.shown(), config.size);
             return Err(Error::Invalid(format!(
                 "{shown}: config {config_name:?} has {size} bytes, at most {CONFIG_MAX} are allowed"
             )));
         }
-        let config = read(&archive, config_name, archive.reader(&config))?;
-        let diff_ids = diff_ids(&archive, config_name, &config)?;
-        let paths = image.get_items("Layers").map_err(json)?;
-        if paths.len() != diff_ids.len() {
+        let config = read(archive, config_name, archive.reader(&config))?;
+        let diff_ids = diff_ids(archive, config_name, &config)?;
+        if item.layers.len() != diff_ids.len() {
             return Err(Error::Invalid(format!(
                 "{}: {} layers in manifest.json, {} in the config",
                 archive.shown(),
-                paths.len(),
+                item.layers.len(),
                 diff_ids.len()
             )));
         }
         let mut layers = HashMap::new();
-        for (diff_id, path) in diff_ids.iter().zip(paths) {
-            // One layer can occur twice; which of its members is read makes no difference, it is verified.
+        for (diff_id, path) in diff_ids.iter().zip(&item.layers) {
+            // One layer can occur twice. Any of its members can be read, because it is verified.
             if !layers.contains_key(diff_id) {
-                layers.insert(*diff_id, member(&archive, path.text().map_err(json)?)?);
+                layers.insert(*diff_id, (member(archive, path)?, path.clone()));
             }
         }
         let config_digest = Digest::of(&config);
-        Ok(Self { archive, config, config_digest, diff_ids, layers, names, manifest: OnceLock::new() })
+        let archive = Arc::clone(self);
+        Ok(DockerImage { archive, config, config_digest, diff_ids, layers, names, manifest: OnceLock::new() })
     }
 
-    /// As [`Self::find`] for an archive with one image that is called `names`, whatever it says itself.
-    pub(super) fn only(archive: Archive, names: Vec<Reference>) -> Result<Self, Error> {
-        Ok(Self { names, ..Self::find(archive, &ArchiveSelect::Only)? })
+    /// Returns the uncompressed size of a layer. A compressed one must be read to its end for it.
+    fn layer_size(&self, span: &Span, path: &str) -> io::Result<u64> {
+        let sizes = || self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(size) = sizes().get(path) {
+            return Ok(*size);
+        }
+        let (mut plain, size) = self.layer(span)?;
+        let size = size.map_or_else(|| io::copy(&mut plain, &mut io::sink()), Ok)?;
+        sizes().insert(path.to_owned(), size);
+        Ok(size)
     }
 
-    /// The plain bytes of a layer, and their number if it is known without reading them.
+    /// Returns the plain bytes of a layer, and their number if it is known without reading them.
     fn layer(&self, span: &Span) -> io::Result<(Box<dyn Read + Send>, Option<u64>)> {
         let mut magic = Vec::with_capacity(MAGIC_LENGTH);
         self.archive.reader(span).take(MAGIC_LENGTH as u64).read_to_end(&mut magic)?;
@@ -120,7 +211,26 @@ impl DockerArchive {
             _ => Ok((Box::new(compression::plain(reader)?), None)),
         }
     }
+}
 
+impl Item {
+    fn parse(view: &View<'_>) -> Result<Self, json::Error> {
+        let texts = |key| -> Result<Vec<String>, json::Error> {
+            view.get_items(key)?.iter().map(|item| item.text().map(str::to_owned)).collect()
+        };
+        Ok(Self { config: view.get_text("Config")?.to_owned(), layers: texts("Layers")?, tags: texts("RepoTags")? })
+    }
+
+    fn references(&self) -> impl Iterator<Item = Reference> {
+        self.tags.iter().filter_map(|tag| Reference::parse_or_latest(tag).ok())
+    }
+
+    fn is_image_of(&self, other: &Self) -> bool {
+        (&self.config, &self.layers) == (&other.config, &other.layers)
+    }
+}
+
+impl DockerImage {
     /// Go's `json.Marshal` of containers/image's `manifest.Schema2`. Every layer has the media type of a gzip one,
     /// although it is plain.
     fn make_manifest(&self) -> Result<Vec<u8>, Error> {
@@ -143,10 +253,10 @@ impl DockerArchive {
         let next = || todo.lock().unwrap_or_else(PoisonError::into_inner).next();
         let work = || {
             let mut sizes = Vec::new();
-            while let Some((diff_id, span)) = next() {
-                let io = |error| Error::Io { what: format!("{}: read layer {diff_id}", self.archive.shown()), error };
-                let (mut plain, size) = self.layer(span).map_err(io)?;
-                sizes.push((*diff_id, size.map_or_else(|| io::copy(&mut plain, &mut io::sink()).map_err(io), Ok)?));
+            while let Some((diff_id, (span, path))) = next() {
+                let shown = self.archive.archive.shown();
+                let io = |error| Error::Io { what: format!("{shown}: read layer {diff_id}"), error };
+                sizes.push((*diff_id, self.archive.layer_size(span, path).map_err(io)?));
             }
             Ok(sizes)
         };
@@ -165,52 +275,6 @@ impl DockerArchive {
         }
         Ok(sizes)
     }
-}
-
-/// containers/image `ChooseManifestItem`.
-fn choose<'a>(archive: &Archive, images: &'a [View<'a>], select: &ArchiveSelect) -> Result<&'a View<'a>, Error> {
-    let shown = archive.shown();
-    let json = |error| bad_json(archive, "manifest.json", &error);
-    match select {
-        ArchiveSelect::Only => match images {
-            [only] => Ok(only),
-            [] => Err(Error::NotFound(format!("{shown}: no image in the archive"))),
-            _ => Err(Error::Ambiguous(format!(
-                "{shown}: {} images in the archive, choose one with :NAME:TAG or :@N: {}",
-                images.len(),
-                tags(images).map_err(json)?
-            ))),
-        },
-        ArchiveSelect::Index(at) => images.get(*at).ok_or_else(|| {
-            Error::NotFound(format!("{shown}: no image @{at}, the archive has {} (from @0)", images.len()))
-        }),
-        ArchiveSelect::Tag(wanted) => {
-            for image in images {
-                for tag in image.get_items("RepoTags").map_err(json)? {
-                    if Reference::parse_or_latest(tag.text().map_err(json)?).is_ok_and(|tag| tag == *wanted) {
-                        return Ok(image);
-                    }
-                }
-            }
-            let there = tags(images).map_err(json)?;
-            Err(Error::NotFound(format!("{shown}: no image {wanted} in the archive; there are: {there}")))
-        }
-    }
-}
-
-/// The names to choose from; an image without a tag is shown as `@N`.
-fn tags(images: &[View<'_>]) -> Result<String, crate::json::Error> {
-    let mut names = Vec::new();
-    for (at, image) in images.iter().enumerate().take(20) {
-        let tags = image.get_items("RepoTags")?;
-        if tags.is_empty() {
-            names.push(format!("@{at}"));
-        }
-        for tag in tags.iter().take(20) {
-            names.push(tag.text()?.escape_debug().to_string());
-        }
-    }
-    Ok(if names.is_empty() { "none".to_owned() } else { names.join(", ") })
 }
 
 fn member(archive: &Archive, name: &str) -> Result<Span, Error> {
@@ -241,10 +305,11 @@ fn diff_ids(archive: &Archive, name: &str, config: &[u8]) -> Result<Vec<Digest>,
         .collect()
 }
 
-impl ImageSource for DockerArchive {
+impl ImageSource for DockerImage {
     fn manifest(&self, instance: Option<&Digest>) -> Result<RawManifest, Error> {
         if let Some(instance) = instance {
-            return Err(Error::NotFound(format!("{}: no manifest {instance} in the archive", self.archive.shown())));
+            let shown = self.archive.archive.shown();
+            return Err(Error::NotFound(format!("{shown}: no manifest {instance} in the archive")));
         }
         let bytes = match self.manifest.get() {
             Some(bytes) => bytes.clone(),
@@ -260,12 +325,12 @@ impl ImageSource for DockerArchive {
         if blob.digest == self.config_digest {
             return Ok(Box::new(Cursor::new(self.config.clone())));
         }
-        let shown = self.archive.shown();
-        let Some(span) = self.layers.get(&blob.digest) else {
+        let shown = self.archive.archive.shown();
+        let Some((span, _)) = self.layers.get(&blob.digest) else {
             return Err(Error::NotFound(format!("{shown}: no blob {} in the archive", blob.digest)));
         };
         let io = |error| Error::Io { what: format!("{shown}: read layer {}", blob.digest), error };
-        Ok(self.layer(span).map_err(io)?.0)
+        Ok(self.archive.layer(span).map_err(io)?.0)
     }
 
     fn names(&self) -> Vec<Reference> {

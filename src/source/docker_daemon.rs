@@ -9,10 +9,11 @@
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::archive::{Archive, Duplicates};
-use super::docker_archive::DockerArchive;
+use super::docker_archive::{DockerArchive, DockerImage};
 use super::{Error, Options};
 use crate::json::Document;
 use crate::reference::DaemonImage;
@@ -32,7 +33,7 @@ const MESSAGE_MAX: u64 = 1 << 20;
 const SILENCE_MAX: Duration = Duration::from_secs(600);
 
 /// Asks the daemon for the image.
-pub(super) fn open(image: &DaemonImage, options: &Options) -> Result<DockerArchive, Error> {
+pub(super) fn open(image: &DaemonImage, options: &Options) -> Result<DockerImage, Error> {
     let (name, names) = match image {
         DaemonImage::Name(reference) => (reference.familiar(), vec![reference.clone()]),
         DaemonImage::Id(id) => (id.to_string(), Vec::new()),
@@ -41,11 +42,11 @@ pub(super) fn open(image: &DaemonImage, options: &Options) -> Result<DockerArchi
     let host = options.docker_host.as_deref().unwrap_or(DEFAULT_DOCKER_HOST);
     let connection = connect(&shown, host)?;
     let body = get(&shown, host, connection, &name)?;
-    let archive = Archive::from_stream(shown, body, options, Duplicates::First)?;
+    let archive = Arc::new(DockerArchive::new(Archive::from_stream(shown, body, options, Duplicates::First)?)?);
     match image {
         // An id can have any number of names, of which none was asked for: the archive's own.
-        DaemonImage::Id(_) => DockerArchive::find(archive, &crate::reference::ArchiveSelect::Only),
-        DaemonImage::Name(_) => DockerArchive::only(archive, names),
+        DaemonImage::Id(_) => archive.find(&crate::reference::ArchiveSelect::Only),
+        DaemonImage::Name(_) => archive.only(names),
     }
 }
 

@@ -7,6 +7,7 @@ mod docker_archive;
 mod docker_daemon;
 mod oci_archive;
 mod oci_layout;
+mod opened;
 
 pub mod registry;
 
@@ -22,6 +23,7 @@ use crate::reference::{Location, Reference, show_path};
 pub use archive::{EXTENSION_MAX, MEMBER_NAME_MAX, MEMBERS_MAX, NAMES_MAX};
 pub use docker_archive::ARCHIVE_MANIFEST_MAX;
 pub use docker_daemon::DEFAULT_DOCKER_HOST;
+pub use opened::Opened;
 
 /// The largest manifest or index that is read, in bytes: 4 MiB, what containers/image allows
 /// (`internal/iolimits`, `MaxManifestBodySize`) and the OCI distribution specification tells registries to accept.
@@ -73,6 +75,15 @@ pub trait ImageSource: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`Error::NotFound`] when there is none; others when it cannot be read. At most [`MANIFEST_MAX`] bytes.
     fn manifest(&self, instance: Option<&Digest>) -> Result<RawManifest, Error>;
+
+    /// An OCI index, which is not part of the image, of the manifests that [`Self::manifest`] may have for the image: the
+    /// platform decides, and the chosen one is asked for as an `instance`. `None` where there is only one.
+    ///
+    /// # Errors
+    /// As for [`Self::manifest`].
+    fn choices(&self) -> Result<Option<RawManifest>, Error> {
+        Ok(None)
+    }
 
     /// The bytes of a blob from its beginning. Retries and resumption happen inside the reader.
     ///
@@ -138,6 +149,8 @@ pub struct Options {
     pub tmpdir: Option<PathBuf>,
     /// How registries are spoken to.
     pub registry: crate::registry::Options,
+    /// What has been opened with these options or a clone of them.
+    pub opened: Arc<Opened>,
 }
 
 impl Options {
@@ -149,6 +162,7 @@ impl Options {
             docker_host: variable("DOCKER_HOST").map(|value| value.to_string_lossy().into_owned()),
             tmpdir: variable("TMPDIR").map(PathBuf::from),
             registry: crate::registry::Options::default(),
+            opened: Arc::default(),
         }
     }
 
@@ -157,7 +171,8 @@ impl Options {
     }
 }
 
-/// Opens the source that `location` names. The Docker daemon's answer and compressed archives are copied to a temporary
+/// Opens the source that `location` names. A layout or archive is opened and parsed once for all images of it, as long as `options`
+/// or their clones live. The Docker daemon's answer and compressed archives are copied to a temporary
 /// file here; all other sources only look for the image.
 ///
 /// # Errors
@@ -173,9 +188,18 @@ pub fn open(location: &Location, options: &Options) -> Result<Arc<dyn ImageSourc
             &options.registry,
         )?),
         Location::DockerDaemon(image) => Arc::new(docker_daemon::open(image, options)?),
-        Location::OciLayout { path, reference } => Arc::new(oci_layout::open(path, reference.as_deref())?),
-        Location::OciArchive { path, reference } => Arc::new(oci_archive::open(path, reference.as_deref(), options)?),
-        Location::DockerArchive { path, select } => Arc::new(docker_archive::open(path, select, options)?),
+        Location::OciLayout { path, reference } => {
+            let layout = options.opened.layouts.get(path, || oci_layout::open(path))?;
+            Arc::new(layout.find(reference.as_deref())?)
+        }
+        Location::OciArchive { path, reference } => {
+            let layout = options.opened.oci_archives.get(path, || oci_archive::open(path, options))?;
+            Arc::new(layout.find(reference.as_deref())?)
+        }
+        Location::DockerArchive { path, select } => {
+            let archive = options.opened.docker_archives.get(path, || docker_archive::open(path, options))?;
+            Arc::new(archive.find(select)?)
+        }
         Location::Dir { path } => Arc::new(dir::open(path)?),
         Location::Overlay(overlay) => {
             return Err(Error::Overlay(overlay.clone()));

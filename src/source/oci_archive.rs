@@ -6,7 +6,7 @@ use super::archive::{Archive, Duplicates};
 use super::oci_layout::Layout;
 use super::{Error, Options};
 
-/// Indexes the archive and finds the image.
-pub(super) fn open(path: &Path, reference: Option<&str>, options: &Options) -> Result<Layout<Archive>, Error> {
-    Layout::find(Archive::open("oci-archive", path, options, Duplicates::Last)?, reference)
+/// Indexes the archive.
+pub(super) fn open(path: &Path, options: &Options) -> Result<Layout<Archive>, Error> {
+    Layout::new(Archive::open("oci-archive", path, options, Duplicates::Last)?)
 }

@@ -13,7 +13,7 @@ fn image(name: &str) -> DaemonImage {
 }
 
 /// What `open` makes of `answer`, and the request that it sent.
-fn ask(image: &DaemonImage, answer: Vec<u8>) -> (Result<DockerArchive, Error>, String) {
+fn ask(image: &DaemonImage, answer: Vec<u8>) -> (Result<DockerImage, Error>, String) {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("s");
     let listener = UnixListener::bind(&socket).unwrap();

@@ -298,3 +298,241 @@ fn b09_store_tars_of_every_compression_are_read() {
         fails(prepull(at).arg("ls").arg(&path), 2, program);
     }
 }
+
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+const CONTAINERD_NAME: &str = "io.containerd.image.name";
+
+/// Returns a descriptor with annotations and a platform as `os/architecture`.
+fn entry(descriptor: &Value, annotations: &[(&str, &str)], platform: &str) -> Value {
+    let mut entry = descriptor.clone();
+    let annotations: serde_json::Map<_, _> =
+        annotations.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
+    entry["annotations"] = annotations.into();
+    if let Some((os, architecture)) = platform.split_once('/') {
+        entry["platform"] = json!({"os": os, "architecture": architecture});
+    }
+    entry
+}
+
+/// Names of the images in a tar, sorted, and their configs' architectures.
+fn images(at: &Path) -> Vec<String> {
+    let list = succeeds(prepull(at).args(["ls", "--json"]).arg(at.join("out.tar")));
+    let list: Value = serde_json::from_str(&list).unwrap();
+    let images = list.as_array().cloned().unwrap_or_else(|| list["images"].as_array().unwrap().clone());
+    let mut names: Vec<String> = images
+        .iter()
+        .flat_map(|image| image["names"].as_array().unwrap())
+        .map(|name| name.as_str().unwrap().to_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn b11_index_entries_of_one_image_are_one_image() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = scratch.path();
+    let layout = Layout::new(at.join("oci"));
+    let [a, b] = [b"A", b"B"].map(|text| layout.image("amd64", &[tar(&[("a", text)])]));
+    let arm = layout.image("arm64", &[tar(&[("a", b"C")])]);
+    let attestation = layout.manifest(&json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": []}));
+    let platforms = layout.index(&[("linux/amd64", a.clone()), ("linux/arm64", arm.clone())]);
+    let aside = || {
+        let mut aside =
+            entry(&attestation, &[("vnd.docker.reference.type", "attestation-manifest")], "unknown/unknown");
+        aside["annotations"]["vnd.docker.reference.digest"] = a["digest"].clone();
+        aside
+    };
+    let nested = layout.index(&[("linux/amd64", platforms.clone())]);
+    let latest = |descriptor, name| entry(descriptor, &[(CONTAINERD_NAME, name), (REF_NAME, "latest")], "");
+    let two = || [latest(&a, "docker.io/library/a:latest"), latest(&b, "docker.io/library/b:latest")].to_vec();
+    let direct = || {
+        vec![
+            entry(&a, &[(REF_NAME, "localhost/x:1")], "linux/amd64"),
+            aside(),
+            entry(&arm, &[(REF_NAME, "localhost/x:1")], "linux/arm64"),
+        ]
+    };
+    let table: Vec<(&str, Vec<Value>, &str, &str, Result<&[&str], &str>)> = vec![
+        (
+            "two names",
+            vec![entry(&a, &[(REF_NAME, "localhost/a:1")], ""), entry(&a, &[(REF_NAME, "localhost/a:2")], "")],
+            "",
+            "amd64",
+            Ok(&["localhost/a:1", "localhost/a:2"]),
+        ),
+        (
+            "one of two names",
+            vec![entry(&a, &[(REF_NAME, "localhost/a:1")], ""), entry(&a, &[(REF_NAME, "localhost/a:2")], "")],
+            ":localhost/a:2",
+            "amd64",
+            Ok(&["localhost/a:2"]),
+        ),
+        ("twice without names", vec![a.clone(), a.clone()], "=localhost/x:1", "amd64", Ok(&["localhost/x:1"])),
+        ("platforms, amd64", direct(), "", "amd64", Ok(&["localhost/x:1"])),
+        ("platforms, arm64", direct(), ":localhost/x:1", "arm64", Ok(&["localhost/x:1"])),
+        ("platforms, none", direct(), "", "s390x", Err("there are: linux/amd64, linux/arm64")),
+        (
+            "platforms of two images",
+            vec![
+                entry(&a, &[(REF_NAME, "localhost/a:1")], "linux/amd64"),
+                entry(&arm, &[(REF_NAME, "localhost/b:1")], "linux/arm64"),
+            ],
+            "",
+            "amd64",
+            Err("choose an image: localhost/a:1, localhost/b:1"),
+        ),
+        (
+            "one platform twice",
+            vec![entry(&a, &[], "linux/amd64"), entry(&b, &[], "linux/amd64")],
+            "=localhost/x:1",
+            "amd64",
+            Err("choose an image: @0, @1"),
+        ),
+        (
+            "an image and its attestation",
+            vec![entry(&a, &[(REF_NAME, "localhost/a:1")], "linux/amd64"), aside()],
+            "",
+            "amd64",
+            Ok(&["localhost/a:1"]),
+        ),
+        (
+            "two latest",
+            two(),
+            "",
+            "amd64",
+            Err("choose an image: docker.io/library/a:latest, docker.io/library/b:latest"),
+        ),
+        (
+            "two latest, by it",
+            two(),
+            ":latest",
+            "amd64",
+            Err(
+                "more than one image called latest in oci, choose an image: docker.io/library/a:latest, docker.io/library/b:latest",
+            ),
+        ),
+        ("two latest, full", two(), ":docker.io/library/b:latest", "amd64", Ok(&["docker.io/library/b:latest"])),
+        ("two latest, short", two(), ":b:latest", "amd64", Ok(&["docker.io/library/b:latest"])),
+        ("two latest, by number", two(), ":@1", "amd64", Ok(&["docker.io/library/b:latest"])),
+        (
+            "two latest, another",
+            two(),
+            ":c",
+            "amd64",
+            Err("there are: docker.io/library/a:latest, docker.io/library/b:latest"),
+        ),
+        ("an index", vec![entry(&platforms, &[(REF_NAME, "localhost/i:1")], "")], "", "arm64", Ok(&["localhost/i:1"])),
+        (
+            "an index within an index",
+            vec![entry(&nested, &[(REF_NAME, "localhost/i:1")], "")],
+            "",
+            "amd64",
+            Ok(&["localhost/i:1"]),
+        ),
+        (
+            "a media type with a parameter",
+            vec![{
+                let mut entry = entry(&a, &[(REF_NAME, "localhost/a:1")], "");
+                entry["mediaType"] = json!(format!("{OCI_MANIFEST}; charset=utf-8"));
+                entry
+            }],
+            ":localhost/a:1",
+            "amd64",
+            Ok(&["localhost/a:1"]),
+        ),
+    ];
+    for (name, entries, reference, architecture, expected) in table {
+        let index = json!({"schemaVersion": 2, "manifests": entries});
+        fs_err::write(layout.path.join("index.json"), index.to_string()).unwrap();
+        succeeds(Command::new("tar").arg("-C").arg(&layout.path).arg("-cf").arg(at.join("oci.tar")).arg("."));
+        for place in ["oci:oci", "oci-archive:oci.tar"] {
+            let mut command = make(at, &format!("{place}{reference}"));
+            command.current_dir(at).args(["--platform", &format!("linux/{architecture}")]);
+            match expected {
+                Ok(names) => {
+                    succeeds(&mut command);
+                    assert_eq!(images(at), names, "{name}: {place}");
+                }
+                Err(part) => {
+                    let output = command.output().unwrap();
+                    let said = stderr(&output);
+                    assert!(!output.status.success() && said.contains(part), "{name}: {place}: {said}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn b11_docker_archive_items_of_one_image_are_one_image() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = scratch.path();
+    let plain = tar(&[("a", b"1")]);
+    docker_directory(at, &plain, &plain);
+    let item = |tag: &str| json!({"Config": "c.json", "RepoTags": [tag], "Layers": ["l.tar"]});
+    fs_err::write(at.join("manifest.json"), json!([item("localhost/a:1"), item("localhost/a:2")]).to_string()).unwrap();
+    succeeds(Command::new("tar").arg("-C").arg(at).args(["-cf"]).arg(at.join("d.tar")).args([
+        "manifest.json",
+        "c.json",
+        "l.tar",
+    ]));
+    for (reference, names) in [("", &["localhost/a:1", "localhost/a:2"][..]), (":@1", &["localhost/a:2"])] {
+        succeeds(make(at, &format!("docker-archive:d.tar{reference}")).current_dir(at));
+        assert_eq!(images(at), names);
+    }
+}
+
+/// How often a file of this name was opened, by strace's word.
+fn opens(trace: &Path, name: &str) -> usize {
+    let text = fs_err::read_to_string(trace).unwrap();
+    text.lines().filter(|line| line.contains(&format!("{name}\"")) && !line.contains("ENOENT")).count()
+}
+
+#[test]
+fn a16_layouts_and_archives_are_opened_once_a_run() {
+    const IMAGES: usize = 60;
+    let scratch = tempfile::tempdir().unwrap();
+    let at = scratch.path();
+    let mut layout = Layout::new(at.join("oci"));
+    let mut saved = Vec::new();
+    let plain = tar(&[("a", b"1")]);
+    docker_directory(&at.join("docker"), &plain, &plain);
+    for number in 0..IMAGES {
+        let descriptor = layout.image("amd64", &[tar(&[("a", number.to_string().as_bytes())])]);
+        layout.add(Some(&format!("localhost/a:{number}")), descriptor);
+        saved.push(json!({"Config": "c.json", "RepoTags": [format!("localhost/d:{number}")], "Layers": ["l.tar"]}));
+    }
+    fs_err::write(at.join("docker/manifest.json"), json!(saved).to_string()).unwrap();
+    for (from, packed) in [("oci", "oci.tar"), ("docker", "docker.tar")] {
+        succeeds(Command::new("tar").arg("-C").arg(at.join(from)).arg("-cf").arg(at.join(packed)).arg("."));
+    }
+    for (item, name, opened) in [
+        ("oci:oci:localhost/a:", "oci/index.json", 1),
+        ("oci-archive:oci.tar:localhost/a:", "oci.tar", 1),
+        ("docker-archive:docker.tar:localhost/d:", "docker.tar", 1),
+    ] {
+        for run in ["cold", "warm"] {
+            let items: String = (0..IMAGES).map(|number| format!("{item}{number}\n")).collect();
+            fs_err::write(at.join("list"), items).unwrap();
+            let inner = prepull(at);
+            let mut command = Command::new("strace");
+            command.args(["-f", "-qq", "-e", "trace=openat,open", "-o"]).arg(at.join("trace"));
+            command.arg(inner.get_program()).args([
+                "make",
+                "--no-config",
+                "--cache-dir",
+                "cache",
+                "-o",
+                "out.tar",
+                "--images",
+                "list",
+            ]);
+            for (key, value) in inner.get_envs().filter_map(|(key, value)| Some((key, value?))) {
+                command.env(key, value);
+            }
+            succeeds(command.current_dir(at));
+            assert_eq!(opens(&at.join("trace"), name), opened, "{item} {run}");
+        }
+    }
+}
