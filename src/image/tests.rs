@@ -165,12 +165,21 @@ fn zstd_is_preferred_and_an_entry_without_platform_comes_last() {
 }
 
 #[test]
-fn an_index_in_an_index_is_refused() {
+fn indexes_in_indexes_are_followed_to_a_limit() {
     let mut fake = Fake::default();
-    let inner = format!(r#"{{"mediaType":"{OCI_INDEX}","manifests":[]}}"#);
-    let entry = fake.descriptor(OCI_INDEX, inner.as_bytes());
-    fake.top = format!(r#"{{"mediaType":"{OCI_INDEX}","manifests":[{entry}]}}"#).into_bytes();
-    refused(&fake, "is an index again");
+    let mut top = manifest(&mut fake, &config("amd64", 1), LAYER, 1);
+    let mut media_type = OCI_MANIFEST;
+    for depth in 1..=INDEXES_MAX + 1 {
+        let entry = fake.descriptor(media_type, top.as_bytes());
+        top = format!(r#"{{"mediaType":"{OCI_INDEX}","manifests":[{entry}]}}"#);
+        media_type = OCI_INDEX;
+        fake.top = top.clone().into_bytes();
+        if depth > INDEXES_MAX {
+            refused(&fake, "more than 4 indexes within each other");
+        } else {
+            assert_eq!(fake.open().unwrap().index().unwrap().bytes, top.as_bytes(), "{depth}");
+        }
+    }
     fake.top = format!(r#"{{"mediaType":"{OCI_INDEX}","manifests":null}}"#).into_bytes();
     refused(&fake, "there are: none");
 }

@@ -258,8 +258,8 @@ fn layouts_are_refused_when_skopeo_refuses_them() {
     layout.add(None, one);
     layout.add(Some("chart"), json!({"mediaType": "application/json", "digest": "sha256:x", "size": 1}));
     for (item, part) in [
-        ("oci:layout", "more than one image in oci, choose an image: one, r.io/two:2, @2, chart"),
-        ("oci:layout:three", "no image three in index.json; there are: one, r.io/two:2, @2, chart"),
+        ("oci:layout", "more than one image in oci, choose an image: one, r.io/two:2"),
+        ("oci:layout:three", "no image three in index.json; there are: one, r.io/two:2, @2"),
         ("oci:layout:chart", "not an image"),
         ("oci:layout:@7", "no image @7"),
         ("oci:nothing", "no such directory"),
