@@ -2,7 +2,7 @@
 //! its fault: `a01` to `a18` wrong results, `b01` to `b14` registries and archives, `c01` to `c10` privilege, `d01` to `d09`
 //! first use, `e01` to `e10` CRI-O.
 
-/// `prepull mount`: who sees it, what it refuses to show, and who may change it.
-mod mount;
 /// Archives, layouts and compressed layers, the size of what is unpacked, and the tar that the cache shares: B6, B9, B11, B12, B14, A16, C4.
 mod archives;
+/// `prepull mount`: who sees it, what it refuses to show, and who may change it.
+mod mount;
