@@ -118,6 +118,7 @@ fn damaged(rest: &[u8]) {
         stamped: vec![0],
         opaque: Vec::new(),
         warnings: vec![String::from_utf8_lossy(warning).into_owned()],
+        body: None,
     };
     writer.finish().and_then(|written| written.seal(split.len() as u64, &facts)).expect("memory");
     let good = Segment::open(own.try_clone().expect("a file"), &key, |_| Ok(None)).expect("a good segment");

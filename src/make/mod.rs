@@ -302,7 +302,7 @@ impl Make<'_> {
                 Err(error) => return Err(error),
                 Ok((bytes, warnings)) => {
                     let bytes = match output {
-                        Output::File(file) => file.publish().map(|()| bytes)?,
+                        Output::File(file) => supply.publish(|| file.publish()).map(|()| bytes)?,
                         Output::Stream(stream) | Output::Store(stream, _) | Output::Trees(Trees { stream, .. }) => {
                             stream.finish()?
                         }
@@ -327,7 +327,7 @@ impl Make<'_> {
             self.to_pieces(pieces, layers, supply)
         });
         match result {
-            Ok(made) => Ok(file.publish_lent(&lent).ok().map(|()| made)),
+            Ok(made) => Ok(supply.publish_lent(&lent, || file.publish_lent(&lent)).ok().map(|()| made)),
             // What is damaged shows again, and is made again.
             Err(Error::Stopped | Error::Sink(sink::Error::Different | sink::Error::Segment { .. })) => Ok(None),
             Err(error) => Err(error),

@@ -17,7 +17,7 @@ use crate::digest::Digest;
 use crate::plan::{BlobSource, Plan};
 use crate::segment::cache::{Cache, Pack};
 use crate::segment::convert::{self, Job, convert};
-use crate::segment::file::{Error as SegmentError, Segment};
+use crate::segment::file::{BodyTar, Error as SegmentError, Segment, Trust};
 use crate::segment::place::{Place, Slot, Ticket, Turns};
 use crate::sink::{self, TarFile};
 use crate::storage::store::{Settings, StoreLayer, body_prefix};
@@ -215,6 +215,19 @@ impl Supply {
         (number != 0).then(|| self.work.cache.lend(number, path))?
     }
 
+    /// Has the tar published by `publish`, and notes that what was written into it is right.
+    pub fn publish<T, E>(&self, publish: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        match self.work.pack.get() {
+            Some((pack, _)) => self.work.cache.publish(pack, publish),
+            None => publish(),
+        }
+    }
+
+    /// Has a lent tar published by `publish`, which changes its times: what was right in it still is.
+    pub fn publish_lent<T, E>(&self, lent: &File, publish: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        self.work.cache.touch(lent, publish)
+    }
+
     /// The body of `layer`, if it is still being written, belongs behind its root's header at `offset`.
     pub fn place(&self, layer: &StoreLayer, offset: u64, stamp: i64) {
         if let (Some((pack, _)), Some(slot)) = (self.work.pack.get(), self.under_way.get(&layer.id)) {
@@ -359,7 +372,10 @@ impl Work {
         let file = last.into_inner().ok_or(Error::Stopped)?;
         let fail = |error| sink::Error::Segment { layer: layer.id, error };
         let handle = file.file().try_clone().map_err(Error::Cache)?;
-        let tar = |_| Ok(self.pack.get().map(|(pack, _)| Arc::clone(&pack.file)));
+        let tar = |_| {
+            let own = |(pack, _): &(Pack, String)| BodyTar { file: Arc::clone(&pack.file), trust: Trust::Own };
+            Ok(self.pack.get().map(own))
+        };
         let segment = Segment::open(handle, &key, tar).map_err(fail)?;
         if segment.tar().is_some() {
             return Ok(Made(segment, Some(file)));

@@ -36,8 +36,9 @@ use crate::make::{Known, LayerTree, Output, Progress, Trees, make};
 use crate::plan::Plan;
 use crate::plan::saved::SavedImage;
 use crate::segment::cache::Cache;
-use crate::segment::file::Segment;
+use crate::segment::file::{BodyTar, Segment, Trust};
 use crate::segment::index::Index;
+use crate::segment::witness::Stamp;
 use crate::sink::TarStream;
 use crate::storage::store::{Settings, StoreKind, Unpacker};
 use crate::wire;
@@ -104,7 +105,8 @@ struct SceneLayer {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 enum TreeAt {
     Absent,
-    Segment { key: Digest, files: usize },
+    /// The stamp is the one under which the body was right, if it is in a tar that the cache shares.
+    Segment { key: Digest, files: usize, stamp: Option<Stamp> },
     Tar { index: u64, length: u64 },
 }
 
@@ -201,7 +203,7 @@ impl Scene {
                 root,
                 whiteouts: whiteouts.iter().map(|path| BASE64.encode(path)).collect(),
                 tree: match segment {
-                    Some(_) => TreeAt::Segment { key, files: handles.len() },
+                    Some(segment) => TreeAt::Segment { key, files: handles.len(), stamp: segment.stamp() },
                     None => TreeAt::Absent,
                 },
             });
@@ -277,9 +279,9 @@ impl Scene {
         files.next()?;
         let mut segments = Known::new();
         for layer in &self.layers {
-            if let TreeAt::Segment { key, files: count } = layer.tree {
+            if let TreeAt::Segment { key, files: count, stamp } = layer.tree {
                 let id = Digest::from_hex(&layer.id).map_err(|_| Error::Scene)?;
-                match files.segment(layer, &key, count) {
+                match files.segment(layer, &key, count, stamp) {
                     Ok(segment) => drop(segments.insert(id, (key, segment))),
                     // It is made again.
                     Err(Error::Layer(_)) => {}
@@ -336,8 +338,8 @@ impl Scene {
                     absent.insert(layer.slot, layer.id.clone());
                     continue;
                 }
-                TreeAt::Segment { key, files } => {
-                    let segment = handles.segment(layer, key, *files);
+                TreeAt::Segment { key, files, stamp } => {
+                    let segment = handles.segment(layer, key, *files, *stamp);
                     let opened = match known {
                         Some(known) if !was_lost => Ok(Arc::clone(known)),
                         _ => segment.and_then(|segment| {
@@ -503,9 +505,16 @@ impl Handles<'_> {
         next.map(File::from).map_err(|error| Error::system("opening a layer", error))
     }
 
-    fn segment(&mut self, layer: &SceneLayer, key: &Digest, files: usize) -> Result<Segment, Error> {
+    fn segment(
+        &mut self,
+        layer: &SceneLayer,
+        key: &Digest,
+        files: usize,
+        stamp: Option<Stamp>,
+    ) -> Result<Segment, Error> {
         let own = self.next()?;
         let tar = if files > 1 { Some(Arc::new(self.next()?)) } else { None };
+        let tar = tar.map(|file| BodyTar { file, trust: Trust::Seen(stamp) });
         Segment::open(own, key, |_| Ok(tar)).map_err(|_| Error::Layer(layer.id.clone()))
     }
 }

@@ -266,7 +266,7 @@ fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
 const ALLOWED: &[i64] = &[
     // Requests, content, the keeper.
     libc::SYS_read, libc::SYS_write, libc::SYS_pread64, libc::SYS_pwrite64, libc::SYS_lseek, libc::SYS_close,
-    libc::SYS_fstat, libc::SYS_statx, libc::SYS_recvfrom, libc::SYS_recvmsg, libc::SYS_sendto, libc::SYS_sendmsg,
+    libc::SYS_fstat, libc::SYS_statx, libc::SYS_fdatasync, libc::SYS_recvfrom, libc::SYS_recvmsg, libc::SYS_sendto, libc::SYS_sendmsg,
     // Memory, time, locks, the end.
     libc::SYS_brk, libc::SYS_munmap, libc::SYS_mremap, libc::SYS_madvise, libc::SYS_futex, libc::SYS_getrandom,
     libc::SYS_clock_gettime, libc::SYS_clock_nanosleep, libc::SYS_nanosleep, libc::SYS_sched_yield, libc::SYS_getpid,

@@ -4,26 +4,29 @@
 //! depends on, and is checked when it is used. What is found damaged is removed and made again.
 //!
 //! A tar that was written on the same file system has a second name here, `tars/<number>` (a hard link): it holds the bodies
-//! that were written into it, and their segments say where. So the tar and the cache share the space, and whoever changes
-//! the tar changes what the checksums were made of: that is found, and the layer is converted again.
+//! that were written into it, and their segments say where. So the tar and the cache share the space. A user of the tar may change
+//! it: `tars/<number>.seen` has the stamp under which its bodies were right, and the segments that this was seen of
+//! ([`super::witness`]). A body that has changed is found by its SHA-256, and the layer is converted again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File, Permissions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
+use serde::{Deserialize, Serialize};
 
-use super::file::{Error, Segment, Trailer};
+use super::file::{BodyTar, Error, Segment, Trailer, Trust};
+use super::witness::Stamp;
 use crate::atomic::{Temporary, Unnamed, is_left, keep_only, remove_unfinished_in};
 use crate::digest::{Digest, Hasher};
 
 /// Changes whenever the bytes of a segment for the same layer would.
-const FORMAT: &str = "prepull segment 4";
+const FORMAT: &str = "prepull segment 5";
 
 /// New bytes from which on a tar is shared: less is written twice in a few hundredths of a second.
 const SHARED_MIN: u64 = 32 << 20;
@@ -39,9 +42,26 @@ pub struct Cache {
     scratch: Option<PathBuf>,
     /// Where they will be once there is no room in the cache.
     spare: Option<PathBuf>,
-    open_tars: Mutex<BTreeMap<u64, Arc<File>>>,
+    open_tars: Mutex<BTreeMap<u64, OpenTar>>,
     /// Whether a segment was removed: its tar may be of no use any more.
     has_evicted: AtomicBool,
+}
+
+/// Maximum size of a file that says which segments were seen to be right, in bytes: more than 100,000 of them.
+const SEEN_MAX: u64 = 8 << 20;
+
+/// A tar of the cache.
+#[derive(Debug, Clone)]
+struct OpenTar {
+    file: Arc<File>,
+    seen: Option<Seen>,
+}
+
+/// The segments whose bodies in a tar were right when it had this stamp.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Seen {
+    stamp: Stamp,
+    segments: BTreeSet<Digest>,
 }
 
 /// A tar under construction that bodies are written into.
@@ -52,6 +72,8 @@ pub struct Pack {
     /// The tar.
     pub file: Arc<File>,
     name: Mutex<Name>,
+    /// Segments that are kept and have their bodies in it.
+    segments: Mutex<BTreeSet<Digest>>,
 }
 
 /// The name of a [`Pack`] in the cache.
@@ -189,7 +211,7 @@ impl Cache {
         // The inode's: processes of two containers may have the same number, and nothing else on this file system has this one.
         let number = file.file().metadata().ok()?.ino();
         let file = Arc::new(file.file().try_clone().ok()?);
-        Some(Pack { number, file, name: Mutex::new(name) })
+        Some(Pack { number, file, name: Mutex::new(name), segments: Mutex::default() })
     }
 
     /// What a segment depends on: the layer (which stands for all layers below it), the blob it comes from and the path in front.
@@ -214,7 +236,14 @@ impl Cache {
             self.evict(key);
             return None;
         };
-        match Segment::open(file, key, |number| self.tar(number)) {
+        let tar = |number| Ok(self.tar(number)?.map(|tar| tar.body_of(key)));
+        let opened = Segment::open(file, key, tar).and_then(|segment| {
+            if let Some(stamp) = segment.assure()? {
+                self.note(segment.tar_number(), key, stamp);
+            }
+            Ok(segment)
+        });
+        match opened {
             Ok(segment) => {
                 // The time of last use decides what is pruned first; a cache that is read-only is still a cache.
                 let _ = File::options().append(true).open(&path).and_then(|file| file.set_modified(SystemTime::now()));
@@ -229,10 +258,10 @@ impl Cache {
     }
 
     /// The tar of this number, if it is there and ours.
-    fn tar(&self, number: u64) -> io::Result<Option<Arc<File>>> {
+    fn tar(&self, number: u64) -> io::Result<Option<OpenTar>> {
         let mut tars = self.open_tars.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(file) = tars.get(&number) {
-            return Ok(Some(Arc::clone(file)));
+        if let Some(tar) = tars.get(&number) {
+            return Ok(Some(tar.clone()));
         }
         let file = match open_ours(&self.tar_path(number)) {
             Ok(Some(file)) => Arc::new(file),
@@ -240,15 +269,66 @@ impl Cache {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        tars.insert(number, Arc::clone(&file));
-        Ok(Some(file))
+        let tar = OpenTar { file, seen: Seen::read(&self.seen_path(number)) };
+        tars.insert(number, tar.clone());
+        Ok(Some(tar))
+    }
+
+    /// Notes that the body of `key` was right when the tar had this stamp. A convenience: without it the body is hashed again.
+    fn note(&self, number: u64, key: &Digest, stamp: Stamp) {
+        let mut tars = self.open_tars.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(tar) = tars.get_mut(&number) else { return };
+        let seen = tar.seen.take().filter(|seen| seen.stamp == stamp);
+        let mut seen = seen.unwrap_or_else(|| Seen { stamp, segments: BTreeSet::new() });
+        if seen.segments.insert(*key) {
+            seen.write(&self.seen_path(number));
+        }
+        tar.seen = Some(seen);
+    }
+
+    /// Has `publish` give a tar its name, and notes what was written into it. Nothing else could write to it before; if its size or
+    /// its time of modification is another one afterwards, something has.
+    ///
+    /// # Errors
+    /// Those of `publish`.
+    pub fn publish<T, E>(&self, pack: &Pack, publish: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        let before = Stamp::of(&pack.file);
+        let done = publish()?;
+        let segments = pack.segments.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let (Ok(before), Ok(stamp)) = (before, Stamp::of(&pack.file))
+            && (before.size, before.modified) == (stamp.size, stamp.modified)
+            && !segments.is_empty()
+        {
+            Seen { stamp, segments }.write(&self.seen_path(pack.number));
+        }
+        Ok(done)
+    }
+
+    /// Has `change` change the names and times of `tar`, one of the cache's. What was right before, still is.
+    ///
+    /// # Errors
+    /// Those of `change`.
+    pub fn touch<T, E>(&self, tar: &File, change: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        let before = Stamp::of(tar);
+        let done = change()?;
+        if let (Ok(before), Ok(stamp), Ok(metadata)) = (before, Stamp::of(tar), tar.metadata()) {
+            let mut tars = self.open_tars.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(seen) = tars.get_mut(&metadata.ino()).and_then(|tar| tar.seen.as_mut())
+                && seen.stamp == before
+                && stamp.size == before.size
+            {
+                seen.stamp = stamp;
+                seen.write(&self.seen_path(metadata.ino()));
+            }
+        }
+        Ok(done)
     }
 
     /// The tar of this number, to be given another name beside the cache's own. `None` if somebody has it under another
     /// one than `path` (a file that two people think theirs is changed by both), or another process is about to.
     #[must_use]
     pub fn lend(&self, number: u64, path: &Path) -> Option<Arc<File>> {
-        let file = self.links.then(|| self.tar(number).ok().flatten())??;
+        let file = self.links.then(|| self.tar(number).ok().flatten())??.file;
         // Also held by who is writing it; released when the process ends.
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
         let metadata = file.metadata().ok()?;
@@ -292,6 +372,9 @@ impl Cache {
         let is_needed = file.publish_new(&self.path(key))?;
         if let Name::Known(_, is_used) = &mut *name {
             *is_used |= is_needed;
+            if is_needed {
+                pack.segments.lock().unwrap_or_else(PoisonError::into_inner).insert(*key);
+            }
             keep_only(&pack.file, end);
         }
         Ok(())
@@ -310,7 +393,7 @@ impl Cache {
         if self.has_evicted.swap(false, Ordering::Relaxed) {
             // What was not lent after all is not in use.
             for tar in self.open_tars.lock().unwrap_or_else(PoisonError::into_inner).values() {
-                let _ = rustix::fs::flock(tar, FlockOperation::Unlock);
+                let _ = rustix::fs::flock(&tar.file, FlockOperation::Unlock);
             }
             let items = self.items().unwrap_or_default();
             for path in items.iter().filter(|item| item.segments == 0).flat_map(|item| &item.paths) {
@@ -349,15 +432,21 @@ impl Cache {
         }
         for Found { path, size, used, names } in files(&self.tars)? {
             let Some(number) = tar_number(&path) else { continue };
+            let seen = self.seen_path(number);
+            let seen = seen.exists().then_some(seen);
             match of_tars.get_mut(&number) {
                 Some(item) => {
                     item.shared += if names > 1 { size } else { 0 };
                     item.size += size;
+                    item.paths.extend(seen);
                     item.paths.push(path);
                 }
                 // Between its name and its first segment, or all of them were damaged.
                 None if is_in_use(&path) => {}
-                None => items.push(Item { paths: vec![path], segments: 0, size, shared: 0, used }),
+                None => {
+                    let paths = seen.into_iter().chain([path]).collect();
+                    items.push(Item { paths, segments: 0, size, shared: 0, used });
+                }
             }
         }
         items.extend(of_tars.into_values());
@@ -397,7 +486,10 @@ impl Cache {
     fn leftovers(&self) -> io::Result<Vec<Item>> {
         let mut left = Vec::new();
         for Found { path, size, used, .. } in files(&self.segments)?.into_iter().chain(files(&self.tars)?) {
-            if path.file_name().and_then(|name| name.to_str()).is_some_and(|name| is_left(name, used)) {
+            let is_unfinished = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| is_left(name, used));
+            // Of a tar that was removed by hand.
+            let is_alone = path.extension().is_some_and(|end| end == SEEN) && !path.with_extension("").exists();
+            if is_unfinished || is_alone {
                 left.push(Item { paths: vec![path], segments: 0, size, shared: 0, used });
             }
         }
@@ -410,6 +502,38 @@ impl Cache {
 
     fn tar_path(&self, number: u64) -> PathBuf {
         self.tars.join(format!("{number:016x}"))
+    }
+
+    fn seen_path(&self, number: u64) -> PathBuf {
+        self.tar_path(number).with_extension(SEEN)
+    }
+}
+
+/// The end of the names of files that say which segments were seen to be right.
+const SEEN: &str = "seen";
+
+impl OpenTar {
+    /// The tar for the body of `key`.
+    fn body_of(&self, key: &Digest) -> BodyTar {
+        let seen = self.seen.as_ref().filter(|seen| seen.segments.contains(key));
+        BodyTar { file: Arc::clone(&self.file), trust: Trust::Seen(seen.map(|seen| seen.stamp)) }
+    }
+}
+
+impl Seen {
+    /// Reads what was noted; `None` if it cannot be read, or is not this user's.
+    fn read(path: &Path) -> Option<Self> {
+        let mut text = Vec::new();
+        open_ours(path).ok()??.take(SEEN_MAX).read_to_end(&mut text).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// Writes it; what cannot be written, or is cut off, is seen again.
+    fn write(&self, path: &Path) {
+        let Ok(text) = serde_json::to_vec(self) else { return };
+        let flags = OFlags::NOFOLLOW.bits() as i32;
+        let file = File::options().write(true).create(true).truncate(true).mode(0o600).custom_flags(flags).open(path);
+        let _ = file.and_then(|mut file| file.write_all(&text));
     }
 }
 
@@ -583,7 +707,7 @@ mod tests {
         written.seal(0, &FACTS).unwrap();
         cache.keep(file, &key, Some((&pack, 512 + 1024))).unwrap();
         meanwhile();
-        tar.publish_over(&at.join("images.tar")).unwrap();
+        cache.publish(&pack, || tar.publish_over(&at.join("images.tar"))).unwrap();
         pack.close();
         (key, pack.number)
     }
@@ -647,7 +771,11 @@ mod tests {
         let (key, _) = packed(&fresh(), at);
         let tar = File::options().write(true).open(at.join("images.tar")).unwrap();
         tar.write_all_at(b"x", 600).unwrap();
-        assert!(matches!(read(&fresh().get(&key).unwrap()), Err(Error::Damaged)));
+        let cache = fresh();
+        assert!(cache.get(&key).is_none());
+        cache.sweep();
+        let (key, _) = packed(&fresh(), at);
+        let tar = File::options().write(true).open(at.join("images.tar")).unwrap();
         tar.set_len(1000).unwrap();
         let cache = fresh();
         assert!(cache.get(&key).is_none());
@@ -655,5 +783,89 @@ mod tests {
         cache.sweep();
         assert!(cache.items().unwrap().is_empty());
         assert!(fresh().get(&key).is_none());
+    }
+
+    /// Puts `bytes` into the body at `offset` of the tar, restores its time, and gives the segment the checksums of that: as an
+    /// attacker does that finds bytes with the same XXH3, which is easy.
+    fn forge(cache: &Cache, key: &Digest, tar: &Path, offset: u64, bytes: &[u8]) {
+        // The kernel's clock has ticked since the tar was published.
+        std::thread::sleep(Duration::from_millis(20));
+        let file = File::options().read(true).write(true).open(tar).unwrap();
+        let modified = file.metadata().unwrap().modified().unwrap();
+        file.write_all_at(bytes, offset).unwrap();
+        file.set_modified(modified).unwrap();
+        let own = File::options().read(true).write(true).open(cache.path(key)).unwrap();
+        let (trailer, _) = Trailer::read(&own, key).unwrap();
+        let segment = Segment::open(own.try_clone().unwrap(), key, |_| {
+            Ok(Some(BodyTar { file: Arc::new(file.try_clone().unwrap()), trust: Trust::Own }))
+        })
+        .unwrap();
+        let (mut data, elsewhere) = (vec![0; (trailer.body + trailer.split + trailer.index) as usize], trailer.body);
+        file.read_exact_at(&mut data[..elsewhere as usize], trailer.offset).unwrap();
+        own.read_exact_at(&mut data[elsewhere as usize..], 0).unwrap();
+        let sums = super::super::file::sum(&data, super::super::file::seed(key), 0).to_vec();
+        let end = trailer.seal(key, sums, segment.facts()).unwrap();
+        own.write_all_at(&end, data.len() as u64 - elsewhere).unwrap();
+        // The checksums have nothing against it.
+        read(&segment_with(cache, key, &file)).unwrap();
+    }
+
+    fn segment_with(cache: &Cache, key: &Digest, tar: &File) -> Segment {
+        let own = open_ours(&cache.path(key)).unwrap().unwrap();
+        let tar = BodyTar { file: Arc::new(tar.try_clone().unwrap()), trust: Trust::Own };
+        Segment::open(own, key, |_| Ok(Some(tar))).unwrap()
+    }
+
+    #[test]
+    fn a_forged_body_with_right_checksums_is_found() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (at, tar) = (scratch.path(), scratch.path().join("images.tar"));
+        let fresh = || Cache::open(&at.join("cache")).unwrap();
+        let (key, _) = packed(&fresh(), at);
+        // A segment that is in use, as a mount has it, finds it at its next read.
+        let used = fresh().get(&key).unwrap();
+        assert_eq!(read(&used).unwrap(), [7; 1024]);
+        forge(&fresh(), &key, &tar, 600, b"forged");
+        let mut part = [0; 8];
+        assert!(matches!(used.read_unchecked(88, &mut part), Err(Error::Damaged)));
+        assert!(matches!(read(&used), Err(Error::Damaged)));
+        assert!(fresh().get(&key).is_none());
+    }
+
+    #[test]
+    fn a_tar_that_only_lost_a_name_is_hashed_once() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (at, tar) = (scratch.path(), scratch.path().join("images.tar"));
+        let fresh = || Cache::open(&at.join("cache")).unwrap();
+        let (key, number) = packed(&fresh(), at);
+        let seen = || Seen::read(&fresh().seen_path(number)).unwrap();
+        let published = seen();
+        assert!(fresh().get(&key).is_some());
+        assert_eq!(seen(), published, "nothing had to be hashed");
+        let used = fresh().get(&key).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        fs_err::remove_file(&tar).unwrap();
+        assert!(fresh().get(&key).is_some());
+        assert_ne!(seen().stamp, published.stamp);
+        assert_eq!(read(&used).unwrap(), [7; 1024]);
+        let again = seen();
+        assert!(fresh().get(&key).is_some());
+        assert_eq!(seen(), again);
+        // What prepull itself changes costs nothing.
+        let cache = fresh();
+        assert!(cache.get(&key).is_some());
+        std::thread::sleep(Duration::from_millis(20));
+        let lent = File::options().write(true).open(fresh().tar_path(number)).unwrap();
+        cache.touch(&lent, || lent.set_modified(SystemTime::now())).unwrap();
+        let touched = seen();
+        assert_ne!(touched.stamp, again.stamp);
+        assert!(fresh().get(&key).is_some());
+        assert_eq!(seen(), touched);
+        // A record of somebody else, or none, is not believed.
+        for text in ["", "{}", "null"] {
+            fs_err::write(fresh().seen_path(number), text).unwrap();
+            assert!(fresh().get(&key).is_some());
+            assert_eq!(seen(), touched);
+        }
     }
 }

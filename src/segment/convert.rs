@@ -306,6 +306,8 @@ impl Pass<'_> {
             stamped: Vec::new(),
             opaque: opaque.collect(),
             warnings: warnings(&self.tree),
+            // The writer knows it.
+            body: None,
         };
         let close = || {
             self.body.end_body()?;

@@ -2,19 +2,21 @@
 //!
 //! Every chunk of the data has a checksum that is bound to the segment's key and to the chunk's place, so neither a flipped bit
 //! nor a file or chunk in another's place gets into an output. The checksum (XXH3) is fast, not cryptographic: it guards
-//! against accidents in a directory that belongs to the user. What came over the network was verified by SHA-256 before.
+//! against accidents in a directory that belongs to the user. What came over the network was verified by SHA-256 before, and a body
+//! in a tar that others may write to is verified by SHA-256 whenever the tar has changed ([`super::witness`]).
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128_with_seed};
 
 use super::index::Index;
-use crate::digest::Digest;
+use super::witness::{Stamp, vouch};
+use crate::digest::{Digest, Hasher};
 use crate::wire;
 
 /// Bytes that one checksum covers.
@@ -51,6 +53,26 @@ pub struct Facts {
     pub opaque: Vec<OpaqueHeader>,
     /// What was left out of the layer on purpose, for a warning: one line each.
     pub warnings: Vec<String>,
+    /// SHA-256 of the body, with zeros for times that are the store's, if the body was written into a tar.
+    pub body: Option<Digest>,
+}
+
+/// The tar that has a segment's body.
+#[derive(Debug)]
+pub struct BodyTar {
+    /// The tar.
+    pub file: Arc<File>,
+    /// Whether its content is believed.
+    pub trust: Trust,
+}
+
+/// What is known of a tar that has a segment's body.
+#[derive(Debug, Clone, Copy)]
+pub enum Trust {
+    /// It is written by this process, and has no name yet under which others could find it.
+    Own,
+    /// The body was right when the tar had this stamp; `None` if that is not known.
+    Seen(Option<Stamp>),
 }
 
 /// The headers of an opaque directory in a segment's body.
@@ -151,19 +173,45 @@ pub struct Segment {
 #[derive(Debug)]
 struct Files {
     own: File,
-    /// The tar with the body, if that is not in the segment's own file, its number, and where in it the body begins.
-    tar: Option<(Arc<File>, u64, u64)>,
+    /// The tar with the body, if that is not in the segment's own file.
+    tar: Option<InTar>,
+}
+
+/// A body in a tar.
+#[derive(Debug)]
+struct InTar {
+    file: Arc<File>,
+    /// The tar's number in the cache.
+    number: u64,
+    /// Where the body begins.
+    offset: u64,
+    /// When the body was right; `None` for a tar that only this process can write to.
+    seen: Option<Mutex<Seen>>,
+}
+
+/// Stamps under which a body was found right, or wrong.
+#[derive(Debug, Default)]
+struct Seen {
+    good: Option<Stamp>,
+    bad: Option<Stamp>,
+}
+
+impl InTar {
+    fn seen(&self) -> Option<MutexGuard<'_, Seen>> {
+        // It is changed in one step.
+        self.seen.as_ref().map(|seen| seen.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl Segment {
-    /// Opens the file of `key`; `tar` gives the tar of a number, if there is one.
+    /// Opens the file of `key`; `tar` returns the tar of a number, if there is one.
     ///
     /// # Errors
     /// [`Error::Damaged`] when it is anything else, or its tar is not there. The data are checked when they are read.
     pub fn open(
         file: File,
         key: &Digest,
-        tar: impl FnOnce(u64) -> io::Result<Option<Arc<File>>>,
+        tar: impl FnOnce(u64) -> io::Result<Option<BodyTar>>,
     ) -> Result<Self, Error> {
         let size = file.metadata()?.len();
         let (at, facts_length) = Trailer::read(&file, key)?;
@@ -188,10 +236,17 @@ impl Segment {
         rest.truncate(sums_length as usize);
         let tar = match at.tar {
             0 => None,
-            number => Some((tar(number)?.ok_or(Error::Damaged)?, number, at.offset)),
+            number => {
+                let BodyTar { file, trust } = tar(number)?.ok_or(Error::Damaged)?;
+                let seen = match trust {
+                    Trust::Own => None,
+                    Trust::Seen(good) => Some(Mutex::new(Seen { good, bad: None })),
+                };
+                Some(InTar { file, number, offset: at.offset, seen })
+            }
         };
-        if let Some((tar, ..)) = &tar
-            && at.offset.checked_add(at.body).is_none_or(|end| tar.metadata().is_ok_and(|found| found.len() < end))
+        if let Some(tar) = &tar
+            && at.offset.checked_add(at.body).is_none_or(|end| tar.file.metadata().is_ok_and(|found| found.len() < end))
         {
             return Err(Error::Damaged);
         }
@@ -216,6 +271,7 @@ impl Segment {
             stamped: Vec::new(),
             opaque: Vec::new(),
             warnings: Vec::new(),
+            body: None,
         };
         let files = RwLock::new(Files { own: fs_err::File::open("/dev/null")?.into_file(), tar: None });
         Ok(Self { files, seed: 0, sums: Vec::new(), body: 0, split: 0, index: 0, facts })
@@ -229,13 +285,30 @@ impl Segment {
     /// The tar that has the body, if it is not in the segment's own file, and where the body begins in it.
     #[must_use]
     pub fn tar(&self) -> Option<(Arc<File>, u64)> {
-        self.files().tar.as_ref().map(|(file, _, offset)| (Arc::clone(file), *offset))
+        self.files().tar.as_ref().map(|tar| (Arc::clone(&tar.file), tar.offset))
     }
 
     /// The tar's number in the cache; 0 for none.
     #[must_use]
     pub fn tar_number(&self) -> u64 {
-        self.files().tar.as_ref().map_or(0, |(_, number, _)| *number)
+        self.files().tar.as_ref().map_or(0, |tar| tar.number)
+    }
+
+    /// Returns the stamp of the tar under which the body was found right last; `None` if it is not in a shared tar.
+    #[must_use]
+    pub fn stamp(&self) -> Option<Stamp> {
+        self.files().tar.as_ref().and_then(|tar| tar.seen()?.good)
+    }
+
+    /// Sees that the body is right: by the tar's stamp, or by its SHA-256. Returns the stamp, if it is in a shared tar.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if it is not, or what reading gives.
+    pub fn assure(&self) -> Result<Option<Stamp>, Error> {
+        if let Some(tar) = &self.files().tar {
+            self.read_body(tar, &mut [], 0)?;
+        }
+        Ok(self.stamp())
     }
 
     /// Moves a segment whose body is in a tar to a file of its own, `file`, which must be empty. It is read from there from
@@ -318,15 +391,16 @@ impl Segment {
         Ok(())
     }
 
-    /// Reads all of `buffer` at `at` of the data as they are now. Whoever has let [`Self::read`] look at them before, and has
-    /// the file open since, knows what they are; only content of files, since a tar has its own times in its headers.
+    /// Reads all of `buffer` at `at` of the data without their checksums, for a caller that has read them with [`Self::read`] before
+    /// and has kept the files open. A shared tar is still looked at ([`super::witness`]). Only for the content of files, because a
+    /// tar has its own times in its headers.
     ///
     /// # Errors
     /// What reading gives.
     pub fn read_unchecked(&self, at: u64, buffer: &mut [u8]) -> Result<(), Error> {
         let files = self.files();
         match &files.tar {
-            Some((tar, _, offset)) if at < self.body => read_exact(tar, buffer, offset + at),
+            Some(tar) if at < self.body => self.read_body(tar, buffer, at),
             Some(_) => read_exact(&files.own, buffer, at - self.body),
             None => read_exact(&files.own, buffer, at),
         }
@@ -342,17 +416,17 @@ impl Segment {
         let open = |file: &File| {
             fs_err::File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).map(fs_err::File::into_file)
         };
-        std::iter::once(&files.own).chain(files.tar.as_ref().map(|(tar, ..)| &**tar)).map(open).collect()
+        std::iter::once(&files.own).chain(files.tar.as_ref().map(|tar| &*tar.file)).map(open).collect()
     }
 
     /// Reads `[at, at + chunk.len())` of the data from where it is.
     fn read_chunk(&self, chunk: &mut [u8], at: u64) -> Result<(), Error> {
         let files = self.files();
-        let Some((tar, _, offset)) = &files.tar else { return read_exact(&files.own, chunk, at) };
+        let Some(tar) = &files.tar else { return read_exact(&files.own, chunk, at) };
         let in_tar = self.body.saturating_sub(at).min(chunk.len() as u64) as usize;
         let (body, rest) = chunk.split_at_mut(in_tar);
         if !body.is_empty() {
-            read_exact(tar, body, offset + at)?;
+            self.read_body(tar, body, at)?;
             // There they have the time of that store.
             set_times(body, at, &self.facts.stamped, 0);
         }
@@ -360,6 +434,47 @@ impl Segment {
             read_exact(&files.own, rest, (at + in_tar as u64) - self.body)?;
         }
         Ok(())
+    }
+
+    /// Reads all of `part` at `at` of the body. The tar's stamp is compared after the bytes have been read: the kernel changes it
+    /// before it changes the bytes.
+    fn read_body(&self, tar: &InTar, part: &mut [u8], at: u64) -> Result<(), Error> {
+        loop {
+            read_exact(&tar.file, part, tar.offset + at)?;
+            let Some(mut seen) = tar.seen() else { return Ok(()) };
+            let now = Stamp::of(&tar.file)?;
+            if seen.good == Some(now) {
+                return Ok(());
+            }
+            if seen.bad == Some(now) {
+                return Err(Error::Damaged);
+            }
+            // Other threads wait for the lock meanwhile.
+            match vouch(&tar.file, || self.is_body_right(tar))? {
+                // The part may have been read before something was put right.
+                Some(stamp) => *seen = Seen { good: Some(stamp), bad: None },
+                None => {
+                    *seen = Seen { good: None, bad: Some(now) };
+                    return Err(Error::Damaged);
+                }
+            }
+        }
+    }
+
+    /// Returns whether the whole body has the digest that it had when it was written.
+    fn is_body_right(&self, tar: &InTar) -> Result<bool, Error> {
+        let Some(expected) = self.facts.body else { return Ok(false) };
+        let mut hasher = Hasher::new();
+        let mut buffer = vec![0; CHUNK.min(usize::try_from(self.body).unwrap_or(CHUNK))];
+        let mut at = 0;
+        while at < self.body {
+            let part = &mut buffer[..(self.body - at).min(CHUNK as u64) as usize];
+            read_exact(&tar.file, part, tar.offset + at)?;
+            set_times(part, at, &self.facts.stamped, 0);
+            hasher.update(part);
+            at += part.len() as u64;
+        }
+        Ok(hasher.finish() == expected)
     }
 }
 

@@ -19,4 +19,5 @@ pub mod convert;
 pub mod file;
 pub mod index;
 pub mod place;
+pub mod witness;
 pub mod writer;

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use super::file::{CHUNK, Facts, Trailer, seed, set_times, sum};
 use super::place::{Place, Slot};
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher};
 use crate::threads;
 use crate::wire;
 
@@ -63,6 +63,7 @@ impl Writer {
             own_length: 0,
             lead: 0,
             place: None,
+            hasher: None,
             key: *key,
             sums: Vec::new(),
             stamped: Vec::new(),
@@ -171,6 +172,8 @@ pub struct Written {
     own_length: u64,
     lead: u64,
     place: Option<Place>,
+    /// Hashes the body once it has a place in a tar: see [`Facts::body`].
+    hasher: Option<Hasher>,
     key: Digest,
     sums: Vec<u8>,
     stamped: Vec<u64>,
@@ -210,6 +213,9 @@ impl Written {
         let in_body = self.body.unwrap_or(u64::MAX).saturating_sub(self.length).min(chunk.len() as u64) as usize;
         if let Some(place) = &self.place {
             let (body, rest) = chunk.split_at_mut(in_body);
+            if let Some(hasher) = &mut self.hasher {
+                hasher.update(body);
+            }
             set_times(body, self.length, stamped, place.stamp);
             place.tar.write_all_at(body, place.offset + self.length).map_err(WriteError::Tar)?;
             self.own.write_all_at(rest, self.own_length).map_err(WriteError::Own)?;
@@ -230,17 +236,20 @@ impl Written {
         let Some(place) = slot.place(self.length) else { return Ok(()) };
         let place = Place { offset: place.offset + self.lead, ..place };
         let mut buffer = vec![0; CHUNK.min(self.length as usize)];
+        let mut hasher = Hasher::new();
         let mut at = 0;
         while at < self.length {
             let part = CHUNK.min((self.length - at) as usize);
             let part = &mut buffer[..part];
             self.own.read_exact_at(part, at).map_err(WriteError::Own)?;
+            hasher.update(part);
             set_times(part, at, &self.stamped, place.stamp);
             place.tar.write_all_at(part, place.offset + at).map_err(WriteError::Tar)?;
             at += part.len() as u64;
         }
         self.own.set_len(0).map_err(WriteError::Own)?;
         self.own_length = 0;
+        self.hasher = Some(hasher);
         self.place = Some(place);
         Ok(())
     }
@@ -276,7 +285,8 @@ impl Written {
         let body = self.body.unwrap_or(self.length);
         let (tar, offset) = self.place.as_ref().map_or((0, 0), |place| (place.number, place.offset));
         let trailer = Trailer { body, split, index: self.length - body - split, tar, offset };
-        let end = trailer.seal(&self.key, self.sums, facts)?;
+        let facts = Facts { body: self.hasher.map(Hasher::finish), ..facts.clone() };
+        let end = trailer.seal(&self.key, self.sums, &facts)?;
         self.own.write_all_at(&end, self.own_length)
     }
 }
@@ -287,7 +297,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::entry::{Entry, Kind, Meta};
-    use crate::segment::file::Segment;
+    use crate::segment::file::{BodyTar, Segment, Trust};
 
     fn bytes(count: usize) -> Vec<u8> {
         (0..count).map(|at| (at % 251) as u8).collect()
@@ -318,6 +328,7 @@ pub(super) mod tests {
         stamped: Vec::new(),
         opaque: Vec::new(),
         warnings: Vec::new(),
+        body: None,
     };
 
     /// What a segment reads as, and where its body is in the tar, if the place is given before chunk `given` of the body.
@@ -345,7 +356,11 @@ pub(super) mod tests {
         let written = writer.finish().unwrap();
         let facts = Facts { stamped: written.stamped().to_vec(), ..FACTS };
         written.seal(600, &facts).unwrap();
-        let segment = Segment::open(own, &key, |_| Ok(Some(Arc::clone(&tar)))).unwrap();
+        let segment = Segment::open(own, &key, |_| {
+            // Nothing is known of it, so its digest counts.
+            Ok(Some(BodyTar { file: Arc::clone(&tar), trust: Trust::Seen(None) }))
+        })
+        .unwrap();
         let mut read = Vec::new();
         let all = segment.body_len() + segment.split_len();
         assert_eq!(all, body + 600);

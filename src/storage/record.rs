@@ -237,6 +237,7 @@ mod tests {
             stamped: Vec::new(),
             opaque: Vec::new(),
             warnings: Vec::new(),
+            body: None,
         };
         let record = layer_record(&digest, None, &facts, "2024-01-02T03:04:05Z");
         let read = LayerRecord::parse(&record.to_lines()).unwrap();
