@@ -36,12 +36,12 @@
 //! | install | entry, helper, threads, wire |
 //! | inspect | compression, entry, layer, reference, storage |
 //! | sink | atomic, digest, segment, storage, threads |
-//! | plan | digest, image, reference, source, storage, threads |
+//! | plan | compression, digest, image, reference, source, storage, threads |
 //! | make | atomic, compression, digest, entry, image, layer, media_type, plan, segment, sink, source, storage, threads |
 //! | mount | digest, entry, inspect, layer, make, plan, segment, sink, storage, threads, wire |
 //! | verify | digest, entry, image, inspect, json, layer, reference, segment, storage, threads, wire |
 //! | xcluster | atomic |
-//! | cli | atomic, config, digest, helper, image, inspect, install, make, mount, plan, reference, registry, segment, sink, source, storage, verify, xcluster |
+//! | cli | atomic, compression, config, digest, helper, image, inspect, install, make, mount, plan, reference, registry, segment, sink, source, storage, verify, xcluster |
 
 #[cfg(feature = "front")]
 pub mod atomic;

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use crate::compression::SizeLimit;
 use crate::digest::Digest;
 use crate::image::{self, Image, Platform};
 use crate::reference::{Item, Location};
@@ -112,6 +113,8 @@ pub struct Plan {
     pub newest: i64,
     /// For the user: one line each.
     pub warnings: Vec<String>,
+    /// How large each image may be when it is uncompressed.
+    pub limit: SizeLimit,
     names: BTreeMap<String, (Digest, String)>,
 }
 
@@ -137,6 +140,7 @@ impl Plan {
         platform: &Platform,
         options: &source::Options,
     ) -> Result<Vec<String>, Error> {
+        self.limit = options.limit;
         let opened = open_all(items, platform, options)?;
         let (mut remote, mut names) = (Vec::new(), Vec::new());
         for (item, (source, image)) in items.iter().zip(opened) {
@@ -190,6 +194,7 @@ impl Plan {
                 Entry::Occupied(mut place) => place.get_mut().absorb(image),
             }
         }
+        self.limit = other.limit;
         self.names.extend(other.names);
         self.blobs.extend(other.blobs);
     }

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
+use prepull::compression::SizeLimit;
 use prepull::digest::Digest;
 use prepull::segment::convert::{Job, convert};
 use prepull::segment::file::{Facts, Segment};
@@ -216,6 +217,7 @@ fn segment(seeds: &Seeds, tar: &[u8]) {
         key,
         scratch: scratch(),
         slot: &slot,
+        limit: SizeLimit::none(),
     };
     let files = std::cell::RefCell::new(Vec::new());
     let new_file = || {
@@ -374,6 +376,9 @@ fn images(seeds: &Seeds) {
         let answer = [&b"HTTP/1.1 200 OK\r\nContent-Type: application/x-tar\r\n\r\n"[..], &single].concat();
         seeds.add("archive", choice | 3, &[&answer]);
     }
+    // "hello" as xz -0 and bzip2 write it.
+    seeds.add("inflate", 0, &[b"\xfd\x37\x7a\x58\x5a\x00\x00\x04\xe6\xd6\xb4\x46\x02\x00\x21\x01\x0c\x00\x00\x00\x8f\x98\x41\x9c\x01\x00\x04\x68\x65\x6c\x6c\x6f\x00\x00\x00\x00\xb1\x37\xb9\xdb\xe5\xda\x1e\x9b\x00\x01\x1d\x05\xb8\x2d\x80\xaf\x1f\xb6\xf3\x7d\x01\x00\x00\x00\x00\x04\x59\x5a"]);
+    seeds.add("inflate", 0, &[b"\x42\x5a\x68\x39\x31\x41\x59\x26\x53\x59\x19\x31\x65\x3d\x00\x00\x00\x81\x00\x02\x44\xa0\x00\x21\x9a\x68\x33\x4d\x07\x33\x8b\xb9\x22\x9c\x28\x48\x0c\x98\xb2\x9e\x80"]);
     seeds.add("archive", 3, &[b"HTTP/1.0 404 Not Found\r\nContent-Length: 20\r\n\r\n{\"message\":\"no such\"}"]);
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     gzip.write_all(&saved).expect("memory");

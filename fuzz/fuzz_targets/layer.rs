@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::Cursor;
 
 use libfuzzer_sys::fuzz_target;
+use prepull::compression::SizeLimit;
 use prepull::digest::Digest;
 use prepull::entry::{Device, Entry, Kind, Meta};
 use prepull::layer::path::below_root;
@@ -74,7 +75,7 @@ fn converted(blob: &[u8], tar: &[u8]) -> Result<Converted, Error> {
     let key = Digest::of(b"key");
     let slot = Slot::none();
     let job =
-        Job { descriptor: &descriptor, diff_id: Digest::of(tar), prefix: PREFIX, key, scratch: scratch(), slot: &slot };
+        Job { descriptor: &descriptor, diff_id: Digest::of(tar), prefix: PREFIX, key, scratch: scratch(), slot: &slot, limit: SizeLimit::none() };
     let files: RefCell<Vec<File>> = RefCell::default();
     let new_file = || {
         let file = empty_file()?;

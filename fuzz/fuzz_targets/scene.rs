@@ -84,6 +84,7 @@ fn segment(key: &Digest, index: &[u8]) -> Vec<u8> {
         stamped: Vec::new(),
         opaque: Vec::new(),
         warnings: Vec::new(),
+        body: None,
     };
     let facts = serde_json::to_vec(&facts).expect("JSON");
     let body = b"content".repeat(100);

@@ -16,6 +16,7 @@ use super::output::{self, Printer, human};
 use super::progress::Bars;
 use super::{Exit, Failure};
 use crate::atomic::is_full;
+use crate::compression::SizeLimit;
 use crate::config::auth::Credentials;
 use crate::digest::Digest;
 use crate::image::Platform;
@@ -174,6 +175,7 @@ pub fn graphroot(typed: Option<&str>, default: &str) -> anyhow::Result<String> {
 
 pub fn source_options(args: &RegistryArgs) -> Result<source::Options, Failure> {
     let mut options = source::Options::from_env();
+    options.limit = args.max_size.map_or_else(SizeLimit::default, SizeLimit::of);
     options.registry.tls_verify = args.tls_verify;
     options.registry.auth_file.clone_from(&args.authfile);
     options.registry.cert_dir.clone_from(&args.cert_dir);

@@ -259,7 +259,9 @@ fn fetch_layer(wanted: &str, asks: &UnixStream, is_again: bool) -> Result<(), Fa
             std::env::set_current_dir(directory)?;
             let (registry, typed) = options_of(words)?;
             let location = Item::parse(std::ffi::OsStr::new(item))?.location;
-            let source = source::open(&location, &source_options(&registry)?).with_context(|| item.clone())?;
+            let options = source_options(&registry)?;
+            plan.limit = options.limit;
+            let source = source::open(&location, &options).with_context(|| item.clone())?;
             plan.blobs.insert(blob, BlobSource { item: item.clone(), source });
             cache = Some(typed);
         }

@@ -11,6 +11,7 @@
 //! is untrusted: at most [`WINDOW_MAX`] bytes are accepted, and all decoders of the process together have [`WINDOW_MAX`] bytes
 //! for windows of more than 8 MiB. The memory is touched only as far as output fills it.
 
+pub mod limit;
 mod lz4;
 pub mod window;
 mod xz;
@@ -20,6 +21,7 @@ use std::io::{self, BufRead, BufReader, Chain, Cursor, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub use limit::SizeLimit;
 pub use window::WINDOW_MAX;
 
 /// Number of bytes that tell how a stream is compressed.

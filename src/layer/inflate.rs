@@ -12,7 +12,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::Scope;
 
-use crate::compression::{self, Compression, Decoder};
+use crate::compression::{self, Compression, Decoder, SizeLimit};
 use crate::digest::{Digest, Hasher, VerifyReader};
 use crate::source::Descriptor;
 use crate::threads;
@@ -52,7 +52,7 @@ pub struct Inflated {
     end: Option<Inflation>,
 }
 
-/// Starts to read and inflate `blob`, which must be what `descriptor` says.
+/// Starts to read and inflate `blob`, which must be what `descriptor` says, and whose content must be within `limit`.
 ///
 /// # Errors
 /// When there is no thread for it.
@@ -60,6 +60,7 @@ pub fn inflate<'scope>(
     scope: &'scope Scope<'scope, '_>,
     blob: Box<dyn Read + Send>,
     descriptor: &Descriptor,
+    limit: SizeLimit,
 ) -> io::Result<Inflated> {
     let (full_sender, full) = sync_channel(BUFFERS);
     let (empty, empty_receiver) = channel();
@@ -68,8 +69,9 @@ pub fn inflate<'scope>(
     }
     let verified = VerifyReader::new(blob, descriptor.digest, descriptor.size);
     let blob = descriptor.digest;
+    let check = Check { compressed: descriptor.size, limit };
     threads::spawn_in(scope, move || {
-        if let Err(error) = read(scope, verified, blob, &empty_receiver, &full_sender) {
+        if let Err(error) = read(scope, verified, blob, check, &empty_receiver, &full_sender) {
             // Nobody listens any more when the other side gave up.
             let _ = full_sender.send(Message::End(Err(error)));
         }
@@ -77,11 +79,19 @@ pub fn inflate<'scope>(
     Ok(Inflated { full, empty, buffer: Vec::new(), at: 0, end: None })
 }
 
+/// The size of a blob, and the limit for its content.
+#[derive(Debug, Clone, Copy)]
+struct Check {
+    compressed: u64,
+    limit: SizeLimit,
+}
+
 /// Reads the blob to its end; who hashes says when that is, but for errors.
 fn read<'scope>(
     scope: &'scope Scope<'scope, '_>,
     verified: VerifyReader<Box<dyn Read + Send>>,
     blob: Digest,
+    check: Check,
     empty: &Receiver<Vec<u8>>,
     full: &SyncSender<Message<Inflation>>,
 ) -> io::Result<()> {
@@ -98,7 +108,7 @@ fn read<'scope>(
     let input = BufReader::with_capacity(128 << 10, whole);
     if compression == Compression::None {
         // It has been hashed already, and that is its diffID.
-        let size = pump(compression, input, empty, full)?;
+        let size = pump(compression, input, check, empty, full)?;
         return full.send(Message::End(Ok(Inflation { compression, diff_id: blob, size }))).map_err(gone);
     }
     let (inflated, unhashed) = sync_channel(BUFFERS);
@@ -107,7 +117,7 @@ fn read<'scope>(
         // As above.
         let _ = hash(&unhashed, &hashed, compression);
     })?;
-    let end = pump(compression, input, empty, &inflated);
+    let end = pump(compression, input, check, empty, &inflated);
     inflated.send(Message::End(end)).map_err(gone)
 }
 
@@ -141,6 +151,7 @@ fn gone<T>(_: T) -> io::Error {
 fn pump<End>(
     compression: Compression,
     mut input: impl BufRead,
+    check: Check,
     empty: &Receiver<Vec<u8>>,
     full: &SyncSender<Message<End>>,
 ) -> io::Result<u64> {
@@ -162,6 +173,7 @@ fn pump<End>(
                 return Ok(());
             }
             size += filled as u64;
+            check.limit.check(size, check.compressed).map_err(io::Error::other)?;
             full.send(Message::Buffer(buffer)).map_err(gone)?;
         }
         Err(gone(()))

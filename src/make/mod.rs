@@ -17,6 +17,7 @@ use std::sync::atomic::AtomicBool;
 
 use crate::atomic::{cut_off, is_full};
 use crate::compression::Compression;
+use crate::compression::limit::TooLarge;
 use crate::digest::Digest;
 use crate::entry::Meta;
 use crate::image;
@@ -138,6 +139,16 @@ pub enum Error {
         error: source::Error,
         /// The descriptor's `urls`, or a word for none.
         urls: String,
+    },
+    /// An image is too large.
+    #[error("{image}: with layer {layer} its layers have {error}")]
+    TooLarge {
+        /// A name of the image.
+        image: String,
+        /// The layer with which it is too large.
+        layer: Digest,
+        /// The sizes.
+        error: TooLarge,
     },
     /// A layer cannot be converted.
     #[error("{item}: layer {blob}: {error}")]

@@ -1,7 +1,7 @@
 //! Layers as segments: those there are, and the threads that make the others.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use super::{Advance, Error, Known, Progress};
 use crate::atomic::Unnamed;
+use crate::compression::SizeLimit;
 use crate::digest::Digest;
 use crate::plan::{BlobSource, Plan};
 use crate::segment::cache::{Cache, Pack};
@@ -48,6 +49,8 @@ pub(super) struct Supply {
     discarded: BTreeMap<Digest, (u64, u64)>,
     /// Layers that are in no cache, in the store's order.
     missing: Vec<StoreLayer>,
+    /// Uncompressed sizes of images.
+    totals: Totals,
     /// Layers that were queued and whose results have not been taken, and the places that they may get.
     under_way: BTreeMap<Digest, Slot>,
     queue: Sender<(StoreLayer, Slot)>,
@@ -74,6 +77,7 @@ struct Work {
     cache: Cache,
     progress: Arc<dyn Progress>,
     turns: Turns,
+    limit: SizeLimit,
     /// The tar, if bodies may be written into it, and its path for messages.
     pack: OnceLock<(Pack, String)>,
     stop: Arc<AtomicBool>,
@@ -95,12 +99,22 @@ impl Supply {
         };
         let pack = OnceLock::new();
         Self {
-            work: Arc::new(Work { blobs, graphroot, cache, progress, turns, pack, stop: Arc::default() }),
+            work: Arc::new(Work {
+                blobs,
+                graphroot,
+                cache,
+                progress,
+                turns,
+                limit: plan.limit,
+                pack,
+                stop: Arc::default(),
+            }),
             segments: BTreeMap::new(),
             keys: BTreeMap::new(),
             unsettled: BTreeMap::new(),
             discarded: BTreeMap::new(),
             missing: Vec::new(),
+            totals: Totals::new(plan),
             under_way: BTreeMap::new(),
             queue,
             queued: Arc::new(Mutex::new(queued)),
@@ -239,6 +253,7 @@ impl Supply {
     pub fn wait(&mut self, layer: &StoreLayer, is_over: &AtomicBool) -> Result<Arc<Segment>, Error> {
         loop {
             if let Some(segment) = self.segments.get(&layer.id) {
+                self.totals.add(layer, segment.facts().diff_size)?;
                 return Ok(Arc::clone(segment));
             }
             match self.results.recv_timeout(LOOK) {
@@ -352,7 +367,15 @@ impl Work {
         let key = self.key(layer);
         let prefix = body_prefix(&self.graphroot, &layer.id);
         let scratch = self.cache.directory();
-        let job = Job { descriptor: blob, diff_id: layer.layer.diff_id, prefix: &prefix, key, scratch, slot };
+        let job = Job {
+            descriptor: blob,
+            diff_id: layer.layer.diff_id,
+            prefix: &prefix,
+            key,
+            scratch,
+            slot,
+            limit: self.limit,
+        };
         // A body that has to be written again gets a second file; the last one is the segment.
         let last = RefCell::new(None);
         let new_file = || {
@@ -386,6 +409,44 @@ impl Work {
 
     fn key(&self, layer: &StoreLayer) -> Digest {
         Cache::key(&layer.id, &layer.layer.descriptor.digest, &body_prefix(&self.graphroot, &layer.id))
+    }
+}
+
+/// Uncompressed and compressed sizes of images, as far as their layers are known.
+#[derive(Debug)]
+struct Totals {
+    limit: SizeLimit,
+    /// The numbers of the images that have a layer.
+    images: HashMap<Digest, Vec<usize>>,
+    /// A name, and the two sizes.
+    totals: Vec<(String, u64, u64)>,
+    counted: HashSet<Digest>,
+}
+
+impl Totals {
+    fn new(plan: &Plan) -> Self {
+        let mut images: HashMap<Digest, Vec<usize>> = HashMap::new();
+        let mut totals = Vec::with_capacity(plan.images.len());
+        for (number, (id, image)) in plan.images.iter().enumerate() {
+            image.chain().iter().for_each(|layer| images.entry(*layer).or_default().push(number));
+            totals.push((image.names().next().map_or_else(|| id.to_string(), str::to_owned), 0, 0));
+        }
+        Self { limit: plan.limit, images, totals, counted: HashSet::new() }
+    }
+
+    /// Counts a layer of `plain` bytes to all its images, once.
+    fn add(&mut self, layer: &StoreLayer, plain: u64) -> Result<(), Error> {
+        if !self.counted.insert(layer.id) {
+            return Ok(());
+        }
+        for number in self.images.get(&layer.id).into_iter().flatten() {
+            let (image, total, compressed) = &mut self.totals[*number];
+            *total = total.saturating_add(plain);
+            *compressed = compressed.saturating_add(layer.layer.descriptor.size);
+            let check = self.limit.check(*total, *compressed);
+            check.map_err(|error| Error::TooLarge { image: image.clone(), layer: layer.id, error })?;
+        }
+        Ok(())
     }
 }
 

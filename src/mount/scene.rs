@@ -106,8 +106,15 @@ struct SceneLayer {
 enum TreeAt {
     Absent,
     /// The stamp is the one under which the body was right, if it is in a tar that the cache shares.
-    Segment { key: Digest, files: usize, stamp: Option<Stamp> },
-    Tar { index: u64, length: u64 },
+    Segment {
+        key: Digest,
+        files: usize,
+        stamp: Option<Stamp>,
+    },
+    Tar {
+        index: u64,
+        length: u64,
+    },
 }
 
 /// A scene and its files.

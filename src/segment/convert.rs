@@ -15,6 +15,7 @@ use super::file::{Facts, OpaqueHeader};
 use super::index::Index;
 use super::place::{Slot, Ticket};
 use super::writer::{WriteError, Writer};
+use crate::compression::SizeLimit;
 use crate::digest::Digest;
 use crate::entry::{Entry, Kind, Meta, Timestamp};
 use crate::layer::inflate::{Inflated, inflate};
@@ -93,6 +94,8 @@ pub struct Job<'a> {
     pub scratch: &'a std::path::Path,
     /// Where the body may go.
     pub slot: &'a Slot,
+    /// The limit for the uncompressed size.
+    pub limit: SizeLimit,
 }
 
 /// Converts `blob` into a segment, when it has its turn; until then it is only read ahead. `new_file` gives empty files
@@ -107,8 +110,8 @@ pub fn convert(
     new_file: &dyn Fn() -> io::Result<File>,
 ) -> Result<(), Error> {
     std::thread::scope(|scope| {
-        let inflated =
-            inflate(scope, blob, job.descriptor).map_err(|error| Error::Tar { entry: None, error: error.into() })?;
+        let inflated = inflate(scope, blob, job.descriptor, job.limit)
+            .map_err(|error| Error::Tar { entry: None, error: error.into() })?;
         let _turn = ticket.take();
         let split = tempfile::spooled_tempfile_in(SPLIT_IN_MEMORY, job.scratch);
         let mut pass = Pass {

@@ -208,11 +208,7 @@ impl Segment {
     ///
     /// # Errors
     /// [`Error::Damaged`] when it is anything else, or its tar is not there. The data are checked when they are read.
-    pub fn open(
-        file: File,
-        key: &Digest,
-        tar: impl FnOnce(u64) -> io::Result<Option<BodyTar>>,
-    ) -> Result<Self, Error> {
+    pub fn open(file: File, key: &Digest, tar: impl FnOnce(u64) -> io::Result<Option<BodyTar>>) -> Result<Self, Error> {
         let size = file.metadata()?.len();
         let (at, facts_length) = Trailer::read(&file, key)?;
         let data = at.data().ok_or(Error::Damaged)?;

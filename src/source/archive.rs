@@ -12,6 +12,7 @@ use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Error, Files, Options};
 use crate::compression::{self, Compression, MAGIC_LENGTH};
@@ -106,7 +107,8 @@ impl Archive {
         duplicates: Duplicates,
     ) -> Result<Self, Error> {
         let read = |error| Error::Io { what: format!("{shown}: read"), error };
-        let mut plain = compression::plain(stream).map_err(read)?;
+        let compressed = Arc::new(AtomicU64::new(0));
+        let mut plain = compression::plain(Counted { stream, count: Arc::clone(&compressed) }).map_err(read)?;
         let place = options.tmpdir();
         let write = |error| Error::Io {
             what: format!("{shown}: copy to a temporary file in {} (TMPDIR chooses another place)", show_path(place)),
@@ -114,10 +116,16 @@ impl Archive {
         };
         let mut file = tempfile::tempfile_in(place).map_err(write)?;
         let mut buffer = vec![0; 256 << 10];
+        let mut size = 0;
         loop {
             match plain.read(&mut buffer) {
                 Ok(0) => break,
-                Ok(read) => file.write_all(&buffer[..read]).map_err(write)?,
+                Ok(read) => {
+                    size += read as u64;
+                    let check = options.limit.check(size, compressed.load(Ordering::Relaxed));
+                    check.map_err(|error| Error::Invalid(format!("{shown}: {error}")))?;
+                    file.write_all(&buffer[..read]).map_err(write)?;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(read(error)),
             }
@@ -179,6 +187,20 @@ impl Files for Archive {
 
     fn shown(&self) -> &str {
         &self.shown
+    }
+}
+
+/// A stream whose bytes are counted.
+struct Counted<R> {
+    stream: R,
+    count: Arc<AtomicU64>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.stream.read(buffer)?;
+        self.count.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
     }
 }
 

@@ -19,7 +19,7 @@ use std::thread;
 
 use super::archive::{Archive, Duplicates, Span};
 use super::{CONFIG_MAX, Descriptor, Error, Files as _, ImageSource, Options, RawManifest, bad_json};
-use crate::compression::{self, Compression, MAGIC_LENGTH};
+use crate::compression::{self, Compression, MAGIC_LENGTH, SizeLimit};
 use crate::digest::Digest;
 use crate::json::{self, Document, View};
 use crate::media_type::{DOCKER_CONFIG, DOCKER_LAYER, DOCKER_MANIFEST};
@@ -39,6 +39,7 @@ pub(super) struct DockerArchive {
     items: Vec<Item>,
     /// The first item that has a tag, by its normalised form.
     by_tag: HashMap<String, usize>,
+    limit: SizeLimit,
     /// Uncompressed sizes of layers that had to be read for it, by their members' paths: images share layers.
     sizes: Mutex<HashMap<String, u64>>,
 }
@@ -66,12 +67,12 @@ pub(super) struct DockerImage {
 
 /// Indexes the archive and reads its `manifest.json`.
 pub(super) fn open(path: &Path, options: &Options) -> Result<DockerArchive, Error> {
-    DockerArchive::new(Archive::open("docker-archive", path, options, Duplicates::First)?)
+    DockerArchive::new(Archive::open("docker-archive", path, options, Duplicates::First)?, options.limit)
 }
 
 impl DockerArchive {
     /// Reads `manifest.json`.
-    pub(super) fn new(archive: Archive) -> Result<Self, Error> {
+    pub(super) fn new(archive: Archive, limit: SizeLimit) -> Result<Self, Error> {
         let Some(bytes) = archive.read("manifest.json", ARCHIVE_MANIFEST_MAX)? else {
             let hint =
                 if archive.has("index.json") { "; it looks like an OCI layout: write oci-archive:PATH" } else { "" };
@@ -88,7 +89,7 @@ impl DockerArchive {
                 by_tag.entry(tag.to_string()).or_insert(at);
             }
         }
-        Ok(Self { archive, items, by_tag, sizes: Mutex::default() })
+        Ok(Self { archive, items, by_tag, limit, sizes: Mutex::default() })
     }
 
     /// Finds the image that `select` chooses, with its names.
@@ -192,9 +193,26 @@ impl DockerArchive {
             return Ok(*size);
         }
         let (mut plain, size) = self.layer(span)?;
-        let size = size.map_or_else(|| io::copy(&mut plain, &mut io::sink()), Ok)?;
+        let size = match size {
+            Some(size) => size,
+            None => self.count(&mut plain, span.size)?,
+        };
         sizes().insert(path.to_owned(), size);
         Ok(size)
+    }
+
+    /// Reads `plain` to its end, and returns its size; `compressed` bytes are in the archive for it.
+    fn count(&self, plain: &mut dyn Read, compressed: u64) -> io::Result<u64> {
+        let (mut buffer, mut size) = (vec![0; 256 << 10], 0);
+        loop {
+            match plain.read(&mut buffer) {
+                Ok(0) => return Ok(size),
+                Ok(count) => size += count as u64,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            self.limit.check(size, compressed).map_err(io::Error::other)?;
+        }
     }
 
     /// Returns the plain bytes of a layer, and their number if it is known without reading them.

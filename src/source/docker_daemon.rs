@@ -42,7 +42,8 @@ pub(super) fn open(image: &DaemonImage, options: &Options) -> Result<DockerImage
     let host = options.docker_host.as_deref().unwrap_or(DEFAULT_DOCKER_HOST);
     let connection = connect(&shown, host)?;
     let body = get(&shown, host, connection, &name)?;
-    let archive = Arc::new(DockerArchive::new(Archive::from_stream(shown, body, options, Duplicates::First)?)?);
+    let archive = Archive::from_stream(shown, body, options, Duplicates::First)?;
+    let archive = Arc::new(DockerArchive::new(archive, options.limit)?);
     match image {
         // An id can have any number of names, of which none was asked for: the archive's own.
         DaemonImage::Id(_) => archive.find(&crate::reference::ArchiveSelect::Only),

@@ -16,6 +16,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::compression::SizeLimit;
 use crate::digest::Digest;
 use crate::json::{self, Document};
 use crate::reference::{Location, Reference, show_path};
@@ -149,6 +150,8 @@ pub struct Options {
     pub tmpdir: Option<PathBuf>,
     /// How registries are spoken to.
     pub registry: crate::registry::Options,
+    /// How large images and archives may be when they are uncompressed.
+    pub limit: SizeLimit,
     /// What has been opened with these options or a clone of them.
     pub opened: Arc<Opened>,
 }
@@ -162,6 +165,7 @@ impl Options {
             docker_host: variable("DOCKER_HOST").map(|value| value.to_string_lossy().into_owned()),
             tmpdir: variable("TMPDIR").map(PathBuf::from),
             registry: crate::registry::Options::default(),
+            limit: SizeLimit::default(),
             opened: Arc::default(),
         }
     }

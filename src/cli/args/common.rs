@@ -31,6 +31,11 @@ pub struct RegistryArgs {
     #[arg(long, value_name = "N", default_value_t = crate::registry::retry::RETRY_TIMES)]
     pub retry_times: u32,
 
+    /// Refuse images, and archives, with more than SIZE when uncompressed (20G, 500M) [default: 64Gi; 4Gi for a layer that is
+    /// compressed more than 100:1]
+    #[arg(long, value_name = "SIZE", value_parser = crate::cli::cache::parse_size, help_heading = "Limits")]
+    pub max_size: Option<u64>,
+
     /// Wait this many seconds before each retry [default: 1, 2, 4, ...]
     #[arg(long, value_name = "SECONDS")]
     pub retry_delay: Option<u64>,
