@@ -59,6 +59,17 @@ impl Unpacker {
     fn expands_opaque(self) -> bool {
         matches!(self, Self::Busybox | Self::Helper)
     }
+
+    /// Returns whether the graphroot, the directories above it, and those of the machine's files need entries.
+    ///
+    /// prepull's own unpacker writes into an empty directory and makes no parents. All others make missing parents (root's,
+    /// 0777 without the umask) and follow symbolic links on the way (bsdtar with `-P`), but an entry for a directory that is
+    /// there changes its owner, mode and time, and GNU tar and bsdtar replace a link to a directory by a directory, which
+    /// hides the machine's files behind it (GNU tar `extract.c`, `extract_dir`; libarchive `archive_write_disk_posix.c`,
+    /// `restore_entry`). So their tars have entries only for what is in the store, and for the machine's files.
+    fn needs_parents(self) -> bool {
+        matches!(self, Self::Helper | Self::Root)
+    }
 }
 
 /// What of the output does not follow from the images.
@@ -216,21 +227,19 @@ impl<'a> Store<'a> {
         &self.warnings
     }
 
-    /// The directories down to the store and in it, and the files that do not depend on images.
+    /// Returns the store's directories, and its files that do not depend on images.
+    ///
+    /// A tar has no entry for the graphroot or for a directory above it: see `Unpacker::needs_parents`.
     #[must_use]
     pub fn skeleton(&self) -> Piece {
         let mut out = Vec::new();
         let graphroot = self.graphroot();
-        for (slash, _) in graphroot.match_indices('/') {
-            // These are 0755 and root's in every machine; of others (`/tmp`, `/root`) the machine knows better, and every
-            // unpacker of a tar makes parents that are missing. The helper does not, into an empty directory.
-            let usual = ["var", "var/lib", "var/lib/containers", "usr", "usr/lib", "usr/share"];
-            let is_helper = matches!(self.settings.unpacker, Unpacker::Helper | Unpacker::Root);
-            if is_helper || usual.contains(&&graphroot[..slash]) {
+        if self.settings.unpacker.needs_parents() {
+            for (slash, _) in graphroot.match_indices('/') {
                 self.directory(&mut out, &graphroot[..slash], 0o755);
             }
+            self.directory(&mut out, graphroot, self.directory_mode());
         }
-        self.directory(&mut out, graphroot, self.directory_mode());
         for directory in ["overlay", "overlay-layers", "overlay-images", "overlay-containers"] {
             self.directory(&mut out, &self.below(directory), self.directory_mode());
         }
@@ -523,7 +532,7 @@ impl<'a> Store<'a> {
         let mut made = BTreeSet::new();
         let mut add = |path: &str, mode, content: &[u8]| {
             for (slash, _) in path.match_indices('/') {
-                if made.insert(path[..slash].to_owned()) {
+                if settings.unpacker.needs_parents() && made.insert(path[..slash].to_owned()) {
                     self.directory(out, &path[..slash], 0o755);
                 }
             }

@@ -257,7 +257,7 @@ fn another_graphroot_and_no_such_directory() {
     let file = world.at.join("file");
     fs_err::write(&file, "").unwrap();
     fails(prepull(&home).args(["gc", "--root"]).arg(&file), 2, "no such directory");
-    // A link where the store should be is not followed.
+    // A link is followed within the root only, where there is no such directory.
     fs_err::create_dir_all(world.root().join("var")).unwrap();
     std::os::unix::fs::symlink("/tmp", world.root().join("var/lib")).unwrap();
     fails(world.prepull("install").arg(&item), 1, "/var/lib");

@@ -139,6 +139,11 @@ fn bases_with(at: &Path, flavours: &[Flavour], helper: &OsStr) -> Vec<Base> {
     flavours.iter().copied().map(make).collect()
 }
 
+/// Directories of the machine have no entries.
+fn is_at_or_below(entry: &[u8], path: &[u8]) -> bool {
+    entry.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+}
+
 /// An entry of a tar that is being changed.
 #[derive(Clone)]
 pub struct Item {
@@ -302,15 +307,15 @@ impl<'a> Archive<'a> {
     /// With all that is below.
     #[track_caller]
     pub fn remove_tree(&mut self, path: &str) {
-        self.remove(path);
-        let below = [&self.path(path)[..], b"/"].concat();
-        self.items.retain(|item| !item.entry.path.starts_with(&below));
+        let (path, count) = (self.path(path), self.items.len());
+        self.items.retain(|item| !is_at_or_below(&item.entry.path, &path));
+        assert!(self.items.len() < count, "nothing at or below it");
     }
 
     /// Everything at `path` and below moves.
     #[track_caller]
     pub fn rename(&mut self, path: &str, to: &str) {
-        self.positions(path);
+        assert!(self.items.iter().any(|item| is_at_or_below(&item.entry.path, &self.path(path))), "no {path}");
         let (path, to) = (self.path(path), self.path(to));
         let rename = |old: &mut Vec<u8>| {
             let rest = old.strip_prefix(&path[..]).filter(|rest| rest.is_empty() || rest.starts_with(b"/"));
@@ -330,6 +335,13 @@ impl<'a> Archive<'a> {
     pub fn add(&mut self, path: &str, kind: Kind, content: &[u8]) {
         let entry = self.entry(path, kind);
         self.items.push(Item { entry, content: content.to_vec(), raw: None });
+    }
+
+    /// Puts an entry in front of all others.
+    pub fn prepend(&mut self, path: &str, kind: Kind) -> &mut Entry {
+        let entry = self.entry(path, kind);
+        self.items.insert(0, Item { entry, content: Vec::new(), raw: None });
+        &mut self.items[0].entry
     }
 
     pub fn entry(&self, path: &str, kind: Kind) -> Entry {

@@ -113,7 +113,7 @@ fn modes() -> Vec<Row> {
                 }
             }
         }),
-        row("graphroot 0777", |tar| tar.edit("", |entry| entry.meta.mode = 0o777)).warning("store-mode"),
+        row("graphroot 0777", |tar| tar.prepend("", Kind::Directory).meta.mode = 0o777).warning("store-mode"),
         row("images.json 0666", |tar| tar.edit("overlay-images/images.json", |entry| entry.meta.mode = 0o666))
             .warning("store-mode"),
         row("overlay 0770", |tar| tar.edit("overlay", |entry| entry.meta.mode = 0o770)).warning("store-mode"),
@@ -121,7 +121,7 @@ fn modes() -> Vec<Row> {
             .additional(Warning, "store-unreadable"),
         row("overlay-layers 0700", |tar| tar.edit("overlay-layers", |entry| entry.meta.mode = 0o700))
             .additional(Warning, "store-unreadable"),
-        row("graphroot of 1000", |tar| tar.edit("", |entry| entry.meta.uid = 1000)).warning("store-owner"),
+        row("graphroot of 1000", |tar| tar.prepend("", Kind::Directory).meta.uid = 1000).warning("store-owner"),
         row("a lock of 1000", |tar| tar.edit("overlay-images/images.lock", |entry| entry.meta.uid = 1000))
             .warning("store-owner"),
         row("a link of group 7", |tar| tar.edit("overlay/l/{l1}", |entry| entry.meta.gid = 7)).warning("store-owner"),
