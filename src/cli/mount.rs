@@ -1,5 +1,8 @@
 //! `prepull mount` and `umount`: a store that is shown, not written.
 
+mod status;
+mod storage_conf;
+
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -11,12 +14,12 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
 use clap::Parser as _;
-use serde::Serialize;
 use serde_json::value::RawValue;
 
+use self::status::{Said, storage_conf_line};
+use self::storage_conf::StorageConf;
 use super::args::{
-    Args, CacheArgs, Command, MountAddArgs, MountArgs, MountCommand, MountItems, MountRmArgs, MountStatusArgs,
-    RegistryArgs, UmountArgs,
+    Args, CacheArgs, Command, MountAddArgs, MountArgs, MountCommand, MountItems, MountRmArgs, RegistryArgs, UmountArgs,
 };
 use super::install::{Selected, selected};
 use super::make::{STAMP_MAX, all_items, epoch, make_failure, open_cache, plan_failure, source_options};
@@ -25,29 +28,36 @@ use super::progress::Bars;
 use super::{Exit, Failure};
 use crate::digest::Digest;
 use crate::image::Platform;
+use crate::inspect::contents::Contents;
 use crate::inspect::dependents::{self, Dependents};
 use crate::inspect::stores::Stores;
 use crate::mount::Error;
 use crate::mount::attach;
 use crate::mount::channel::{receive, send};
-use crate::mount::control::{self, Answer, Ask, FETCHER, Kept, Start, Status, Wanted, Way};
+use crate::mount::control::{self, Answer, Ask, FETCHER, Kept, Start, Wanted, Way};
 use crate::mount::kept::{self, Taken};
 use crate::mount::scene::{Fetch, Scene, Sources, Staged, Typed};
 use crate::plan::{BlobSource, Plan};
 use crate::reference::Item;
 use crate::source;
-use crate::storage::machine;
 use crate::storage::store::layers_of;
+use crate::verify::shown;
 
-/// How often a change begins again when somebody else has changed the mount meanwhile.
+/// How often a change begins again when another process has changed the mount meanwhile.
 const ATTEMPTS: usize = 10;
+
+/// Maximum number of names that are said of a directory that is not empty.
+const NAMES_MAX: usize = 3;
+
+/// The mode of a store's root directory.
+const MODE: u16 = 0o755;
 
 /// Runs `mount`.
 pub fn run(args: &MountArgs, printer: &Printer) -> Result<Exit, Failure> {
     match &args.command {
         Some(MountCommand::Add(add)) => self::add(add, printer).map(|()| Exit::Success),
         Some(MountCommand::Rm(rm)) => remove(rm, printer).map(|()| Exit::Success),
-        Some(MountCommand::Status(status)) => self::status(status).map(|()| Exit::Success),
+        Some(MountCommand::Status(status)) => status::run(status).map(|()| Exit::Success),
         None => mount(args, printer),
     }
 }
@@ -57,15 +67,18 @@ fn mount(args: &MountArgs, printer: &Printer) -> Result<Exit, Failure> {
     if let Some(kept) = resume(args, typed, printer)? {
         return end(kept);
     }
-    let mountpoint = directory(typed).map_err(Failure::usage)?;
-    let staged = match tar(&args.what) {
-        Some(tar) => Scene::of_tar(&tar).map_err(|error| failure(error, ""))?,
+    let mountpoint = directory(typed, args.force).map_err(Failure::usage)?;
+    let storage_conf = args.write_storage_conf.as_ref().map(|file| StorageConf::prepare(file, &mountpoint, args.force));
+    let storage_conf = storage_conf.transpose().map_err(Failure::usage)?;
+    let mut staged = match tar(&args.what) {
+        Some(tar) => checked_tar(&tar)?,
         None => images(args, printer)?,
     };
+    staged.scene.mode = (args.mode != MODE).then_some(args.mode);
     printer.warn_all(&staged.warnings);
     let Staged { scene, files, .. } = staged;
     let start = Start {
-        others: args.allow_other || rustix::process::geteuid().is_root(),
+        others: args.allow_other,
         foreground: args.foreground,
         no_resend: args.no_resend,
         mounted: None,
@@ -73,20 +86,41 @@ fn mount(args: &MountArgs, printer: &Printer) -> Result<Exit, Failure> {
         mountpoint: mountpoint.clone(),
         scene,
     };
-    if let Some(file) = &args.write_storage_conf {
-        // What cannot be written is said before anything is mounted.
-        fs_err::write(file, machine::storage_conf(&mountpoint.to_string_lossy(), true))?;
-    }
     let kept = control::start(&start, &files).map_err(|error| failure(error, ""))?;
     drop((start, files));
-    let line = storage_conf_line(&mountpoint);
+    if let Some(Err(error)) = storage_conf.map(|file| file.write()) {
+        // All of what was asked for, or nothing.
+        let _ = attach::unmount(&mountpoint, true);
+        return Err(error.context(format!("{}: unmounted again", mountpoint.display())).into());
+    }
+    printer.warn_all(&kept.status.troubles);
     if args.json {
         output::data(&format!("{}\n", serde_json::to_string(&Said::of(&kept.status))?))?;
     } else {
         printer.say(&format!("{}: mounted; in [storage.options] of storage.conf:", mountpoint.display()));
-        output::data(&format!("{line}\n"))?;
+        output::data(&format!("{}\n", storage_conf_line(&mountpoint)))?;
+        if !rustix::process::geteuid().is_root() {
+            printer.say(&for_users(&mountpoint));
+        }
     }
     if args.foreground { end(kept) } else { Ok(Exit::Success) }
+}
+
+/// Returns what a user who is not root must know of a mount outside of a user namespace.
+fn for_users(mountpoint: &Path) -> String {
+    let shown = mountpoint.display();
+    format!(
+        "{shown}: rootless podman cannot start containers from here, since the images' files belong to no user of its namespace: \
+         use `podman unshare prepull mount`, or sudo and root's podman"
+    )
+}
+
+/// Stages a tar, whose records and skeleton podman and CRI-O can believe.
+fn checked_tar(path: &Path) -> Result<Staged, Failure> {
+    let shown = path.display();
+    let contents = Contents::of(path).with_context(|| shown.to_string())?;
+    shown::check(&contents).map_err(|why| anyhow!("{shown}: not shown: {why}"))?;
+    Scene::of_tar(path, &contents).map_err(|error| failure(error, ""))
 }
 
 /// Waits until it is mounted nowhere any more.
@@ -117,24 +151,6 @@ fn resume(args: &MountArgs, typed: &Path, printer: &Printer) -> Result<Option<Ke
     }
     printer.say(&format!("{}: goes on", start.mountpoint.display()));
     control::start(&start, &files).map(Some).map_err(|error| failure(error, ""))
-}
-
-/// How it is, for machines.
-#[derive(Debug, Serialize)]
-struct Said<'a> {
-    #[serde(flatten)]
-    status: &'a Status,
-    storage_conf: String,
-}
-
-impl<'a> Said<'a> {
-    fn of(status: &'a Status) -> Self {
-        Self { status, storage_conf: storage_conf_line(&status.mountpoint) }
-    }
-}
-
-fn storage_conf_line(mountpoint: &Path) -> String {
-    format!("additionalimagestores = [\"{}\"]", machine::toml_escape(&mountpoint.to_string_lossy()))
 }
 
 /// The only item, if it is a file: a tar that was made before.
@@ -384,7 +400,7 @@ fn change(way: Way<'_>, cache_args: &CacheArgs, printer: &Printer, change: ToCha
             other => return Err(refused(&mount, other)),
         }
     }
-    Err(anyhow!("{mount}: others change it all the time").into())
+    Err(anyhow!("{mount}: gave up after {ATTEMPTS} attempts: other processes keep changing it").into())
 }
 
 /// Returns the ids of all layers of the images.
@@ -424,32 +440,6 @@ fn refused<S>(shown: &str, answer: Answer<S>) -> Failure {
     anyhow!("{shown}: {why}").into()
 }
 
-/// Runs `mount status`.
-fn status(args: &MountStatusArgs) -> Result<(), Failure> {
-    let mountpoint = place(&args.mountpoint)?;
-    let asked: Ask<()> = Ask::Status;
-    let (answer, _) = control::ask::<()>(Way::At(&mountpoint), &asked, &[]).map_err(|error| failure(error, ""))?;
-    let status = match answer {
-        Answer::Status(status) => status,
-        other => return Err(refused(&mountpoint.display().to_string(), other)),
-    };
-    if args.json {
-        return Ok(output::data(&format!("{}\n", serde_json::to_string(&Said::of(&status))?))?);
-    }
-    let mut text = format!(
-        "{}: keeper {}, worker {} ({} before it)\n{}\n",
-        status.mountpoint.display(),
-        status.keeper,
-        status.worker,
-        status.restarts,
-        storage_conf_line(&status.mountpoint)
-    );
-    for trouble in &status.troubles {
-        text += &format!("trouble: {trouble}\n");
-    }
-    Ok(output::data(&text)?)
-}
-
 /// Runs `umount`.
 pub fn unmount(args: &UmountArgs, printer: &Printer) -> Result<(), Failure> {
     let mountpoint = place(&args.mountpoint)?;
@@ -469,8 +459,8 @@ pub fn unmount(args: &UmountArgs, printer: &Printer) -> Result<(), Failure> {
     }
 }
 
-/// A directory to mount at, absolute and without links.
-fn directory(typed: &Path) -> anyhow::Result<PathBuf> {
+/// Returns the directory to mount at, absolute and without links. It must be empty unless `force` is given.
+fn directory(typed: &Path, force: bool) -> anyhow::Result<PathBuf> {
     let shown = typed.display();
     // Also one that nobody serves any more.
     if attach::device_of(&place(typed)?).is_some() {
@@ -482,6 +472,21 @@ fn directory(typed: &Path) -> anyhow::Result<PathBuf> {
     }
     if path.to_str().is_none() {
         return Err(anyhow!("{shown}: not UTF-8: storage.conf cannot name it"));
+    }
+    if !force {
+        let mut names: Vec<String> = Vec::new();
+        for entry in fs_err::read_dir(&path)?.take(NAMES_MAX + 1) {
+            names.push(entry?.file_name().to_string_lossy().into_owned());
+        }
+        if !names.is_empty() {
+            let more = if names.len() > NAMES_MAX { ", ..." } else { "" };
+            names.truncate(NAMES_MAX);
+            names.sort();
+            return Err(anyhow!(
+                "{shown}: not empty: a mount would hide {}{more} (choose an empty directory, or --force)",
+                names.join(", ")
+            ));
+        }
     }
     Ok(path)
 }

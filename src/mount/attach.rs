@@ -126,11 +126,50 @@ pub fn unmount(mountpoint: &Path, lazily: bool) -> Result<(), (NotUnmounted, Str
     Err((if text.contains("busy") { NotUnmounted::Busy } else { NotUnmounted::Other }, text))
 }
 
+/// A mount of prepull's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mounted {
+    /// The mount point: absolute, without links.
+    pub at: PathBuf,
+    /// The id of the user who has mounted it.
+    pub user: u32,
+}
+
+/// Returns the mounts of prepull's that can be reached in this process's namespace, in the order of their mount points.
+#[must_use]
+pub fn all() -> Vec<Mounted> {
+    let mut text = Vec::new();
+    if fs_err::File::open(MOUNTINFO).and_then(|mut file| file.read_to_end(&mut text)).is_err() {
+        return Vec::new();
+    }
+    let mut all = std::collections::BTreeMap::new();
+    for line in text.split(|&byte| byte == b'\n') {
+        let Some((device, at)) = self::line(line) else { continue };
+        // A later mount hides an earlier one.
+        match device {
+            Some(_) => drop(all.insert(at, user(line).unwrap_or(0))),
+            None => drop(all.remove(&at)),
+        }
+    }
+    all.into_iter().map(|(at, user)| Mounted { at, user }).collect()
+}
+
+/// Returns the value of `user_id=` in a line of mountinfo (kernel `fs/fuse/inode.c`, fuse_show_options).
+fn user(line: &[u8]) -> Option<u32> {
+    let options = line.rsplit(|&byte| byte == b' ').next()?;
+    let mut options = options.split(|&byte| byte == b',');
+    let id = options.find_map(|option| option.strip_prefix(b"user_id="))?;
+    std::str::from_utf8(id).ok()?.parse().ok()
+}
+
+/// The mounts of this process's namespace: proc_pid_mountinfo(5).
+const MOUNTINFO: &str = "/proc/self/mountinfo";
+
 /// What is mounted in this process's namespace: mount points, and device numbers if it is prepull's; the last one mounted at the
 /// end.
 fn mounted() -> Vec<(Option<String>, PathBuf)> {
     let mut text = Vec::new();
-    let read = fs_err::File::open("/proc/self/mountinfo").and_then(|mut file| file.read_to_end(&mut text));
+    let read = fs_err::File::open(MOUNTINFO).and_then(|mut file| file.read_to_end(&mut text));
     if read.is_err() {
         return Vec::new();
     }
@@ -185,6 +224,9 @@ mod tests {
     fn mountinfo_is_understood() {
         let text = b"36 25 0:57 / /mnt/a\\040b\\134c ro,nosuid shared:1 - fuse.prepull prepull ro,user_id=0";
         assert_eq!(line(text), Some((Some("0:57".to_owned()), PathBuf::from("/mnt/a b\\c"))));
+        assert_eq!(user(text), Some(0));
+        assert_eq!(user(b"36 25 0:57 / /mnt ro - fuse.prepull prepull ro,user_id=1000,group_id=5"), Some(1000));
+        assert_eq!(user(b"36 25 0:57 / /mnt ro - fuse.prepull prepull ro"), None);
         assert_eq!(line(b"36 25 0:57 / /mnt rw - ext4 /dev/sda rw"), Some((None, PathBuf::from("/mnt"))));
         assert_eq!(line(b"36 25 - fuse.prepull"), None);
         assert_eq!(unescaped(b"a\\04"), b"a\\04");

@@ -101,26 +101,47 @@ pub struct Wanted {
     pub layer: String,
 }
 
-/// Directories in which keepers of this user may listen. Root of a user namespace is not root of the machine.
+/// Returns the directories in which keepers of this user may listen, the best first. Root of a user namespace is not root of the
+/// machine. In /tmp any user can make a directory of that name first, so it is the last resort.
 fn directories() -> Vec<PathBuf> {
     let user = rustix::process::geteuid().as_raw();
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
     // The helper's socket lies in /run/prepull, which others may enter.
     let root = (user == 0).then(|| PathBuf::from("/run/prepull/mounts"));
-    let own = runtime.map(|path| path.join("prepull/mounts"));
+    // pam_systemd makes it; a shell by `su` or `ssh` with its own environment does not know it.
+    let session = Some(PathBuf::from(format!("/run/user/{user}"))).filter(|path| path.is_dir());
+    let own = runtime.into_iter().chain(session).map(|path| path.join("prepull/mounts"));
     let last = PathBuf::from(format!("/tmp/prepull-mounts-{user}"));
     root.into_iter().chain(own).chain([last]).collect()
 }
 
-/// Whether nobody else can have put something there.
-fn is_ours(directory: &Path) -> io::Result<bool> {
+/// Checks that no other user can have put anything into `directory`, or can.
+///
+/// # Errors
+/// With what is wrong with it.
+fn is_ours(directory: &Path) -> io::Result<()> {
     let found = fs_err::symlink_metadata(directory)?;
-    Ok(found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o077 == 0)
+    let shown = directory.display();
+    let what = if !found.is_dir() {
+        "is not a directory".to_owned()
+    } else if found.uid() != rustix::process::geteuid().as_raw() {
+        format!("belongs to another user ({})", found.uid())
+    } else if found.mode() & 0o077 != 0 {
+        format!("has mode {:04o}: other users can enter it", found.mode() & 0o7777)
+    } else {
+        return Ok(());
+    };
+    Err(io::Error::other(format!(
+        "{shown} {what} (remove it, or set XDG_RUNTIME_DIR to a directory of yours with mode 0700)"
+    )))
 }
 
-/// The first of them that is there, or can be made, and that nobody else can enter.
+/// Returns the first of the directories that exists or can be made, and that no other user can enter.
+///
+/// # Errors
+/// With what is wrong with each of them.
 pub(super) fn directory() -> io::Result<PathBuf> {
-    let mut failed = io::Error::from(io::ErrorKind::NotFound);
+    let mut failed = Vec::new();
     for path in directories() {
         let make = |path: &Path, mode| std::fs::DirBuilder::new().recursive(true).mode(mode).create(path);
         let above = path.parent().map_or(Ok(()), |above| match above.exists() {
@@ -128,13 +149,15 @@ pub(super) fn directory() -> io::Result<PathBuf> {
             // Whatever the umask is: the helper's socket may come to lie there, too.
             false => make(above, 0o755).and_then(|()| fs_err::set_permissions(above, Permissions::from_mode(0o755))),
         });
-        match above.and_then(|()| make(&path, 0o700)).and_then(|()| is_ours(&path)) {
-            Ok(true) => return Ok(path),
-            Ok(false) => failed = io::Error::other(format!("{} is not ours alone", path.display())),
-            Err(error) => failed = error,
+        // What is there already is judged first: making a directory where a file or a dangling link is says only "exists".
+        let present = fs_err::symlink_metadata(&path).is_ok();
+        let made = if present { Ok(()) } else { above.and_then(|()| make(&path, 0o700)) };
+        match made.and_then(|()| is_ours(&path)) {
+            Ok(()) => return Ok(path),
+            Err(error) => failed.push(error.to_string()),
         }
     }
-    Err(failed)
+    Err(io::Error::other(failed.join("; ")))
 }
 
 /// A way to a keeper.
@@ -181,16 +204,24 @@ fn connect(mountpoint: &Path) -> Result<UnixStream, Error> {
     let device = attach::device_of(mountpoint).ok_or_else(nothing)?;
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            Error::Other(format!("{shown}: nobody serves it any more, or another user does (prepull umount {shown})"))
+            // A directory that another user has put in the way explains it.
+            let present = directories().into_iter().filter(|path| path.symlink_metadata().is_ok());
+            let squatted = present.filter_map(|path| is_ours(&path).err());
+            let why: Vec<String> = squatted.map(|error| format!("; {error}")).collect();
+            Error::Other(format!(
+                "{shown}: no process of this user serves it: it belongs to another user, or its keeper has died (prepull umount \
+                 {shown}){}",
+                why.concat()
+            ))
         }
         _ => Error::system(format!("{shown}: asking its keeper"), error),
     };
-    let ours = directories().into_iter().filter(|directory| is_ours(directory).unwrap_or(false));
+    let ours = directories().into_iter().filter(|directory| is_ours(directory).is_ok());
     let mut sockets = ours.map(|directory| UnixStream::connect(directory.join(&device)));
     let socket = sockets.find(Result::is_ok).unwrap_or_else(|| Err(io::ErrorKind::NotFound.into())).map_err(failed)?;
     let peer = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials);
     if !peer.is_ok_and(|peer| peer.uid() == rustix::process::geteuid().as_raw()) {
-        return Err(Error::Other(format!("{shown}: who answers for it is another user")));
+        return Err(Error::Other(format!("{shown}: a process of another user answers for it")));
     }
     Ok(socket)
 }

@@ -49,8 +49,14 @@ const TROUBLES_MAX: usize = 20;
 /// How long a worker may take to begin: a million files, from a slow disk.
 const START_MAX: Duration = Duration::from_secs(300);
 
-/// How long who has asked something may take to read the answer.
+/// Time limit for a client to read its reply.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
+
+/// Time limit for each piece of a client's request to arrive.
+const REQUEST_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Maximum number of clients whose requests are read at the same time. Further ones wait to be accepted.
+const CLIENTS_MAX: usize = 8;
 
 /// How often something is shown by another worker when one has died of it, or while it was at it.
 const SHOWN_MAX: u32 = 5;
@@ -407,17 +413,7 @@ impl Keeper {
         let sender = self.sender.clone();
         let result = listening.and_then(|(path, inode, listener)| {
             self.socket = Some((path, inode));
-            threads::spawn(move || {
-                for socket in listener.incoming().flatten() {
-                    let sender = sender.clone();
-                    // Nobody waits for somebody who asks slowly. Who cannot be listened to sees that nobody answers.
-                    let _ = threads::spawn(move || {
-                        if let Ok(Some((ask, files))) = receive(&socket) {
-                            let _ = sender.send(Event::Asked(socket, ask, files));
-                        }
-                    });
-                }
-            })
+            threads::spawn(move || accept(&listener, &sender))
         });
         if let Err(error) = result {
             self.trouble(format!("prepull mount add, rm and status cannot reach this mount: {error}"));
@@ -559,13 +555,6 @@ impl Keeper {
     }
 
     fn answer(&mut self, socket: &UnixStream, ask: Ask<Box<RawValue>>, files: Vec<OwnedFd>) {
-        let is_ours = nix::sys::socket::getsockopt(socket, nix::sys::socket::sockopt::PeerCredentials)
-            .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw());
-        if !is_ours {
-            let refused = Answer::<()>::Failed("the mount is another user's".to_owned());
-            tell_asker(socket, &refused, &[]);
-            return;
-        }
         let answer: Answer<&RawValue> = match ask {
             Ask::Status => Answer::Status(self.status()),
             Ask::Get => {
@@ -609,6 +598,48 @@ impl Keeper {
         self.keep();
         Ok(())
     }
+}
+
+/// Accepts clients and reads their requests, each in a thread of its own, so that a slow client delays no other one. A client of
+/// another user is refused before anything that it has sent is read.
+fn accept(listener: &UnixListener, sender: &SyncSender<Event>) {
+    let (free, places) = sync_channel(CLIENTS_MAX);
+    for _ in 0..CLIENTS_MAX {
+        let _ = free.send(());
+    }
+    for socket in listener.incoming().flatten() {
+        if !is_ours(&socket) {
+            tell_asker(&socket, &Answer::<()>::Failed("the mount is another user's".to_owned()), &[]);
+            continue;
+        }
+        if places.recv().is_err() {
+            return;
+        }
+        let (sender, place) = (sender.clone(), Place(free.clone()));
+        // A client that cannot be read from sees the end of its connection.
+        let _ = threads::spawn(move || {
+            let request = socket.set_read_timeout(Some(REQUEST_TIME_MAX)).and_then(|()| receive(&socket));
+            drop(place);
+            if let Ok(Some((ask, files))) = request {
+                let _ = sender.send(Event::Asked(socket, ask, files));
+            }
+        });
+    }
+}
+
+/// One of the places for clients, which is free again when this is dropped.
+struct Place(SyncSender<()>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = self.0.send(());
+    }
+}
+
+/// Returns whether the process at the other end is this user's, or root's.
+fn is_ours(socket: &UnixStream) -> bool {
+    nix::sys::socket::getsockopt(socket, nix::sys::socket::sockopt::PeerCredentials)
+        .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw())
 }
 
 /// Answers. Who has not got all of it in time gets nothing more: others have the socket, too, and it would be waited for.

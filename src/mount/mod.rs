@@ -37,9 +37,6 @@ pub enum Error {
     /// A layer cannot be had.
     #[error(transparent)]
     Make(#[from] crate::make::Error),
-    /// The tar is no good.
-    #[error("{0}: {1}")]
-    Tar(String, crate::inspect::find::Error),
     /// The files are not those of the scene: they have been changed since.
     #[error("what is to be shown has been damaged meanwhile")]
     Scene,

@@ -58,6 +58,8 @@ pub struct Scene {
     pub images: Vec<SavedImage>,
     /// The path of the tar that is shown, if it is one.
     pub tar: Option<String>,
+    /// Mode of the root directory, if it is not the store's own.
+    pub mode: Option<u16>,
     /// The graphroot in the tar of small files, without slashes around it.
     graphroot: String,
     /// The time of what no image dates.
@@ -224,6 +226,7 @@ impl Scene {
             generation: before.map_or(1, |before| before.generation + 1),
             images: saved.collect::<Result<_, _>>()?,
             tar: None,
+            mode: before.and_then(|before| before.mode),
             graphroot: GRAPHROOT.trim_matches('/').to_owned(),
             stamp: settings.stamp,
             marks_opaque: matches!(settings.unpacker, Unpacker::Root),
@@ -234,12 +237,11 @@ impl Scene {
         Ok(Staged { scene, files, warnings: report.warnings })
     }
 
-    /// The store in the tar at `path`, as unpacking would leave it.
+    /// Stages the store in the tar at `path`, whose `contents` have been checked, as unpacking would leave it.
     ///
     /// # Errors
-    /// When it is no tar, or has not exactly one store.
-    pub fn of_tar(path: &Path) -> Result<Staged, Error> {
-        let contents = Contents::of(path).map_err(|error| Error::Tar(path.display().to_string(), error))?;
+    /// When the tar has not exactly one store, or cannot be read.
+    pub fn of_tar(path: &Path, contents: &Contents) -> Result<Staged, Error> {
         let [store] = contents.stores() else {
             let count = contents.stores().len();
             return Err(Error::Other(format!("{}: {count} stores in it, and one can be shown", path.display())));
@@ -247,7 +249,7 @@ impl Scene {
         let graphroot = store.graphroot.clone();
         let mut small = io::BufWriter::new(memory()?);
         let failed = |error: io::Error| Error::system(format!("reading {}", path.display()), error);
-        write_small(&contents, &graphroot, &mut small).map_err(failed)?;
+        write_small(contents, &graphroot, &mut small).map_err(failed)?;
         let mut small = small.into_inner().map_err(|error| failed(error.into_error()))?;
         let mut slots = Slots::of(None);
         let mut layers = Vec::new();
@@ -267,6 +269,7 @@ impl Scene {
             generation: 1,
             images: Vec::new(),
             tar: Some(path.display().to_string()),
+            mode: None,
             graphroot,
             stamp: 0,
             marks_opaque: false,
@@ -432,6 +435,10 @@ impl Scene {
             // A tar may begin below its graphroot.
             let meta = Meta { mode: 0o755, mtime: Timestamp::whole(self.stamp), ..Meta::default() };
             parts.insert(0, Part { path: Vec::new(), meta, kind: PartKind::Directory });
+        }
+        if let Some(mode) = self.mode {
+            let roots = parts.iter_mut().filter(|part| part.path.is_empty());
+            roots.for_each(|root| root.meta.mode = mode & 0o7777);
         }
         Ok(parts)
     }
@@ -650,6 +657,7 @@ mod tests {
             generation: 1,
             images: Vec::new(),
             tar: None,
+            mode: None,
             graphroot: String::new(),
             stamp: 0,
             marks_opaque: true,

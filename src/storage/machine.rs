@@ -19,11 +19,36 @@ const CRIO: &str = include_str!("../../policy/crio.conf");
 /// Nobody: the owner of the file `state`, by which the machine sees whether its unpacker kept owners.
 pub const NOBODY: u32 = 65534;
 
-/// `etc/containers/storage.conf` for a store at `graphroot` (absolute).
+/// First words of every storage.conf that prepull writes.
+pub const WRITTEN: &str = "# Written by prepull";
+
+/// Default graphroot and runroot of root (containers/storage `types/options_linux.go`).
+const ROOT_STORE: [&str; 2] = ["/var/lib/containers/storage", "/run/containers/storage"];
+
+/// Returns `etc/containers/storage.conf` for a store at `graphroot` (absolute).
 #[must_use]
 pub fn storage_conf(graphroot: &str, additional: bool) -> String {
-    let template = if additional { STORAGE_ADDITIONAL } else { STORAGE };
-    template.replace("@GRAPHROOT@", &toml_escape(graphroot))
+    if additional {
+        return storage_conf_beside(ROOT_STORE, graphroot);
+    }
+    STORAGE.replace("@GRAPHROOT@", &toml_escape(graphroot))
+}
+
+/// Returns a storage.conf with a store's graphroot and runroot, and `additional` as an additional store (all absolute).
+#[must_use]
+pub fn storage_conf_beside([graphroot, runroot]: [&str; 2], additional: &str) -> String {
+    let values = [("@GRAPHROOT@", additional), ("@OWN@", graphroot), ("@RUNROOT@", runroot)];
+    // Each in one pass over the template, since a path may look like one of the marks.
+    let mut out = String::new();
+    let mut rest = STORAGE_ADDITIONAL;
+    while let Some((at, (mark, value))) =
+        values.iter().filter_map(|entry| Some((rest.find(entry.0)?, entry))).min_by_key(|(at, _)| *at)
+    {
+        out += &rest[..at];
+        out += &toml_escape(value);
+        rest = &rest[at + mark.len()..];
+    }
+    out + rest
 }
 
 /// `etc/crio/crio.conf.d/10-prepull.conf`: pins `names`, and sets the pause image if there is one.

@@ -19,6 +19,7 @@ mod replay;
 pub mod report;
 mod restore;
 pub mod rule;
+pub mod shown;
 mod skeleton;
 mod tree;
 mod unpacker;

@@ -20,9 +20,27 @@ pub struct MountArgs {
     #[arg(value_name = "MOUNTPOINT", required = true, value_hint = ValueHint::DirPath)]
     pub mountpoint: Option<PathBuf>,
 
-    /// Let other users look into it, root among them (root's own mounts are for all)
+    /// Let no other user see it [default]
+    ///
+    /// The kernel then refuses every access by another user, whatever the modes of files are. Root's podman and CRI-O, and the
+    /// containers that they run as any user, see a mount that root has made.
+    #[arg(long, conflicts_with = "allow_other")]
+    pub private: bool,
+
+    /// Let other users see it: for a mount of a user's also root
+    ///
+    /// Every local user can then read the images, their configs and whatever files of theirs are readable for all. A user who is
+    /// not root needs a line `user_allow_other` in /etc/fuse.conf.
     #[arg(long)]
     pub allow_other: bool,
+
+    /// Mode of the mount's root directory: with --allow-other, 0711 hides the list of what is in it, 0700 all of it
+    #[arg(long, value_name = "MODE", default_value = "0755", value_parser = mode)]
+    pub mode: u16,
+
+    /// Also over a directory that is not empty, and over a FILE of --write-storage-conf that prepull has not written
+    #[arg(long)]
+    pub force: bool,
 
     /// Show opaque directories as whiteouts of all that they hide: for containers in user namespaces, which see no trusted.*
     #[arg(long)]
@@ -36,7 +54,7 @@ pub struct MountArgs {
     #[arg(long)]
     pub foreground: bool,
 
-    /// Also write a storage.conf that has it as an additional store
+    /// When it is mounted, also write a storage.conf that has it as an additional store of this user's own store
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub write_storage_conf: Option<PathBuf>,
 
@@ -51,6 +69,16 @@ pub struct MountArgs {
     /// Which images.
     #[command(flatten)]
     pub what: MountItems,
+}
+
+/// Parses the mode of a directory that its owner can use: octal.
+fn mode(text: &str) -> Result<u16, String> {
+    let mode = u16::from_str_radix(text, 8).map_err(|_| "not an octal number".to_owned())?;
+    match mode {
+        // Anything else would let nobody in, or be a promise of write access that a read-only mount cannot keep.
+        0o500..=0o777 if mode & 0o500 == 0o500 => Ok(mode),
+        _ => Err("not between 0500 and 0777, readable and searchable for its owner".to_owned()),
+    }
 }
 
 /// Images for a mount.
@@ -84,7 +112,7 @@ pub enum MountCommand {
     Add(Box<MountAddArgs>),
     /// Do not show these images any more; containers that use them go on
     Rm(MountRmArgs),
-    /// Say how it is
+    /// List the mounts of this user, or say how one of them is
     Status(MountStatusArgs),
 }
 
@@ -128,9 +156,9 @@ pub struct MountRmArgs {
 /// `prepull mount status`.
 #[derive(Debug, clap::Args)]
 pub struct MountStatusArgs {
-    /// Where it is mounted
+    /// Where it is mounted [default: list all mounts of this user; root: of all users]
     #[arg(value_name = "MOUNTPOINT", value_hint = ValueHint::DirPath)]
-    pub mountpoint: PathBuf,
+    pub mountpoint: Option<PathBuf>,
 
     /// As JSON
     #[arg(long)]
@@ -151,9 +179,17 @@ pub struct UmountArgs {
 
 /// What stands below the help of `mount`.
 pub(super) const MOUNT_HELP: &str = "\
-Examples:
-  prepull mount /mnt/images registry.k8s.io/pause:3.9 docker.io/library/alpine:3.20
-  podman --storage-opt additionalimagestore=/mnt/images run alpine:3.20 true
-  prepull mount add /mnt/images oci:build/app=localhost/app:v2
-  prepull mount rm /mnt/images localhost/app:v1
-  prepull umount /mnt/images";
+As root (the store of root's podman and of CRI-O):
+  sudo prepull mount /mnt/images registry.k8s.io/pause:3.9 docker.io/library/alpine:3.20
+  sudo podman --storage-opt additionalimagestore=/mnt/images run alpine:3.20 true
+  sudo prepull mount add /mnt/images oci:build/app=localhost/app:v2
+  sudo prepull mount rm /mnt/images localhost/app:v1
+  sudo prepull umount /mnt/images
+
+As another user (rootless podman), inside podman's user namespace, where the images' files belong
+to its root (mounted outside of it they belong to 65534 there, and no container starts):
+  podman unshare prepull mount ~/images docker.io/library/alpine:3.20
+  podman --storage-opt additionalimagestore=$HOME/images run docker.io/library/alpine:3.20 true
+  podman unshare prepull umount ~/images
+
+Only the user who mounts it sees it, unless --allow-other is given. Containers see it in any case.";

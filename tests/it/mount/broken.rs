@@ -366,7 +366,7 @@ fn every_call_ends_as_on_a_disk() {
     unpack_gnu(&tar, &disk).unwrap();
     ok(Command::new("mount").args(["-o", "remount,ro"]).arg(&disk));
     let unpacked = disk.join(ADDITIONAL);
-    let mount = world.mount("mnt", &[item]);
+    let mount = world.mount("mnt", &["--allow-other", &item]);
     let calls = world.at.join("calls.py");
     fs_err::write(&calls, CALLS).unwrap();
     let script = r#"mount --bind "$1" /mnt && mount -o remount,bind,ro,nosuid,nodev,noatime /mnt || exit 99

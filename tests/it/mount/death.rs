@@ -364,8 +364,8 @@ fn a_keeper_that_is_killed_can_be_cleaned_up_after() {
             let error = read(&path, OFlags::DIRECT).unwrap_err();
             assert!(error.contains("not connected") || error.contains("connection abort"), "{error}");
         }
-        fails(&mut mount.prepull(&["mount", "status"]), 1, "nobody serves it any more");
-        fails(&mut mount.changing("add", &[&item]), 1, "nobody serves it any more");
+        fails(&mut mount.prepull(&["mount", "status"]), 1, "its keeper has died");
+        fails(&mut mount.changing("add", &[&item]), 1, "its keeper has died");
         let again = world.mounting(&mount.at).arg(&item).output().unwrap();
         assert_eq!(again.status.code(), Some(2), "{}", stderr(&again));
         assert!(stderr(&again).contains("already (prepull mount add, or umount)"), "{}", stderr(&again));
@@ -398,14 +398,14 @@ fn places_to_mount_at() {
     let busybox = fs_err::read("/bin/busybox").unwrap();
     // What is in it is hidden, and there again.
     fs_err::create_dir_all(at(b"full/of")).unwrap();
-    let mount = world.mount("full", &[&item]);
+    let mount = world.mount("full", &["--force", &item]);
     assert!(!mount.at.join("of").exists());
     fails(world.mounting(&mount.at).arg(&item), 2, "mounted something there already");
     // By another name of it.
     std::os::unix::fs::symlink(&mount.at, at(b"link")).unwrap();
     fails(world.mounting(&at(b"link")).arg(&item), 2, "mounted something there already");
     succeeds(world.prepull().args(["mount", "status"]).arg(at(b"link")));
-    fails(world.mounting(&mount.at.join("overlay/l/../../overlay")).arg("oci:/no/such:x"), 2, "/no/such");
+    fails(world.mounting(&mount.at.join("overlay/l/../../overlay")).args(["--force", "oci:/no/such:x"]), 2, "/no/such");
     succeeds(world.prepull().args(["umount", "-q"]).arg(at(b"full/../link")));
     assert!(mount.at.join("of").exists());
     drop(mount);

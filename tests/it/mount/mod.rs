@@ -30,7 +30,7 @@ use crate::raw::{archive, dir, file, sym};
 use crate::stores::{scratch, unpack_gnu};
 
 /// Where `make --store additional` has the store in a machine.
-const ADDITIONAL: &str = "usr/lib/containers/storage";
+pub const ADDITIONAL: &str = "usr/lib/containers/storage";
 
 /// How long something may take on a machine that does other things, too.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -153,9 +153,9 @@ fn a_user_mounts_for_himself() {
     for user in [0, OTHER] {
         let output = space.run(user, &["ls", &space.mnt()]).output().unwrap();
         assert!(stderr(&output).contains("Permission denied"), "{user}: {}", stderr(&output));
-        fails(&mut space.prepull(user, &["mount", "status", &space.mnt()]), 1, "another user does");
-        fails(&mut space.changing(user, "add", &items[1]), 1, "another user does");
-        fails(&mut space.changing(user, "rm", &full("one")), 1, "another user does");
+        fails(&mut space.prepull(user, &["mount", "status", &space.mnt()]), 1, "it belongs to another user");
+        fails(&mut space.changing(user, "add", &items[1]), 1, "it belongs to another user");
+        fails(&mut space.changing(user, "rm", &full("one")), 1, "it belongs to another user");
     }
     fails(&mut space.prepull(OTHER, &["umount", &space.mnt()]), 1, "");
     assert!(space.is_mounted());
@@ -223,9 +223,12 @@ fn what_a_user_may_not() {
     succeeds(&mut space.run(OTHER, &["mkdir", "-p", "-m", "777", &format!("/tmp/prepull-mounts-{USER}")]));
     let said = succeeds(space.mounting(&[]).env_remove("XDG_RUNTIME_DIR").arg(&item));
     let status: Value = serde_json::from_str(&said).unwrap();
-    assert!(status["troubles"].to_string().contains("is not ours alone"), "{said}");
+    assert!(
+        status["troubles"].to_string().contains("belongs to another user (1) (remove it, or set XDG_RUNTIME_DIR"),
+        "{said}"
+    );
     let mut asking = space.prepull(USER, &["mount", "status", &space.mnt()]);
-    fails(asking.env_remove("XDG_RUNTIME_DIR"), 1, "nobody serves it any more, or another user does");
+    fails(asking.env_remove("XDG_RUNTIME_DIR"), 1, "belongs to another user (1)");
     assert_eq!(space.names(USER), [full("one")]);
     succeeds(&mut space.prepull(USER, &["umount", "--quiet", &space.mnt()]));
     // His own is good.
@@ -246,7 +249,7 @@ fn roots_podman_runs_from_a_users_mount() {
     let status: Value = serde_json::from_str(&succeeds(space.mounting(&["--allow-other"]).arg(&item))).unwrap();
     assert_eq!(space.names(0), [full("one")]);
     assert_eq!(space.names(OTHER), [full("one")]);
-    fails(&mut space.changing(OTHER, "rm", &full("one")), 1, "another user does");
+    fails(&mut space.changing(OTHER, "rm", &full("one")), 1, "it belongs to another user");
     let script = format!(
         r#"{PODMAN} podman images --format '{{{{.Repository}}}}:{{{{.Tag}}}} {{{{.ReadOnly}}}}' &&
             podman run --rm {RUN} localhost/one:1 sh -c 'cat /name; sha256sum </only-one; id -u; echo x >/new && cat /new'"#
