@@ -44,6 +44,8 @@ pub struct Stage {
 struct Silent;
 
 impl Progress for Silent {
+    fn queued(&self, _: &StoreLayer, _: &str, _: bool) {}
+
     fn cached(&self, _: &StoreLayer) {}
     fn begin(&self, _: &StoreLayer, _: &str) -> Advance {
         Box::new(|_| ())

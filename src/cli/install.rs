@@ -58,7 +58,7 @@ pub fn install(args: &InstallArgs, printer: &Printer) -> Result<(), Failure> {
     let items = all_items(&args.items, &args.images)?;
     let platform = args.platform.clone().unwrap_or_else(Platform::host);
     let target = target(&args.target, args.rootfs)?;
-    let options = source_options(&args.registry)?;
+    let options = source_options(&args.registry, printer)?;
     let epoch = epoch().map_err(Failure::usage)?;
     // Whoever may not write is told before anything is fetched.
     let way = working_way(&args.target, &target)?;
@@ -185,7 +185,7 @@ impl Install<'_> {
             Some(lacking) => Output::Store(stream, lacking.clone()),
             None => Output::Stream(stream),
         };
-        let bars = Arc::new(Bars::new(*self.printer));
+        let bars = Arc::new(Bars::new(self.printer));
         let made = make(self.plan, self.settings, cache, output, bars.clone());
         bars.clear();
         let answer = asked.answer();

@@ -23,6 +23,7 @@ use crate::image::Platform;
 use crate::make::{Error as MakeError, Output, Report, make};
 use crate::plan::Plan;
 use crate::reference::{Item, LIST_BYTES_MAX, parse_list};
+use crate::registry::retry::Observer;
 use crate::segment::cache::Cache;
 use crate::segment::convert;
 use crate::sink::{TarFile, TarStream};
@@ -47,7 +48,7 @@ pub fn run(args: MakeArgs, printer: &Printer) -> Result<(), Failure> {
         StoreArg::Additional => "/usr/lib/containers/storage",
     };
     let graphroot = graphroot(args.graphroot.as_deref(), default).map_err(Failure::usage)?;
-    let options = source_options(&args.registry)?;
+    let options = source_options(&args.registry, printer)?;
     let epoch = epoch().map_err(Failure::usage)?;
     let helper = match args.unpacker {
         UnpackerArg::Busybox => args.restore_helper.find(&platform).map_err(Failure::usage)?,
@@ -72,7 +73,7 @@ pub fn run(args: MakeArgs, printer: &Printer) -> Result<(), Failure> {
         helper,
     };
     let (cache, elsewhere) = open_cache(&args.cache, &tar, printer)?;
-    let bars = Arc::new(Bars::new(*printer));
+    let bars = Arc::new(Bars::new(printer));
     let to_stdout = matches!(target, Target::Stdout);
     let result = make(&plan, &settings, cache, target.output(stamp), bars.clone());
     bars.clear();
@@ -173,7 +174,7 @@ pub fn graphroot(typed: Option<&str>, default: &str) -> anyhow::Result<String> {
     Ok(format!("/{}", parts.join("/")))
 }
 
-pub fn source_options(args: &RegistryArgs) -> Result<source::Options, Failure> {
+pub fn source_options(args: &RegistryArgs, printer: &Printer) -> Result<source::Options, Failure> {
     let mut options = source::Options::from_env();
     options.limit = args.max_size.map_or_else(SizeLimit::default, SizeLimit::of);
     options.registry.tls_verify = args.tls_verify;
@@ -181,6 +182,8 @@ pub fn source_options(args: &RegistryArgs) -> Result<source::Options, Failure> {
     options.registry.cert_dir.clone_from(&args.cert_dir);
     options.registry.retry.times = args.retry_times;
     options.registry.retry.delay = args.retry_delay.map(Duration::from_secs);
+    let printer = printer.clone();
+    options.registry.retry.observer = Observer::new(move |retry| printer.say(&output::printable(&retry.to_string())));
     if let Some(creds) = &args.creds {
         options.registry.credentials = Some(Credentials::parse(creds).map_err(Failure::usage)?);
     }

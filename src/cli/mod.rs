@@ -105,10 +105,10 @@ pub fn main() -> ExitCode {
         }
     };
     let printer = Printer::new(args.quiet);
-    init_log(args.verbose);
+    init_log(args.verbose, &printer);
     raise_file_limit();
     let told = Arc::new(AtomicBool::new(false));
-    if let Err(error) = stop_on_signals(&told) {
+    if let Err(error) = stop_on_signals(&told, &printer) {
         printer.warn(&format!("signals cannot be handled: {error}"));
     }
     let done = |()| Exit::Success;
@@ -136,7 +136,7 @@ pub fn main() -> ExitCode {
         // The terminal tells the helper and others, too: what fails because they have ended is an interruption. Nothing is said
         // twice: of this thread and that of the signals one comes no further than `may_stop`.
         Err(_) if told.load(Ordering::Acquire) && !control::passes_on() && crate::atomic::may_stop() => {
-            output::interrupted();
+            printer.interrupted();
             crate::install::way::stop();
             return Exit::Interrupted.into();
         }
@@ -155,7 +155,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
 }
 
-fn init_log(verbose: u8) {
+fn init_log(verbose: u8, printer: &Printer) {
     use tracing_subscriber::EnvFilter;
     let default = match verbose {
         0 => "error",
@@ -164,7 +164,9 @@ fn init_log(verbose: u8) {
         _ => "debug",
     };
     let filter = EnvFilter::try_from_env("PREPULL_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    let screen = printer.screen().clone();
+    let writer = move || output::Above(screen.clone());
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false);
     // Only a second initialisation could fail.
     let _ = subscriber.try_init();
 }
@@ -187,7 +189,7 @@ fn ignored_signals() -> u64 {
 
 /// On SIGINT, SIGTERM and SIGHUP: no rubbish, one line, 130. What is ignored stays ignored. `told` is set before anything else
 /// goes on in this process.
-fn stop_on_signals(told: &Arc<AtomicBool>) -> std::io::Result<()> {
+fn stop_on_signals(told: &Arc<AtomicBool>, printer: &Printer) -> std::io::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let ignored = ignored_signals();
     let handled = [SIGHUP, SIGINT, SIGTERM].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0);
@@ -195,11 +197,12 @@ fn stop_on_signals(told: &Arc<AtomicBool>) -> std::io::Result<()> {
     for signal in &handled {
         signal_hook::flag::register(*signal, Arc::clone(told))?;
     }
+    let printer = printer.clone();
     let mut signals = signal_hook::iterator::Signals::new(handled)?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         // Once the tar is in its place there is nothing left to interrupt: the last lines are printed.
         if signals.forever().any(|signal| !control::pass_on(signal) && crate::atomic::may_stop()) {
-            output::interrupted();
+            printer.interrupted();
             // Who does not want to wait says it again.
             let stopping = std::thread::Builder::new().spawn(|| {
                 crate::install::way::stop();

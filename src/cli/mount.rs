@@ -164,7 +164,7 @@ fn tar(what: &MountItems) -> Option<PathBuf> {
 fn plan_of(what: &MountItems, printer: &Printer) -> Result<Plan, Failure> {
     let items = all_items(&what.items, &what.images)?;
     let platform = what.platform.clone().unwrap_or_else(Platform::host);
-    let options = source_options(&what.registry)?;
+    let options = source_options(&what.registry, printer)?;
     let plan = Plan::new(&items, &platform, &options).map_err(plan_failure)?;
     printer.warn_all(&plan.warnings);
     Ok(plan)
@@ -176,7 +176,7 @@ fn images(args: &MountArgs, printer: &Printer) -> Result<Staged, Failure> {
     let stamp = epoch.unwrap_or_else(|| plan.newest.clamp(0, STAMP_MAX));
     let settings = Scene::settings(stamp, !args.expand_opaque);
     let (cache, elsewhere) = open_cache(&args.what.cache, &std::env::temp_dir().join("x"), printer)?;
-    let bars = Arc::new(Bars::new(*printer));
+    let bars = Arc::new(Bars::new(printer));
     let (mut sources, none) = (Sources::default(), BTreeSet::new());
     if args.lazy {
         note_sources(&mut sources, &plan)?;
@@ -275,7 +275,7 @@ fn fetch_layer(wanted: &str, asks: &UnixStream, is_again: bool) -> Result<(), Fa
             std::env::set_current_dir(directory)?;
             let (registry, typed) = options_of(words)?;
             let location = Item::parse(std::ffi::OsStr::new(item))?.location;
-            let options = source_options(&registry)?;
+            let options = source_options(&registry, &Printer::new(true))?;
             plan.limit = options.limit;
             let source = source::open(&location, &options).with_context(|| item.clone())?;
             plan.blobs.insert(blob, BlobSource { item: item.clone(), source });
@@ -382,7 +382,7 @@ fn change(way: Way<'_>, cache_args: &CacheArgs, printer: &Printer, change: ToCha
             open_cache(cache.as_ref().unwrap_or(cache_args), &std::env::temp_dir().join("x"), printer)?;
         let fetch = Fetch { lazily: sources.as_ref().map(|sources| (sources, &wanted)) };
         let known = before.segments(&files).map_err(|error| failure(error, ""))?;
-        let bars = Arc::new(Bars::new(*printer));
+        let bars = Arc::new(Bars::new(printer));
         let staged = Scene::of_images(&plan, &settings, cache, bars.clone(), Some((&before, known)), fetch);
         bars.clear();
         let Staged { mut scene, files: mut shown, warnings } = staged.map_err(|error| failure(error, elsewhere))?;

@@ -3,17 +3,76 @@
 //! Style: what was being done to what; no full stop; what to do about it in brackets; one line.
 
 use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
 
-/// Says things on standard error.
-#[derive(Debug, Clone, Copy)]
+use indicatif::ProgressBar;
+
+/// Prints messages on standard error.
+#[derive(Debug, Clone)]
 pub struct Printer {
     quiet: bool,
+    screen: Screen,
+}
+
+/// The lines of progress on the terminal, if any are drawn: all other output goes above them. Clones share these lines.
+#[derive(Debug, Clone, Default)]
+pub struct Screen(Arc<Mutex<Option<ProgressBar>>>);
+
+impl Screen {
+    /// Makes `bar` the lines that stay below all other output.
+    pub fn show(&self, bar: ProgressBar) {
+        self.swap(Some(bar));
+    }
+
+    /// Removes these lines.
+    pub fn hide(&self) {
+        if let Some(bar) = self.swap(None) {
+            bar.finish_and_clear();
+        }
+    }
+
+    /// Runs `write`, which writes to the terminal, while the lines are not there.
+    pub fn above<R>(&self, write: impl FnOnce() -> R) -> R {
+        let bar = self.0.lock().ok().and_then(|bar| bar.clone());
+        match bar {
+            Some(bar) => bar.suspend(write),
+            None => write(),
+        }
+    }
+
+    fn swap(&self, bar: Option<ProgressBar>) -> Option<ProgressBar> {
+        self.0.lock().ok().and_then(|mut place| std::mem::replace(&mut *place, bar))
+    }
+}
+
+/// Writes to standard error, above the lines of progress. The log is written through it: one event at a time.
+#[derive(Debug)]
+pub struct Above(pub Screen);
+
+impl Write for Above {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.above(|| io::stderr().write_all(bytes))?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl Printer {
     /// `quiet`: only errors and warnings.
     pub fn new(quiet: bool) -> Self {
-        Self { quiet }
+        Self { quiet, screen: Screen::default() }
+    }
+
+    /// Returns the lines of progress that this printer's messages stay above.
+    pub fn screen(&self) -> &Screen {
+        &self.screen
+    }
+
+    fn line(&self, text: &str) {
+        self.screen.above(|| line(&mut io::stderr(), text));
     }
 
     /// Whether only errors and warnings are wanted.
@@ -24,13 +83,13 @@ impl Printer {
     /// Something nice to know.
     pub fn say(&self, text: &str) {
         if !self.quiet {
-            line(&mut io::stderr(), text);
+            self.line(text);
         }
     }
 
     /// Something that may surprise later.
     pub fn warn(&self, text: &str) {
-        line(&mut io::stderr(), &format!("prepull: warning: {}", printable(text)));
+        self.line(&format!("prepull: warning: {}", printable(text)));
     }
 
     /// Several such things.
@@ -42,7 +101,13 @@ impl Printer {
     pub fn error(&self, error: &anyhow::Error) {
         let text = printable(&format!("{error:#}"));
         let hint = limit_hint(&text).map(|hint| format!(" ({hint})")).unwrap_or_default();
-        line(&mut io::stderr(), &format!("prepull: {text}{hint}"));
+        self.line(&format!("prepull: {text}{hint}"));
+    }
+
+    /// Prints the last line of an interrupted process.
+    pub fn interrupted(&self) {
+        self.screen.hide();
+        self.line("prepull: interrupted");
     }
 }
 
@@ -63,11 +128,6 @@ pub fn limit_hint(error: &str) -> Option<&'static str> {
 /// Writes data to standard error, where standard output is taken.
 pub fn data_aside(text: &str) {
     line(&mut io::stderr(), text);
-}
-
-/// The last word of an interrupted process.
-pub fn interrupted() {
-    line(&mut io::stderr(), "prepull: interrupted");
 }
 
 /// Writes data to standard output.

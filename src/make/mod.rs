@@ -42,6 +42,9 @@ pub type Advance = Box<dyn FnMut(u64) + Send>;
 pub trait Progress: Send + Sync {
     /// A layer is in the cache.
     fn cached(&self, layer: &StoreLayer);
+    /// A layer waits to be fetched from `item`, which is remote or on this machine. Called for all layers before the first of
+    /// them begins, and again if a layer has to be converted once more.
+    fn queued(&self, layer: &StoreLayer, item: &str, is_remote: bool);
     /// A layer is being fetched; gives what is to be told of its blob's bytes.
     fn begin(&self, layer: &StoreLayer, item: &str) -> Advance;
     /// It is converted.

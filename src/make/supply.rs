@@ -198,6 +198,11 @@ impl Supply {
     /// # Errors
     /// When there is not even one thread for it.
     pub fn start(&mut self) -> io::Result<()> {
+        for layer in &self.missing {
+            if let Some(from) = self.work.blobs.get(&layer.layer.descriptor.digest) {
+                self.work.progress.queued(layer, &from.item, from.source.is_remote());
+            }
+        }
         for layer in self.missing.drain(..) {
             let slot = if self.work.pack.get().is_some() { Slot::new(self.ahead) } else { Slot::none() };
             self.under_way.insert(layer.id, slot.clone());

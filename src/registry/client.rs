@@ -96,7 +96,8 @@ impl Client {
             None => auth::find(&format!("{host}/{repository}"), options.auth_file.as_deref(), &options.environment)?,
         };
         let session = options.sessions.get(host, options)?;
-        let endpoint = Endpoint { session, repository: repository.to_owned(), credentials, policy: options.retry };
+        let endpoint =
+            Endpoint { session, repository: repository.to_owned(), credentials, policy: options.retry.clone() };
         Ok(Self { endpoints: [Arc::new(endpoint)].into() })
     }
 
@@ -153,7 +154,7 @@ impl Endpoint {
     ) -> Result<Answer, Failed> {
         let credentials = self.credentials.as_ref();
         let repository = self.repository.as_str();
-        let get = Get { repository, path, headers, credentials, may_downgrade, what, policy: self.policy };
+        let get = Get { repository, path, headers, credentials, may_downgrade, what, policy: self.policy.clone() };
         let answer = self.session.get_once(&get)?;
         if !good.contains(&answer.status()) {
             return Err(refusal(answer, what, self.session.host(), credentials.is_some()));
@@ -168,7 +169,7 @@ impl Endpoint {
 
     fn manifest(&self, which: Which<'_>, limit: u64) -> Result<Manifest, Error> {
         let what = format!("fetching manifest {which} of {}", self.name());
-        let mut attempts = Attempts::new(self.policy);
+        let mut attempts = Attempts::new(self.policy.clone());
         loop {
             match self.manifest_once(which, limit, &what) {
                 Err(Failed::Again { error, retry_after }) => {

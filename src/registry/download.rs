@@ -47,7 +47,7 @@ impl fmt::Debug for BlobReader {
 impl BlobReader {
     pub(crate) fn open(endpoint: Arc<Endpoint>, digest: &Digest, size: u64) -> Result<Self, Error> {
         let what = format!("fetching blob {digest} of {}", endpoint.name());
-        let attempts = Attempts::new(endpoint.policy);
+        let attempts = Attempts::new(endpoint.policy.clone());
         let path = format!("blobs/{digest}");
         let mut reader = Self { endpoint, what, path, size, offset: 0, body: None, attempts, has_ranges: true };
         while reader.body.is_none() {

@@ -1,6 +1,8 @@
 //! When to try again, and after how long. No jitter: a run is the same each time, and a test can count the seconds.
 
+use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ureq::http::StatusCode;
@@ -14,18 +16,57 @@ pub const DELAY_FIRST: Duration = Duration::from_secs(1);
 /// The longest wait, also when `Retry-After` asks for more (containers/image `backoffMaxDelay`).
 pub const DELAY_MAX: Duration = Duration::from_secs(60);
 
-/// How often and how slowly: `--retry-times` and `--retry-delay`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A request that failed and will be repeated.
+#[derive(Debug)]
+pub struct Retry<'a> {
+    /// What was being done, and why it failed.
+    pub why: &'a str,
+    /// Time until the next attempt.
+    pub wait: Duration,
+    /// Number of this repetition, from 1.
+    pub number: u32,
+    /// Maximum number of repetitions.
+    pub times: u32,
+}
+
+impl fmt::Display for Retry<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.wait.as_secs_f32();
+        write!(f, "{}; retrying in {seconds:.1} s ({} of {})", self.why, self.number, self.times)
+    }
+}
+
+/// Receives every [`Retry`] before its wait begins, from the thread that waits.
+#[derive(Clone, Default)]
+pub struct Observer(Option<Arc<dyn Fn(&Retry<'_>) + Send + Sync>>);
+
+impl Observer {
+    /// Calls `observe` for every retry.
+    pub fn new(observe: impl Fn(&Retry<'_>) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(observe)))
+    }
+}
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Observer(..)" } else { "Observer(none)" })
+    }
+}
+
+/// Number and speed of repetitions: `--retry-times` and `--retry-delay`.
+#[derive(Debug, Clone)]
 pub struct Policy {
     /// Repetitions after the first failure without progress.
     pub times: u32,
     /// A constant wait in place of the growing one.
     pub delay: Option<Duration>,
+    /// Receives the retries.
+    pub observer: Observer,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { times: RETRY_TIMES, delay: None }
+        Self { times: RETRY_TIMES, delay: None, observer: Observer::default() }
     }
 }
 
@@ -51,18 +92,17 @@ impl Attempts {
     }
 
     /// Notes a failure. When there may be another attempt, waits for its time and returns true.
-    pub(crate) fn again(&mut self, retry_after: Option<Duration>, why: &dyn std::fmt::Display) -> bool {
+    pub(crate) fn again(&mut self, retry_after: Option<Duration>, why: &dyn fmt::Display) -> bool {
         self.failures += 1;
         if self.failures > self.policy.times {
             return false;
         }
         let wait = self.policy.wait(self.failures, retry_after);
-        tracing::info!(
-            "{why}; trying again in {:.1} s ({} of {})",
-            wait.as_secs_f32(),
-            self.failures,
-            self.policy.times
-        );
+        let retry = Retry { why: &why.to_string(), wait, number: self.failures, times: self.policy.times };
+        match &self.policy.observer.0 {
+            Some(observe) => observe(&retry),
+            None => tracing::info!("{retry}"),
+        }
         std::thread::sleep(wait);
         true
     }
@@ -123,18 +163,18 @@ mod tests {
 
     #[test]
     fn waits_double_up_to_the_limit_and_the_server_wins() {
-        let seconds = |policy: Policy, failures, after: Option<u64>| {
+        let seconds = |policy: &Policy, failures, after: Option<u64>| {
             policy.wait(failures, after.map(Duration::from_secs)).as_secs_f32()
         };
         let growing = Policy::default();
-        let waits: Vec<_> = (1..=8).map(|failure| seconds(growing, failure, None)).collect();
+        let waits: Vec<_> = (1..=8).map(|failure| seconds(&growing, failure, None)).collect();
         assert_eq!(waits, [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]);
-        assert_eq!(seconds(growing, 400, None), 60.0);
-        assert_eq!(seconds(growing, 1, Some(7)), 7.0);
-        assert_eq!(seconds(growing, 1, Some(u64::MAX)), 60.0);
-        let constant = Policy { times: 3, delay: Some(Duration::from_millis(500)) };
-        assert_eq!(seconds(constant, 3, None), 0.5);
-        assert_eq!(seconds(constant, 3, Some(0)), 0.0);
+        assert_eq!(seconds(&growing, 400, None), 60.0);
+        assert_eq!(seconds(&growing, 1, Some(7)), 7.0);
+        assert_eq!(seconds(&growing, 1, Some(u64::MAX)), 60.0);
+        let constant = Policy { times: 3, delay: Some(Duration::from_millis(500)), ..Policy::default() };
+        assert_eq!(seconds(&constant, 3, None), 0.5);
+        assert_eq!(seconds(&constant, 3, Some(0)), 0.0);
     }
 
     #[test]

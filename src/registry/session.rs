@@ -112,12 +112,12 @@ impl Session {
     }
 
     /// What the registry speaks and demands, found out once: the first thread asks, the others wait.
-    fn contact(&self, policy: retry::Policy) -> Result<Contact, Error> {
+    fn contact(&self, policy: &retry::Policy) -> Result<Contact, Error> {
         let mut contact = lock(&self.contact);
         if let Some(contact) = &*contact {
             return Ok(contact.clone());
         }
-        let mut attempts = Attempts::new(policy);
+        let mut attempts = Attempts::new(policy.clone());
         loop {
             match self.ping() {
                 Ok(found) => {
@@ -175,7 +175,7 @@ impl Session {
 
     /// One attempt, with one renewal of the token if the registry does not like the one it got.
     pub(crate) fn get_once(&self, get: &Get<'_>) -> Result<Answer, Failed> {
-        let Contact { scheme, mut challenges } = self.contact(get.policy)?;
+        let Contact { scheme, mut challenges } = self.contact(&get.policy)?;
         let address = format!("{scheme}://{}/v2/{}/{}", self.api_host(), get.repository, get.path);
         let uri = url::absolute(&address).ok_or_else(|| Error::Repository(get.repository.to_owned()))?;
         let mut refused: Option<Secret> = None;

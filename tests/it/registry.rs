@@ -159,7 +159,7 @@ fn retry_after_is_honoured() {
 fn nobody_there_is_said_at_once() {
     let host = FaultServer::start(|_, _| Reply::new(200, "")).host();
     std::thread::sleep(Duration::from_millis(50));
-    let options = Options { retry: prepull::registry::retry::Policy { times: 3, delay: None }, ..options() };
+    let options = Options { retry: prepull::registry::retry::Policy { times: 3, ..Default::default() }, ..options() };
     let start = Instant::now();
     let client = Client::new(&host, "app", &options).unwrap();
     let error = client.manifest(Which::Tag("v1"), MANIFEST_MAX).unwrap_err();
@@ -461,7 +461,7 @@ fn a_download_over_tls_resumes_too() {
 #[test]
 fn a_connection_that_was_closed_in_the_meantime_costs_no_attempt() {
     let server = FaultServer::start(|_, _| Reply::new(200, "{}").fault(Fault::CloseAfter));
-    let options = Options { retry: prepull::registry::retry::Policy { times: 0, delay: None }, ..options() };
+    let options = Options { retry: prepull::registry::retry::Policy { times: 0, ..Default::default() }, ..options() };
     for _ in 0..5 {
         assert_eq!(manifest(&server, &options).unwrap().bytes, b"{}");
         std::thread::sleep(Duration::from_millis(30));

@@ -6,5 +6,7 @@
 mod archives;
 /// `prepull mount`: who sees it, what it refuses to show, and who may change it.
 mod mount;
+/// Progress on terminals and in pipes.
+mod progress;
 /// Stores in tars and directories: what unpacking them changes, and what `ls`, `verify`, `why` and `diff` make of them.
 mod stores;

@@ -16,7 +16,7 @@ pub(crate) fn options(home: &Path) -> Options {
         Environment { home: home.to_owned(), xdg_runtime_dir: Some(home.to_owned()), ..Environment::default() };
     Options {
         tls_verify: false,
-        retry: retry::Policy { times: 3, delay: Some(Duration::from_millis(5)) },
+        retry: retry::Policy { times: 3, delay: Some(Duration::from_millis(5)), ..Default::default() },
         read_timeout: Duration::from_millis(400),
         ..Options::new(environment)
     }
