@@ -59,7 +59,7 @@ impl Bad {
         let tar = self.at().join("out/images.tar");
         fs_err::create_dir_all(tar.parent().unwrap()).unwrap();
         let output = prepull(self.at())
-            .args(["make", "--platform", "linux/amd64", "-o"])
+            .args(["make", "-q", "--platform", "linux/amd64", "-o"])
             .arg(&tar)
             .args(items)
             .output()
@@ -270,7 +270,7 @@ fn outputs_that_cannot_be_written() {
     let directory = bad.at().join("directory");
     fs_err::create_dir(&directory).unwrap();
     for out in [directory.clone(), bad.at().join("no/such/directory/images.tar"), bad.at().join("oci/oci-layout/x")] {
-        let output = prepull(bad.at()).args(["make", "-o"]).arg(&out).arg(bad.item()).output().unwrap();
+        let output = prepull(bad.at()).args(["make", "-q", "-o"]).arg(&out).arg(bad.item()).output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(said.lines().count() == 1 && said.contains(bad.at().to_str().unwrap()), "{said}");
