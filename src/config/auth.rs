@@ -13,7 +13,7 @@
 //! In a file: `credHelpers` for the registry, then `auths` from the most specific key (`quay.io/org/repo`) to the host,
 //! then keys that are URLs, then `credsStore` (Docker's; containers/image does not know it).
 //!
-//! Three differences on purpose: `credsStore` is asked last and its failure is a warning, not an error (Docker Desktop
+//! Four differences on purpose: an entry with `username` and `password` in place of `auth` counts, as for Docker and the kubelet; `credsStore` is asked last and its failure is a warning, not an error (Docker Desktop
 //! leaves a `credsStore` behind whose helper is gone); a file of the default search that may not be read is skipped with
 //! a warning, so that public images can be had by a user whose `$HOME` is another's; an entry with an identity token and no
 //! `auth` counts.
@@ -24,12 +24,20 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
 
 use super::{Environment, helper};
 
 /// The largest credentials file that is read, in bytes. Real ones have a few kilobytes.
 pub const AUTH_FILE_MAX: u64 = 4 << 20;
+
+/// Base64 of `auth`: with padding as docker and podman write it, or without, as the kubelet also accepts it
+/// (`decodeDockerConfigFieldAuth`).
+const AUTH_BASE64: GeneralPurpose = GeneralPurpose::new(
+    &base64::alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 /// The name under which Docker Hub's credentials are compared (containers/image `normalizeRegistry`).
 const DOCKER_HUB_INDEX: &str = "index.docker.io";
@@ -169,12 +177,49 @@ pub struct AuthFile {
     store: Option<String>,
 }
 
-#[derive(Debug, Deserialize, Default)]
+/// One entry of `auths`.
+#[derive(Debug, Default)]
 struct Entry {
-    #[serde(default)]
-    auth: Option<Secret>,
-    #[serde(default, rename = "identitytoken")]
-    identity_token: Option<Secret>,
+    /// Base64 of `USER:PASSWORD`.
+    auth: Secret,
+    username: String,
+    password: Secret,
+    identity_token: Secret,
+}
+
+impl<'de> Deserialize<'de> for Entry {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(EntryVisitor)
+    }
+}
+
+/// Reads the members of an entry as Go's `encoding/json` does: names in any letter case, `null` like a missing member, and
+/// the last of equal names counts.
+struct EntryVisitor;
+
+impl<'de> serde::de::Visitor<'de> for EntryVisitor {
+    type Value = Entry;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Entry, A::Error> {
+        let mut entry = Entry::default();
+        while let Some(mut name) = map.next_key::<String>()? {
+            name.make_ascii_lowercase();
+            match name.as_str() {
+                "auth" => entry.auth = map.next_value::<Option<Secret>>()?.unwrap_or_default(),
+                "username" => entry.username = map.next_value::<Option<String>>()?.unwrap_or_default(),
+                "password" => entry.password = map.next_value::<Option<Secret>>()?.unwrap_or_default(),
+                "identitytoken" => entry.identity_token = map.next_value::<Option<Secret>>()?.unwrap_or_default(),
+                _ => {
+                    map.next_value::<serde::de::IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(entry)
+    }
 }
 
 impl<'de> Deserialize<'de> for Secret {
@@ -284,13 +329,21 @@ impl AuthFile {
 }
 
 impl Entry {
-    /// containers/image `decodeDockerAuth`: no colon means that the entry says nothing.
+    /// Returns the entry's credentials.
+    ///
+    /// `auth` counts before `username` and `password`, which are used without it (docker/cli
+    /// `configfile.LoadFromReader`, kubelet `DockerConfigEntry.UnmarshalJSON`; containers/image reads `auth` only). An `auth`
+    /// without a colon is an entry without credentials (containers/image `decodeDockerAuth`).
     fn decode(&self, key: &str) -> Result<Credentials, ParseError> {
         let bad = || ParseError::Auth { key: key.to_owned() };
-        let text: String = self.auth.as_ref().map_or("", Secret::expose).split(['\r', '\n']).collect();
-        let decoded = base64::engine::general_purpose::STANDARD.decode(text).map_err(|_| bad())?;
+        let identity_token = Some(self.identity_token.clone()).filter(|token| !token.is_empty());
+        if self.auth.is_empty() {
+            let (username, password) = (self.username.clone(), self.password.clone());
+            return Ok(Credentials { username, password, identity_token });
+        }
+        let text: String = self.auth.expose().split(['\r', '\n']).collect();
+        let decoded = AUTH_BASE64.decode(text).map_err(|_| bad())?;
         let decoded = String::from_utf8(decoded).map_err(|_| bad())?;
-        let identity_token = self.identity_token.clone().filter(|token| !token.is_empty());
         let (username, password) = decoded.split_once(':').unwrap_or_default();
         let password = Secret::new(password.trim_matches('\0'));
         Ok(Credentials { username: username.to_owned(), password, identity_token })

@@ -102,6 +102,39 @@ fn entries_are_decoded_as_containers_image_does() {
 }
 
 #[test]
+fn username_and_password_without_auth_are_credentials() {
+    let decode = |entry: &str| {
+        let file = AuthFile::parse(&format!(r#"{{"auths":{{"h":{entry}}}}}"#), false).unwrap();
+        file.lookup("h/a").unwrap()
+    };
+    let both = Answer::Credentials(Credentials::basic("u", "p"));
+    for entry in [
+        r#"{"username":"u","password":"p"}"#,
+        r#"{"username":"u","password":"p","email":"e@x","auth":""}"#,
+        r#"{"Username":"u","PASSWORD":"p","auth":null}"#,
+        r#"{"auth":"dTpw","username":"other","password":"other"}"#,
+        r#"{"auth":"dTp w\n","auth":"dTpw"}"#,
+        // kubelet: base64 without padding.
+        r#"{"auth":"dTpw"}"#,
+    ] {
+        assert_eq!(decode(entry), both, "{entry}");
+    }
+    assert_eq!(decode(r#"{"auth":"dXNlcjpw"}"#), Answer::Credentials(Credentials::basic("user", "p")));
+    assert_eq!(decode(r#"{"auth":"dTpwcA=="}"#), decode(r#"{"auth":"dTpwcA"}"#));
+    assert_eq!(decode(r#"{"username":"u"}"#), Answer::Credentials(Credentials::basic("u", "")));
+    assert_eq!(decode(r#"{"username":null,"password":null}"#), Answer::Nothing);
+    // An identity token goes along with either form.
+    for entry in [r#"{"username":"u","password":"p","identitytoken":"t"}"#, r#"{"auth":"dTpw","identitytoken":"t"}"#] {
+        let Answer::Credentials(found) = decode(entry) else { panic!("{entry}") };
+        assert_eq!((found.username.as_str(), found.identity_token), ("u", Some(Secret::new("t"))), "{entry}");
+    }
+    // An `auth` that is present counts, also when there is nothing usable in it.
+    assert_eq!(decode(r#"{"auth":"bm8gY29sb24=","username":"u","password":"p"}"#), Answer::Nothing);
+    let wrong = AuthFile::parse(r#"{"auths":{"h":{"username":"u","password":5}}}"#, false).unwrap_err();
+    assert!(matches!(wrong, ParseError::Json { .. }), "{wrong:?}");
+}
+
+#[test]
 fn helpers_come_before_auths_and_the_store_after() {
     let file = format!(
         r#"{{"auths":{{"a":{{"auth":"{0}"}},"b":{{"auth":"{0}"}},"c":{{}}}},"credHelpers":{{"a":"one","d":""}},"credsStore":"all"}}"#,
