@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use libfuzzer_sys::fuzz_target;
 use prepull::config::SHOWN_MAX;
 use prepull::registry::challenge::{self, CHALLENGES_MAX, Challenge, FIELD_MAX, PARAMETERS_MAX};
-use prepull::registry::foreign::{absolute, message, resolve, shown, token_answer, validity};
+use prepull::registry::foreign::{Certificate, absolute, message, resolve, shown, token_answer};
 use prepull::registry::header::{ContentRange, retry_after};
 use prepull_fuzz::{choice, parts};
 
@@ -22,7 +22,7 @@ fuzz_target!(|data: &[u8]| {
             assert!(said.chars().count() <= SHOWN_MAX + 5 && !said.chars().any(char::is_control));
         }
         _ => {
-            let _ = validity(rest);
+            let _ = Certificate::parse(rest);
         }
     }
 });
@@ -66,7 +66,7 @@ fn headers(rest: &[u8]) {
 
 fn addresses(rest: &[u8]) {
     let [base, location] = parts(rest);
-    let (Ok(base), Ok(location)) = (std::str::from_utf8(base), std::str::from_utf8(location)) else { return };
+    let Ok(base) = std::str::from_utf8(base) else { return };
     let Some(base) = absolute(base) else { return };
     let is_sound = |uri: &str| {
         let again = absolute(uri).expect("an address stays one");
@@ -79,9 +79,12 @@ fn addresses(rest: &[u8]) {
     };
     is_sound(&base.to_string());
     if let Some(next) = resolve(&base, location) {
-        is_sound(&next.to_string());
-        let again = resolve(&base, &next.to_string()).expect("an absolute address is its own target");
-        assert_eq!(again, next);
+        let text = next.uri.to_string();
+        is_sound(&text);
+        assert!(text.bytes().all(|byte| byte.is_ascii_graphic()), "{text}");
+        assert!(next.authorization.is_none_or(|value| value.expose().starts_with("Basic ")));
+        let again = resolve(&base, text.as_bytes()).expect("an absolute address is its own target");
+        assert_eq!((again.uri, again.authorization), (next.uri, None));
     }
 }
 

@@ -23,6 +23,7 @@ use crate::image::Platform;
 use crate::make::{Error as MakeError, Output, Report, make};
 use crate::plan::Plan;
 use crate::reference::{Item, LIST_BYTES_MAX, parse_list};
+use crate::registry::Limits;
 use crate::registry::retry::Observer;
 use crate::segment::cache::Cache;
 use crate::segment::convert;
@@ -180,6 +181,7 @@ pub fn source_options(args: &RegistryArgs, printer: &Printer) -> Result<source::
     options.registry.tls_verify = args.tls_verify;
     options.registry.auth_file.clone_from(&args.authfile);
     options.registry.cert_dir.clone_from(&args.cert_dir);
+    options.registry.limits = Limits::new(args.timeout, args.min_rate);
     options.registry.retry.times = args.retry_times;
     options.registry.retry.delay = args.retry_delay.map(Duration::from_secs);
     let printer = printer.clone();

@@ -2,7 +2,9 @@
 //!
 //! The first of `~/.config/containers/certs.d/HOST`, `/etc/containers/certs.d/HOST` and `/etc/docker/certs.d/HOST` that
 //! exists is used alone (containers/image `dockerCertDir`); `--cert-dir` names a directory directly. In it, `*.crt` are
-//! certificate authorities trusted besides the system's, and `NAME.cert` with `NAME.key` is a client certificate.
+//! certificates that are trusted besides the system's, and `NAME.cert` with `NAME.key` is a client certificate. What a trusted
+//! certificate may do depends on what it is: an authority signs others, any other one only stands for the registry itself
+//! (`registry::tls`).
 
 use std::fmt;
 use std::io;
@@ -16,7 +18,7 @@ pub const CERTIFICATE_FILE_MAX: u64 = 4 << 20;
 /// What a directory holds, as PEM text.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Certificates {
-    /// Authorities: `*.crt`, in the order of their names.
+    /// Trusted certificates: `*.crt`, in the order of their names.
     pub authorities: Vec<PemFile>,
     /// The client's certificate chain and key: the first `*.cert` in the order of names.
     pub client: Option<(PemFile, PemFile)>,

@@ -11,7 +11,7 @@ use super::error::Failed;
 use super::retry::{Attempts, Policy};
 use super::session::{Get, Session, broken, refusal};
 use super::transport::Answer;
-use super::{Credentials, Error, Options};
+use super::{Credentials, Error, MinRate, Options};
 use crate::config::auth;
 use crate::digest::Digest;
 
@@ -73,6 +73,7 @@ pub(crate) struct Endpoint {
     repository: String,
     credentials: Option<Credentials>,
     pub(crate) policy: Policy,
+    pub(crate) rate: MinRate,
 }
 
 impl Client {
@@ -96,8 +97,13 @@ impl Client {
             None => auth::find(&format!("{host}/{repository}"), options.auth_file.as_deref(), &options.environment)?,
         };
         let session = options.sessions.get(host, options)?;
-        let endpoint =
-            Endpoint { session, repository: repository.to_owned(), credentials, policy: options.retry.clone() };
+        let endpoint = Endpoint {
+            session,
+            repository: repository.to_owned(),
+            credentials,
+            policy: options.retry.clone(),
+            rate: options.limits.rate,
+        };
         Ok(Self { endpoints: [Arc::new(endpoint)].into() })
     }
 
@@ -154,17 +160,22 @@ impl Endpoint {
     ) -> Result<Answer, Failed> {
         let credentials = self.credentials.as_ref();
         let repository = self.repository.as_str();
-        let get = Get { repository, path, headers, credentials, may_downgrade, what, policy: self.policy.clone() };
+        let is_long = path.starts_with("blobs/");
+        let get =
+            Get { repository, path, headers, credentials, may_downgrade, is_long, what, policy: self.policy.clone() };
         let answer = self.session.get_once(&get)?;
         if !good.contains(&answer.status()) {
             return Err(refusal(answer, what, self.session.host(), credentials.is_some()));
         }
-        match answer.field(&header::CONTENT_ENCODING) {
-            Some(encoding) if !encoding.eq_ignore_ascii_case("identity") => {
-                Err(Error::Encoding { what: what.to_owned(), encoding: crate::config::clean(encoding) }.into())
-            }
-            _ => Ok(answer),
+        // Stores of the S3 kind keep `aws-chunked`, `gzip` and the like as metadata of bytes that were never encoded on the way.
+        // The caller compares the bytes as they come with their digest, which decides.
+        if let Some(encoding) = answer.field(&header::CONTENT_ENCODING) {
+            tracing::debug!(
+                "{what}: the answer says Content-Encoding {:?}",
+                crate::config::clean(&answer.secrets.scrub(encoding))
+            );
         }
+        Ok(answer)
     }
 
     fn manifest(&self, which: Which<'_>, limit: u64) -> Result<Manifest, Error> {
@@ -193,7 +204,7 @@ impl Endpoint {
             return Err(too_big());
         }
         let media_type = answer.field(&header::CONTENT_TYPE).and_then(|field| field.split(';').next());
-        let media_type = media_type.map(|field| field.trim().to_owned()).filter(|field| !field.is_empty());
+        let media_type = media_type.map(|field| answer.secrets.scrub(field.trim())).filter(|field| !field.is_empty());
         let mut bytes = Vec::new();
         let read = answer.response.into_body().into_reader().take(limit + 1).read_to_end(&mut bytes);
         if bytes.len() as u64 > limit {

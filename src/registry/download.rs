@@ -2,8 +2,9 @@
 //!
 //! When a connection breaks, stalls or ends early, the reader asks the registry again (not the place it was redirected to,
 //! whose signed URL may have expired) for the bytes from where it stands. A server that ignores `Range` gets its first bytes
-//! skipped; one that answers with another range than it was asked for is asked without one from then on. Every byte that
-//! comes forgives the failures before it, so a blob of any size gets through a bad line, and a dead line is given up on soon.
+//! skipped; one that answers with another range than it was asked for is asked without one from then on. A connection that
+//! brings more than `--min-rate` asks of a window forgives the failures before it. So a blob of any size gets through a bad line,
+//! and a line that is dead or trickles is given up on soon.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -33,6 +34,8 @@ pub struct BlobReader {
     /// Bytes given out so far.
     offset: u64,
     body: Option<Box<dyn Read + Send>>,
+    /// Bytes that this connection has given out.
+    received: u64,
     attempts: Attempts,
     /// Whether the server is thought to understand `Range`.
     has_ranges: bool,
@@ -49,7 +52,8 @@ impl BlobReader {
         let what = format!("fetching blob {digest} of {}", endpoint.name());
         let attempts = Attempts::new(endpoint.policy.clone());
         let path = format!("blobs/{digest}");
-        let mut reader = Self { endpoint, what, path, size, offset: 0, body: None, attempts, has_ranges: true };
+        let mut reader =
+            Self { endpoint, what, path, size, offset: 0, body: None, received: 0, attempts, has_ranges: true };
         while reader.body.is_none() {
             if let Err(failed) = reader.connect() {
                 reader.failed(failed)?;
@@ -98,6 +102,7 @@ impl BlobReader {
         let mut body: Box<dyn Read + Send> = Box::new(answer.response.into_body().into_reader());
         self.skip(&mut body, self.offset - starts_at)?;
         self.body = Some(body);
+        self.received = 0;
         Ok(())
     }
 
@@ -131,7 +136,8 @@ impl Read for BlobReader {
                         broken(&io::ErrorKind::UnexpectedEof.into(), &self.what, self.offset)
                     }
                     Ok(read) => {
-                        if read > 0 {
+                        self.received += read as u64;
+                        if self.received >= self.endpoint.rate.per_window().max(1) {
                             self.attempts.progress();
                         }
                         self.offset += read as u64;

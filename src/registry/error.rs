@@ -2,10 +2,13 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 
 use ureq::http::{StatusCode, Uri};
 
-use super::url;
+use super::connect::{TooSlow, Unresolved};
+use super::scrub::Secrets;
+use super::tls::verify::Unfit;
 use crate::config::{auth, certs, clean};
 
 /// Why a registry did not give what it was asked for.
@@ -103,14 +106,6 @@ pub enum Error {
         /// The limit.
         limit: u64,
     },
-    /// The bytes came compressed although that was ruled out.
-    #[error("{what}: the answer has the content-encoding {encoding:?} that was not asked for")]
-    Encoding {
-        /// What was being done.
-        what: String,
-        /// What the server says it did.
-        encoding: String,
-    },
     /// The registry's challenge, or its token server's answer, cannot be used.
     #[error("{what}: {reason}")]
     Token {
@@ -180,80 +175,220 @@ impl From<Error> for Failed {
     }
 }
 
+/// What helps when a proxy does not know its client.
+pub(crate) const PROXY_HINT: &str =
+    "hint: put them into $HTTP_PROXY or $HTTPS_PROXY, as http://USER:PASSWORD@HOST:PORT with percent escapes";
+
 /// The step that failed before there was an answer.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    Transport(ureq::Error),
-    Redirect(RedirectError, Uri),
+    Transport {
+        error: ureq::Error,
+        /// The request's.
+        uri: Uri,
+        /// The proxy that it went to, without user and password.
+        proxy: Option<Arc<str>>,
+    },
+    /// The second is the URL that redirected, fit to be shown.
+    Redirect(RedirectError, String),
 }
 
 impl Failure {
     pub(crate) fn into_failed(self, what: &dyn fmt::Display) -> Failed {
         let what = what.to_string();
         match self {
-            Self::Transport(error) => {
+            Self::Transport { error, uri, proxy } => {
                 let is_transient = super::retry::is_transient(&error);
-                let error = Error::Transport { what, reason: reason(&error), attempts: 1 };
+                let place = Place { host: uri.authority().map_or("", |host| host.as_str()), proxy: proxy.as_deref() };
+                let what = proxy.as_ref().map_or(what.clone(), |proxy| format!("{what} through proxy {proxy}"));
+                let error = Error::Transport { what, reason: reason(&error, place), attempts: 1 };
                 if is_transient { Failed::Again { error, retry_after: None } } else { Failed::Final(error) }
             }
-            Self::Redirect(error, at) => Failed::Final(Error::Redirect { what, error, at: url::shown(&at) }),
+            Self::Redirect(error, at) => Failed::Final(Error::Redirect { what, error, at }),
         }
     }
 }
 
-/// ureq's error in a user's words. Texts that may quote a URL or a header are left out.
-pub(crate) fn reason(error: &ureq::Error) -> String {
+/// Returns whether there is no server to connect to: its name has no address, or its port is closed.
+pub(crate) fn is_absent(error: &ureq::Error) -> bool {
+    matches!(error, ureq::Error::Io(error)
+        if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::HostUnreachable))
+}
+
+/// The peer of a connection, for messages.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    /// `HOST[:PORT]` of the request.
+    host: &'a str,
+    proxy: Option<&'a str>,
+}
+
+impl<'a> Place<'a> {
+    /// The server to which the connection itself goes.
+    fn peer(&self) -> &'a str {
+        self.proxy.map_or(self.host, |proxy| proxy.split("://").last().unwrap_or(proxy))
+    }
+}
+
+/// Returns ureq's error in a user's words. Texts that may quote a URL or a header are left out.
+fn reason(error: &ureq::Error, place: Place<'_>) -> String {
+    use ureq::Timeout as Limit;
     match error {
-        ureq::Error::Io(error) => io_reason(error),
-        ureq::Error::Timeout(ureq::Timeout::PerRead | ureq::Timeout::PerWrite) => "the peer has stalled".to_owned(),
-        ureq::Error::Timeout(ureq::Timeout::Connect) => "no connection within the time limit".to_owned(),
-        ureq::Error::HostNotFound => "host not found".to_owned(),
-        ureq::Error::Rustls(error) => tls_reason(error),
+        ureq::Error::Io(error) => io_reason(error, place),
+        ureq::Error::Timeout(Limit::PerRead | Limit::PerWrite) => "the peer has stalled".to_owned(),
+        ureq::Error::Timeout(Limit::Resolve) => {
+            format!("the name server did not tell the address of {} within the time limit", host(place.peer()))
+        }
+        ureq::Error::Timeout(Limit::Connect) => "no connection within the time limit".to_owned(),
+        ureq::Error::Timeout(_) => "no complete answer within the time limit (--timeout)".to_owned(),
+        ureq::Error::HostNotFound => format!("{} has no address", host(place.peer())),
+        ureq::Error::Rustls(error) => tls_reason(error, place.host),
         ureq::Error::BadUri(_) => "the URL is malformed".to_owned(),
+        // ureq: "proxy server responded 403/403".
+        ureq::Error::ConnectProxyFailed(text) => match text.split([' ', '/']).find_map(|word| word.parse::<u16>().ok())
+        {
+            Some(407) => format!("HTTP 407: the proxy wants a user and a password ({PROXY_HINT})"),
+            Some(status) => format!("the proxy refuses the connection to {}: HTTP {status}", place.host),
+            None => "the proxy did not answer".to_owned(),
+        },
         other => clean(&other.to_string()),
     }
 }
 
-/// [`reason`] for an error while reading.
-pub(crate) fn io_reason(error: &io::Error) -> String {
+/// [`reason`] for an error while reading an answer.
+pub(crate) fn broken_reason(error: &io::Error) -> String {
+    io_reason(error, Place { host: "the server", proxy: None })
+}
+
+fn io_reason(error: &io::Error, place: Place<'_>) -> String {
     if let Some(inner) = error.get_ref() {
         if let Some(error) = inner.downcast_ref::<rustls::Error>() {
-            return tls_reason(error);
+            return tls_reason(error, place.host);
         }
         if let Some(error) = inner.downcast_ref::<ureq::Error>() {
-            return reason(error);
+            return reason(error, place);
+        }
+        if let Some(error) = inner.downcast_ref::<TooSlow>() {
+            return error.to_string();
+        }
+        if let Some(Unresolved(text)) = inner.downcast_ref::<Unresolved>() {
+            let text = text.strip_prefix("failed to lookup address information: ").unwrap_or(text);
+            return format!("the name {} has no address: {} (is it spelt right?)", host(place.peer()), clean(text));
         }
     }
     match error.kind() {
+        io::ErrorKind::ConnectionRefused => {
+            format!("connection refused: no server listens at {}", place.peer())
+        }
         io::ErrorKind::UnexpectedEof => "the connection ended early".to_owned(),
+        io::ErrorKind::ConnectionReset => "connection reset by the server".to_owned(),
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => "the peer has stalled".to_owned(),
         _ => clean(&error.to_string()),
     }
 }
 
-fn tls_reason(error: &rustls::Error) -> String {
+/// `HOST[:PORT]` without the port.
+fn host(authority: &str) -> &str {
+    if authority.ends_with(']') { authority } else { authority.rsplit_once(':').map_or(authority, |(host, _)| host) }
+}
+
+/// What helps against a certificate that is not trusted.
+const TRUST_HINT: &str = "hint: trust it with --cert-dir DIR or /etc/containers/certs.d/HOST/ca.crt, \
+     or do not verify with --tls-verify=false";
+
+/// What helps against a certificate that is not to be trusted.
+const INSECURE_HINT: &str = "hint: --tls-verify=false skips this check";
+
+fn tls_reason(error: &rustls::Error, server: &str) -> String {
     use rustls::CertificateError as Certificate;
-    match error {
+    let certificate = format!("the certificate of {server}");
+    let date = |time: &rustls_pki_types::UnixTime| {
+        let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+        jiff::Timestamp::from_second(seconds)
+            .map_or("?".to_owned(), |time| time.strftime("%Y-%m-%d %H:%M UTC").to_string())
+    };
+    let error = match error {
         rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType) => {
-            "the server does not speak TLS (hint: for plain HTTP, --tls-verify=false)".to_owned()
+            return "the server does not speak TLS (hint: for plain HTTP, --tls-verify=false)".to_owned();
         }
-        rustls::Error::InvalidCertificate(Certificate::UnknownIssuer) => {
-            "the server's certificate is signed by an unknown authority \
-             (hint: put the authority into /etc/containers/certs.d/HOST/ca.crt, or --tls-verify=false)"
-                .to_owned()
+        rustls::Error::AlertReceived(rustls::AlertDescription::HandshakeFailure) => {
+            return "the server refuses the handshake: it needs TLS 1.2 or 1.3, and a certificate with a key of RSA (2048 bits \
+                    or more), ECDSA (P-256, P-384, P-521) or Ed25519"
+                .to_owned();
         }
-        rustls::Error::InvalidCertificate(Certificate::Other(error))
-            if error.to_string().contains("CaUsedAsEndEntity") =>
-        {
-            "the server's certificate is that of an authority, which may not serve itself".to_owned()
+        rustls::Error::AlertReceived(
+            rustls::AlertDescription::CertificateRequired | rustls::AlertDescription::BadCertificate,
+        ) => {
+            return "the server wants a client certificate (hint: NAME.cert and NAME.key in --cert-dir DIR or \
+                    /etc/containers/certs.d/HOST)"
+                .to_owned();
         }
-        other => format!("TLS: {}", clean(&other.to_string())),
+        rustls::Error::InvalidCertificate(error) => error,
+        other => return format!("TLS: {}", clean(&other.to_string())),
+    };
+    match error {
+        Certificate::UnknownIssuer => format!("{certificate} is signed by an unknown authority ({TRUST_HINT})"),
+        Certificate::Expired => format!("{certificate} has expired ({INSECURE_HINT})"),
+        Certificate::ExpiredContext { not_after, .. } => {
+            format!("{certificate}, or that of its authority, has expired on {} ({INSECURE_HINT})", date(not_after))
+        }
+        Certificate::NotValidYet => format!("{certificate} is not valid yet ({INSECURE_HINT})"),
+        Certificate::NotValidYetContext { not_before, .. } => format!(
+            "{certificate}, or that of its authority, is not valid before {} (is this machine's clock right?)",
+            date(not_before)
+        ),
+        Certificate::NotValidForNameContext { presented, .. } if presented.is_empty() => {
+            format!("{certificate} {} ({INSECURE_HINT})", Unfit::NoNames)
+        }
+        Certificate::NotValidForNameContext { presented, .. } => {
+            // rustls has `DnsName("a")` for a name.
+            let plain = |name: &String| {
+                let inner = name.split_once('(').map_or(name.as_str(), |(_, inner)| inner.trim_end_matches(')'));
+                clean(inner.trim_matches('"'))
+            };
+            let names: Vec<String> = presented.iter().take(NAMES_SHOWN).map(plain).collect();
+            let more = if presented.len() > NAMES_SHOWN { ", ..." } else { "" };
+            format!("{certificate} is not valid for that name, but for {}{more} ({INSECURE_HINT})", names.join(", "))
+        }
+        Certificate::NotValidForName => format!("{certificate} is not valid for that name ({INSECURE_HINT})"),
+        Certificate::InvalidPurpose | Certificate::InvalidPurposeContext { .. } => {
+            format!("{certificate} is not meant for servers, by its key usage ({INSECURE_HINT})")
+        }
+        Certificate::UnsupportedSignatureAlgorithmContext { signature_algorithm_id, .. }
+        | Certificate::UnsupportedSignatureAlgorithmForPublicKeyContext { signature_algorithm_id, .. } => format!(
+            "{certificate}, or that of its authority, is signed with {}, which is not supported (hint: have it signed with RSA or \
+             ECDSA and SHA-256, or do not verify with --tls-verify=false)",
+            super::tls::x509::algorithm_name(signature_algorithm_id)
+        ),
+        Certificate::BadSignature => format!(
+            "{certificate}, or that of its authority, has a wrong signature, or an RSA key of fewer than 2048 bits ({INSECURE_HINT})"
+        ),
+        Certificate::Other(other) => match other.0.downcast_ref::<Unfit>() {
+            Some(Unfit::SelfSigned) => format!("{certificate} {} ({TRUST_HINT})", Unfit::SelfSigned),
+            Some(unfit) => format!("{certificate} {unfit} ({INSECURE_HINT})"),
+            None => format!("{certificate} is not usable: {} ({INSECURE_HINT})", clean(&other.to_string())),
+        },
+        other => format!("{certificate} is not usable: {} ({INSECURE_HINT})", clean(&other.to_string())),
     }
+}
+
+/// Most names of a certificate that are shown.
+const NAMES_SHOWN: usize = 5;
+
+/// Returns [`message`] without `secrets`.
+pub(crate) fn said(body: &[u8], secrets: &Secrets) -> String {
+    let text = clean(&secrets.scrub(&text(body)));
+    if text.is_empty() { text } else { format!(": {text}") }
 }
 
 /// `: ` and what an error answer says, or nothing. Understands the registry's `errors`, and what token servers send.
 #[must_use]
 pub fn message(body: &[u8]) -> String {
+    said(body, &Secrets::default())
+}
+
+/// Returns the text of an error answer, as it is.
+fn text(body: &[u8]) -> String {
     let Ok(serde_json::Value::Object(body)) = serde_json::from_slice(body) else { return String::new() };
     let text = |object: &serde_json::Map<String, serde_json::Value>, names: [&str; 4]| {
         names.iter().find_map(|name| Some(object.get(*name)?.as_str()?.to_owned()).filter(|text| !text.is_empty()))
@@ -263,12 +398,10 @@ pub fn message(body: &[u8]) -> String {
         .filter_map(|error| error.as_object())
         .filter_map(|error| text(error, ["message", "detail", "code", "code"]))
         .collect();
-    let text = match listed.is_empty() {
+    match listed.is_empty() {
         true => text(&body, ["error_description", "details", "message", "error"]).unwrap_or_default(),
         false => listed.join("; "),
-    };
-    let text = clean(&text);
-    if text.is_empty() { text } else { format!(": {text}") }
+    }
 }
 
 /// How many of a registry's `errors` are shown.

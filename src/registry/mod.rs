@@ -15,29 +15,32 @@
 //!   what the registry speaks, and tokens. Threads that need the same token wait for the one that fetches it.
 //! * Nothing here is verified: digests are the business of whoever reads.
 //!
-//! Rules that hold everywhere: credentials and tokens are never sent to another origin than the registry's own or that of the
-//! token server it names; secrets are [`Secret`]s; URLs are shown without user and query; every limit is a named constant.
+//! Rules that hold everywhere: credentials are never sent to another origin than the registry's own or that of the token server
+//! it names, which must be `https:` when certificates are verified; secrets are [`Secret`]s, and are taken out of what servers
+//! say before it is shown; URLs are shown without user and query; every limit is a named constant.
 //!
 //! [OCI distribution specification]: https://github.com/opencontainers/distribution-spec/blob/main/spec.md
 
 pub mod challenge;
 mod client;
+mod connect;
 mod download;
 mod error;
 pub mod header;
 mod proxy;
 pub mod retry;
+mod scrub;
 mod session;
 mod tls;
 mod token;
 mod transport;
 mod url;
-mod validity;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 pub use client::{Client, Manifest, Which};
+pub use connect::MinRate;
 pub use download::BlobReader;
 pub use error::{Error, RedirectError};
 pub use session::Sessions;
@@ -45,19 +48,52 @@ pub use session::Sessions;
 use crate::config::Environment;
 pub use crate::config::auth::{Credentials, Secret};
 
-/// Parsers of what servers send, for who tests nothing but them (`fuzz/`): all else that they say goes through [`Client`].
+/// Parsers of what servers send, for tests of the parsers alone (`fuzz/`). All else that servers say goes through [`Client`].
 pub mod foreign {
     pub use super::error::message;
+    pub use super::tls::x509::Certificate;
     pub use super::token::parse as token_answer;
     pub use super::url::{absolute, resolve, shown};
-    pub use super::validity::of as validity;
 }
 
-/// How long a connection may take to come about, TLS handshake and proxy included.
+/// Time limit for opening a connection, TLS handshake and proxy included (containers/image `tlsclientconfig.NewTransport`).
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a peer may be silent before the connection counts as broken: the wait for an answer, and each gap in it.
-pub const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// Default of `--timeout`, in seconds. Registries that fetch from another one before they answer need some of it.
+pub const TIMEOUT_SECONDS: u64 = 60;
+
+/// Default of `--min-rate`, in bytes a second: slower lines take an hour for the smallest base image.
+pub const MIN_RATE: u64 = 1024;
+
+/// Time over which the rate of a connection is measured (curl `--speed-time`).
+pub const RATE_WINDOW: Duration = Duration::from_secs(30);
+
+/// Time limits of requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Limits {
+    /// `--timeout`: for a whole manifest, token or error, with all redirects; and for the head of the answer with a blob. Each
+    /// attempt has it anew.
+    pub timeout: Duration,
+    /// Longest gap between two bytes. `--timeout` as well, but for tests.
+    pub silence: Duration,
+    /// `--min-rate`, for all bodies, so in effect for blobs.
+    pub rate: MinRate,
+}
+
+impl Limits {
+    /// `--timeout` and `--min-rate`, in seconds and bytes a second.
+    #[must_use]
+    pub fn new(timeout: u64, min_rate: u64) -> Self {
+        let timeout = Duration::from_secs(timeout);
+        Self { timeout, silence: timeout, rate: MinRate { bytes: min_rate, window: RATE_WINDOW } }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::new(TIMEOUT_SECONDS, MIN_RATE)
+    }
+}
 
 /// The most redirects that are followed for one request (as Go's `net/http`).
 pub const REDIRECTS_MAX: usize = 10;
@@ -79,12 +115,13 @@ pub struct Options {
     pub credentials: Option<Credentials>,
     /// `--authfile`: searched alone, and must exist.
     pub auth_file: Option<PathBuf>,
-    /// `--cert-dir`: `*.crt`, `*.cert` and `*.key` for every registry, in place of certs.d.
+    /// `--cert-dir`: `*.crt`, `*.cert` and `*.key` for every registry that is named on the command line, in place of certs.d,
+    /// and for the servers that these registries lead to.
     pub cert_dir: Option<PathBuf>,
     /// `--retry-times`, `--retry-delay`.
     pub retry: retry::Policy,
-    /// [`READ_TIMEOUT`], unless a test is in a hurry.
-    pub read_timeout: Duration,
+    /// `--timeout` and `--min-rate`.
+    pub limits: Limits,
     /// Where configuration lies, and the proxies.
     pub environment: Environment,
     /// What clients made from clones of these options share.
@@ -101,7 +138,7 @@ impl Options {
             auth_file: None,
             cert_dir: None,
             retry: retry::Policy::default(),
-            read_timeout: READ_TIMEOUT,
+            limits: Limits::default(),
             environment,
             sessions: Sessions::default(),
         }

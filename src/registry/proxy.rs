@@ -2,10 +2,11 @@
 
 use std::net::IpAddr;
 
+use base64::Engine as _;
 use ureq::http::Uri;
 use ureq::{Proxy, ProxyProtocol};
 
-use super::Error;
+use super::{Error, Secret};
 use crate::config::ProxyVariables;
 
 /// The proxies of the environment, parsed.
@@ -35,11 +36,20 @@ impl Proxies {
         let host = uri.host().unwrap_or("").trim_matches(['[', ']']).trim_end_matches('.').to_ascii_lowercase();
         let default_port = if uri.scheme_str() == Some("https") { 443 } else { 80 };
         let port = uri.port_u16().unwrap_or(default_port);
-        let address: Option<IpAddr> = host.parse().ok();
+        let address: Option<IpAddr> = host.parse().ok().map(|address: IpAddr| address.to_canonical());
         host == "localhost"
             || address.is_some_and(|address| address.is_loopback())
             || self.none.iter().any(|exception| exception.matches(&host, port, address))
     }
+}
+
+/// Returns `Proxy-Authorization` for the user and password in the proxy's URL, if there are any.
+pub(super) fn authorization(proxy: &Proxy) -> Option<Secret> {
+    if proxy.username().is_none() && proxy.password().is_none() {
+        return None;
+    }
+    let pair = format!("{}:{}", proxy.username().unwrap_or_default(), proxy.password().unwrap_or_default());
+    Some(Secret::new(format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair))))
 }
 
 /// One element of `NO_PROXY`.
@@ -86,7 +96,7 @@ impl Exception {
         if let Ok(address) = host.trim_matches(['[', ']']).parse() {
             return Some(Self::Address { address, port });
         }
-        let host = host.strip_prefix('*').unwrap_or(host);
+        let host = if host.starts_with("*.") { &host[1..] } else { host };
         let also_itself = !host.starts_with('.');
         let suffix = format!(".{}", host.trim_start_matches('.'));
         (suffix.len() > 1).then_some(Self::Domain { suffix, also_itself, port })
@@ -106,7 +116,7 @@ impl Exception {
             Self::Address { address, port } => from == Some(*address) && port.is_none_or(|port| port == at),
             Self::Domain { suffix, also_itself, port } => {
                 let is_it = *also_itself && host == &suffix[1..];
-                (is_it || host.ends_with(suffix)) && port.is_none_or(|port| port == at)
+                from.is_none() && (is_it || host.ends_with(suffix)) && port.is_none_or(|port| port == at)
             }
         }
     }
@@ -145,6 +155,11 @@ mod tests {
             ("10.1.2.3:80", "http://10.1.2.3/", true),
             ("10.1.2.3:80", "https://10.1.2.3/", false),
             ("fd00::/8", "https://[fd12::1]/", true),
+            ("10.1.2.3", "https://[::ffff:10.1.2.3]/", true),
+            ("2.3", "http://10.1.2.3/", false),
+            ("*example.com", "https://example.com/", false),
+            ("example.com:port", "https://example.com/", false),
+            (",,example.com,", "https://example.com/", true),
         ] {
             assert_eq!(direct(none, uri), expected, "{none} {uri}");
         }

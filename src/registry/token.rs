@@ -14,7 +14,7 @@ use serde::Deserialize;
 use ureq::http::StatusCode;
 
 use super::error::Failed;
-use super::transport::{Http, Request};
+use super::transport::{Http, Request, Trail};
 use super::url::{self, Origin};
 use super::{Credentials, Error, Secret, TOKEN_ANSWER_MAX};
 
@@ -90,15 +90,19 @@ pub(crate) fn basic(credentials: &Credentials) -> Secret {
 
 /// Asks the token server: GET with user and password, or POST with the identity token.
 ///
-/// `may_be_plain` allows an `http:` token server, which otherwise gets no secrets of an `https:` registry.
+/// The server may be on any host, as in the specification. It must be `https:` unless `may_be_plain`, which is set when
+/// certificates are not verified either: over plain HTTP, credentials and tokens can be read and exchanged on the way.
 pub(crate) fn fetch(http: &Http, key: &Key, may_be_plain: bool, host: &str) -> Result<(Secret, Duration), Failed> {
     let credentials = key.credentials.as_ref();
     let unusable = |reason| Failed::Final(Error::Token { what: format!("authenticating at {host}"), reason });
     let realm = url::absolute(&key.realm).ok_or_else(|| unusable("the token server's address (realm) is not a URL"))?;
-    if credentials.is_some() && !Origin::of(&realm).is_https() && !may_be_plain {
-        return Err(unusable("the token server would get the credentials over plain http (hint: --tls-verify=false)"));
+    if !Origin::of(&realm).is_https() && !may_be_plain {
+        return Err(unusable(
+            "the registry names a token server on plain http, where tokens and credentials could be read on the way \
+             (hint: --tls-verify=false allows it)",
+        ));
     }
-    let what = format!("getting a token for {host} from {}", url::shown(&realm));
+    let what = format!("getting a token for {host} from {}", http.shown(&realm));
     let mut fields: Vec<(&str, &str)> = Vec::new();
     if let Some(service) = &key.service {
         fields.push(("service", service));
@@ -108,6 +112,9 @@ pub(crate) fn fetch(http: &Http, key: &Key, may_be_plain: bool, host: &str) -> R
     let user = credentials.filter(|credentials| !credentials.username.is_empty());
     let (mut form, mut authorization) = (None, None);
     let mut uri = realm.clone();
+    if let Some(credentials) = credentials {
+        http.secrets.add_credentials(credentials);
+    }
     if let Some(token) = identity {
         fields.extend([("grant_type", "refresh_token"), ("refresh_token", token.expose()), ("client_id", CLIENT_ID)]);
         form = Some(Secret::new(query(&fields)));
@@ -127,8 +134,9 @@ pub(crate) fn fetch(http: &Http, key: &Key, may_be_plain: bool, host: &str) -> R
         authorization: authorization.as_ref(),
         form: form.as_ref(),
         may_downgrade: may_be_plain,
+        is_long: false,
     };
-    let answer = http.send(&request).map_err(|failure| failure.into_failed(&what))?;
+    let answer = http.send(&request, &mut Trail::default()).map_err(|failure| failure.into_failed(&what))?;
     if answer.status() != StatusCode::OK {
         let status = answer.status();
         return Err(match super::session::refusal(answer, &what, host, credentials.is_some()) {
@@ -145,7 +153,9 @@ pub(crate) fn fetch(http: &Http, key: &Key, may_be_plain: bool, host: &str) -> R
     if body.len() as u64 > TOKEN_ANSWER_MAX {
         return Err(Failed::Final(Error::TooBig { what, limit: TOKEN_ANSWER_MAX }));
     }
-    parse(&body).ok_or(Failed::Final(Error::Token { what, reason: "the answer holds no usable token" }))
+    let found = parse(&body).ok_or(Failed::Final(Error::Token { what, reason: "the answer holds no usable token" }))?;
+    http.secrets.add(found.0.expose());
+    Ok(found)
 }
 
 fn query(fields: &[(&str, &str)]) -> String {

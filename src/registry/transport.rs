@@ -4,24 +4,22 @@
 //! that it was meant for and, once a redirect has left that, nowhere any more.
 
 use std::fmt;
-use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use ureq::config::Config;
 use ureq::http::{self, HeaderValue, Method, Response, StatusCode, Uri, header};
-use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{ConnectProxyConnector, Connector as _, NextTimeout, TcpConnector, time};
+use ureq::unversioned::transport::{ConnectProxyConnector, Connector as _};
 use ureq::{Agent, Body};
 
+use super::connect::{AbsoluteForm, Names, Socket};
 use super::error::{Failure, RedirectError};
 use super::proxy::Proxies;
+use super::scrub::Secrets;
+use super::tls::TlsConnector;
 use super::url::{self, Origin};
-use super::{CONNECT_TIMEOUT, Error, REDIRECTS_MAX, Secret, tls};
+use super::{CONNECT_TIMEOUT, Error, Limits, REDIRECTS_MAX, Secret, tls};
 use crate::config::ProxyVariables;
 use crate::config::certs::Certificates;
-use crate::threads;
 
 /// What registries and proxies log of us.
 const USER_AGENT: &str = concat!("prepull/", env!("CARGO_PKG_VERSION"));
@@ -29,11 +27,22 @@ const USER_AGENT: &str = concat!("prepull/", env!("CARGO_PKG_VERSION"));
 /// Idle connections that are kept to one host: as many as layers may be fetched at once.
 const IDLE_PER_HOST: usize = 8;
 
+/// Connections by one way.
+struct Way {
+    agent: Agent,
+    /// The proxy, without user and password; `None` for direct connections.
+    proxy: Option<Arc<str>>,
+    /// `Proxy-Authorization` of plain requests; with CONNECT, ureq writes it.
+    authorization: Option<Secret>,
+}
+
 pub(crate) struct Http {
     proxies: Proxies,
-    direct: Agent,
-    https: Option<Agent>,
-    http: Option<Agent>,
+    direct: Way,
+    https: Option<Way>,
+    http: Option<Way>,
+    limits: Limits,
+    pub(crate) secrets: Arc<Secrets>,
 }
 
 impl fmt::Debug for Http {
@@ -50,12 +59,19 @@ pub(crate) struct Request<'a> {
     pub(crate) form: Option<&'a Secret>,
     /// Whether a redirect may lead from https to http: when a digest protects the content, or nobody cares.
     pub(crate) may_downgrade: bool,
+    /// True if the body of the answer may take longer than [`Limits::timeout`]: a blob.
+    pub(crate) is_long: bool,
 }
 
 pub(crate) struct Answer {
     pub(crate) response: Response<Body>,
     /// Whether it comes from the origin that was asked, so that it may speak of credentials.
     pub(crate) is_own: bool,
+    /// Where the last redirect led.
+    pub(crate) uri: Uri,
+    /// The proxy that it came through.
+    pub(crate) proxy: Option<Arc<str>>,
+    pub(crate) secrets: Arc<Secrets>,
 }
 
 impl Answer {
@@ -71,17 +87,24 @@ impl Answer {
     }
 }
 
+/// The redirects of one piece of work, which may be several requests.
+#[derive(Default)]
+pub(crate) struct Trail(Vec<Uri>);
+
 impl Http {
+    /// Connections for the registry at `host` (a name or an address, without port).
     pub(crate) fn new(
         certificates: &Certificates,
+        host: &str,
         verify: bool,
-        read_timeout: Duration,
+        limits: Limits,
         proxy: &ProxyVariables,
     ) -> Result<Self, Error> {
-        let tls = tls::config(certificates, verify)?;
+        let tls = tls::config(certificates, host, verify)?;
         let proxies = Proxies::new(proxy)?;
-        let agent = |proxy: Option<ureq::Proxy>| -> Agent {
-            let config = Agent::config_builder()
+        let secrets = Arc::<Secrets>::default();
+        let config = |proxy: Option<ureq::Proxy>| {
+            Agent::config_builder()
                 .proxy(proxy)
                 .http_status_as_error(false)
                 .max_redirects(0)
@@ -89,61 +112,93 @@ impl Http {
                 .user_agent(USER_AGENT)
                 // Otherwise a server or a proxy may compress a blob, and its digest is lost.
                 .accept_encoding("identity")
-                .timeout_connect(Some(CONNECT_TIMEOUT))
-                .timeout_resolve(Some(CONNECT_TIMEOUT))
-                .timeout_per_read(Some(read_timeout))
-                .timeout_per_write(Some(read_timeout))
+                .timeout_connect(Some(CONNECT_TIMEOUT.min(limits.timeout)))
+                .timeout_resolve(Some(CONNECT_TIMEOUT.min(limits.timeout)))
+                .timeout_send_request(Some(limits.timeout))
+                .timeout_recv_response(Some(limits.timeout))
+                .timeout_per_read(Some(limits.silence))
+                .timeout_per_write(Some(limits.silence))
                 .max_idle_connections_per_host(IDLE_PER_HOST)
-                .build();
-            let connector = ().chain(ConnectProxyConnector::default());
-            let connector = connector.chain(TcpConnector::default()).chain(tls::TlsConnector(Arc::clone(&tls)));
-            Agent::with_parts(config, connector, Names)
+                .build()
         };
-        let direct = agent(None);
-        let https = proxies.https.clone().map(|proxy| agent(Some(proxy)));
-        let http = proxies.http.clone().map(|proxy| agent(Some(proxy)));
-        Ok(Self { proxies, direct, https, http })
+        let socket = || Socket(limits.rate);
+        let wrap = |server: Option<Uri>| TlsConnector { config: Arc::clone(&tls), server };
+        let connect = |proxy: Option<ureq::Proxy>| {
+            let connector = ().chain(ConnectProxyConnector::default()).chain(socket()).chain(wrap(None));
+            Agent::with_parts(config(proxy), connector, Names { proxy: None })
+        };
+        let shown = |proxy: &ureq::Proxy| Some(url::shown(proxy.uri()).trim_end_matches('/').into());
+        let direct = Way { agent: connect(None), proxy: None, authorization: None };
+        let https = proxies.https.as_ref().map(|proxy| Way {
+            agent: connect(Some(proxy.clone())),
+            proxy: shown(proxy),
+            authorization: None,
+        });
+        let http = proxies.http.as_ref().map(|proxy| {
+            let server = Some(proxy.uri().clone());
+            let connector = ().chain(socket()).chain(wrap(server.clone())).chain(AbsoluteForm);
+            let agent = Agent::with_parts(config(None), connector, Names { proxy: server });
+            Way { agent, proxy: shown(proxy), authorization: super::proxy::authorization(proxy) }
+        });
+        for proxy in [&proxies.https, &proxies.http].into_iter().flatten() {
+            secrets.add(proxy.password().unwrap_or_default());
+            secrets.add(super::proxy::authorization(proxy).as_ref().map_or("", Secret::expose));
+        }
+        Ok(Self { proxies, direct, https, http, limits, secrets })
     }
 
-    fn agent(&self, uri: &Uri) -> &Agent {
+    fn way(&self, uri: &Uri) -> &Way {
         let proxied = if uri.scheme_str() == Some("https") { &self.https } else { &self.http };
         proxied.as_ref().filter(|_| !self.proxies.is_direct(uri)).unwrap_or(&self.direct)
     }
 
-    pub(crate) fn send(&self, request: &Request<'_>) -> Result<Answer, Failure> {
+    /// [`url::shown`], without secrets that a server has put into it.
+    pub(crate) fn shown(&self, uri: &Uri) -> String {
+        self.secrets.scrub(&url::shown(uri))
+    }
+
+    /// Sends `request`, and follows redirects. `trail` has the redirects before this request, and gets those of this one.
+    pub(crate) fn send(&self, request: &Request<'_>, trail: &mut Trail) -> Result<Answer, Failure> {
         let home = Origin::of(&request.uri);
         let mut uri = request.uri.clone();
-        let mut been: Vec<Uri> = Vec::new();
-        let mut authorization = request.authorization;
+        let (mut authorization, mut has_left) = (request.authorization.cloned(), false);
+        let deadline = Instant::now() + self.limits.timeout;
         loop {
-            let response = self.send_once(request, &uri, authorization)?;
+            let way = self.way(&uri);
+            let response = self.send_once(request, &uri, authorization.as_ref(), way, deadline)?;
             let is_redirect = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
             if !is_redirect {
-                return Ok(Answer { response, is_own: Origin::of(&uri) == home });
+                let (proxy, secrets) = (way.proxy.clone(), Arc::clone(&self.secrets));
+                return Ok(Answer { response, is_own: Origin::of(&uri) == home, uri, proxy, secrets });
             }
-            let refuse = |error| Err(Failure::Redirect(error, uri.clone()));
+            let refuse = |error| Err(Failure::Redirect(error, self.shown(&uri)));
             if request.form.is_some() {
                 return refuse(RedirectError::Form);
             }
-            let location = response.headers().get(header::LOCATION).and_then(|location| location.to_str().ok());
-            let Some(next) = location.and_then(|location| url::resolve(&uri, location)) else {
+            let location = response.headers().get(header::LOCATION);
+            let Some(next) = location.and_then(|location| url::resolve(&uri, location.as_bytes())) else {
                 return refuse(RedirectError::Location);
             };
-            been.push(uri.clone());
-            if been.contains(&next) {
+            let url::Target { uri: next, authorization: own } = next;
+            trail.0.push(uri.clone());
+            if trail.0.contains(&next) {
                 return refuse(RedirectError::Loop);
             }
-            if been.len() > REDIRECTS_MAX {
+            if trail.0.len() > REDIRECTS_MAX {
                 return refuse(RedirectError::TooMany);
             }
             let target = Origin::of(&next);
             if Origin::of(&uri).is_https() && !target.is_https() && !request.may_downgrade {
                 return refuse(RedirectError::Downgrade);
             }
-            if target != home {
-                authorization = None;
+            // User and password in a `Location` are for that target only, and count where the request has no credentials
+            // (Go's `net/http.send`).
+            has_left |= target != home;
+            authorization = if has_left { None } else { request.authorization.cloned() }.or(own);
+            if let Some(own) = &authorization {
+                self.secrets.add(own.expose());
             }
-            tracing::debug!("redirected to {}", url::shown(&next));
+            tracing::debug!("redirected to {}", self.shown(&next));
             uri = next;
         }
     }
@@ -153,55 +208,40 @@ impl Http {
         request: &Request<'_>,
         uri: &Uri,
         authorization: Option<&Secret>,
+        way: &Way,
+        deadline: Instant,
     ) -> Result<Response<Body>, Failure> {
         let method = if request.form.is_some() { Method::POST } else { Method::GET };
-        tracing::debug!("{method} {}", url::shown(uri));
+        tracing::debug!("{method} {}", self.shown(uri));
+        let fail = |error| Failure::Transport { error, uri: uri.clone(), proxy: way.proxy.clone() };
+        let bad = |error: http::Error| fail(ureq::Error::Http(error));
         let mut builder = http::Request::builder().method(method).uri(uri);
         for (name, value) in request.headers {
             builder = builder.header(name, *value);
         }
-        if let Some(secret) = authorization {
-            let mut value = HeaderValue::from_str(secret.expose()).map_err(|error| failure(error.into()))?;
-            value.set_sensitive(true);
-            builder = builder.header(header::AUTHORIZATION, value);
+        let secrets =
+            [(header::AUTHORIZATION, authorization), (header::PROXY_AUTHORIZATION, way.authorization.as_ref())];
+        for (name, secret) in secrets {
+            if let Some(secret) = secret {
+                let mut value = HeaderValue::from_str(secret.expose()).map_err(|error| bad(error.into()))?;
+                value.set_sensitive(true);
+                builder = builder.header(name, value);
+            }
         }
-        let agent = self.agent(uri);
+        // A request-level configuration shares the pool of connections: only its time limit differs.
+        let whole = if request.is_long { None } else { Some(deadline.saturating_duration_since(Instant::now())) };
+        let limited = |whole: Option<Duration>| whole.map(|left| left.max(Duration::from_millis(1)));
         let result = match request.form {
             Some(form) => {
                 let builder = builder.header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
-                builder.body(form.expose()).map_err(failure).map(|request| agent.run(request))
+                let request = builder.body(form.expose()).map_err(bad)?;
+                way.agent.run(way.agent.configure_request(request).timeout_global(limited(whole)).build())
             }
-            None => builder.body(()).map_err(failure).map(|request| agent.run(request)),
-        };
-        result?.map_err(Failure::Transport)
-    }
-}
-
-/// The system's resolver, whose errors have no kind by which they could be told from others, on a thread of our own: ureq
-/// panics where there is none to be had.
-#[derive(Debug)]
-struct Names;
-
-impl Resolver for Names {
-    fn resolve(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        let (sender, receiver) = channel();
-        let (uri, config) = (uri.clone(), config.clone());
-        let patient = NextTimeout { after: time::Duration::NotHappening, ..timeout };
-        let resolve = move || {
-            // Nobody listens any more when it took too long.
-            let _ = sender.send(DefaultResolver::default().resolve(&uri, &config, patient));
-        };
-        threads::spawn(resolve).map_err(ureq::Error::Io)?;
-        match receiver.recv_timeout(CONNECT_TIMEOUT.min(*timeout.after)) {
-            Ok(Err(ureq::Error::Io(error))) => {
-                Err(ureq::Error::Io(io::Error::new(io::ErrorKind::HostUnreachable, error.to_string())))
+            None => {
+                let request = builder.body(()).map_err(bad)?;
+                way.agent.run(way.agent.configure_request(request).timeout_global(limited(whole)).build())
             }
-            Ok(done) => done,
-            Err(_) => Err(ureq::Error::Timeout(timeout.reason)),
-        }
+        };
+        result.map_err(fail)
     }
-}
-
-fn failure(error: http::Error) -> Failure {
-    Failure::Transport(ureq::Error::Http(error))
 }

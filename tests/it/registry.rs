@@ -169,7 +169,8 @@ fn nobody_there_is_said_at_once() {
     let client = Client::new("registry.invalid", "app", &options).unwrap();
     let error = client.manifest(Which::Tag("v1"), MANIFEST_MAX).unwrap_err().to_string();
     assert!(
-        error.starts_with("connecting to registry registry.invalid over http") && error.contains("lookup"),
+        error.starts_with("connecting to registry registry.invalid over http")
+            && error.contains("the name registry.invalid has no address"),
         "{error}"
     );
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
@@ -258,8 +259,6 @@ fn wrong_bytes_and_wrong_sizes_are_seen_above() {
     assert!(fetch(&client(&server, &options()), &bytes).unwrap_err().contains("longer than the 1000 bytes"));
     let server = blob_server(|_, _| Reply::new(200, vec![0; 1000]));
     assert!(fetch(&client(&server, &options()), &bytes).unwrap_err().contains("digest mismatch"));
-    let server = blob_server(|_, _| Reply::new(200, "").header("Content-Encoding", "gzip"));
-    assert!(fetch(&client(&server, &options()), &bytes).unwrap_err().contains("content-encoding \"gzip\""));
 }
 
 #[test]

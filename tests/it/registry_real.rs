@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use prepull::digest::{Digest, VerifyReader};
-use prepull::registry::{Credentials, Error, Options};
+use prepull::registry::{Credentials, Error, Limits, Options};
 use prepull::source::registry::RegistrySource;
 use prepull::source::{self, Descriptor, ImageSource as _};
 
@@ -39,7 +39,7 @@ fn pull(registry: &DockerRegistry, image: &Image, repository: &str, options: &Op
 }
 
 fn options(home: &Path) -> Options {
-    Options { read_timeout: prepull::registry::READ_TIMEOUT, ..support::options(home) }
+    Options { limits: Limits::default(), ..support::options(home) }
 }
 
 fn unauthorized(result: Result<(), source::Error>) -> String {
@@ -166,7 +166,7 @@ fn tls_with_a_self_signed_certificate_that_is_its_own_authority() {
     let host = registry.host().replace("127.0.0.1", "localhost");
     let source = RegistrySource::new(&host, "app", Some("v1"), None, Vec::new(), &strict).unwrap();
     let error = source.manifest(None).unwrap_err().to_string();
-    assert!(error.contains("certificate not valid for name"), "{error}");
+    assert!(error.contains("is not valid for that name, but for"), "{error}");
 }
 
 #[test]

@@ -27,6 +27,15 @@ pub struct RegistryArgs {
           require_equals = true, default_missing_value = "true")]
     pub tls_verify: bool,
 
+    /// Give up on a manifest, a token or a connection after this many seconds, and on a layer that stands still for so long
+    #[arg(long, value_name = "SECONDS", env = "PREPULL_TIMEOUT", default_value_t = crate::registry::TIMEOUT_SECONDS,
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub timeout: u64,
+
+    /// Give up on a connection that is slower than this many bytes a second for 30 seconds; 0 accepts any
+    #[arg(long, value_name = "BYTES", env = "PREPULL_MIN_RATE", default_value_t = crate::registry::MIN_RATE)]
+    pub min_rate: u64,
+
     /// How often to try again after a failure without progress
     #[arg(long, value_name = "N", default_value_t = crate::registry::retry::RETRY_TIMES)]
     pub retry_times: u32,

@@ -8,5 +8,9 @@ mod archives;
 mod mount;
 /// Progress on terminals and in pipes.
 mod progress;
+/// Registries, TLS, proxies and credentials.
+mod registry;
+/// Certificates of registries.
+mod registry_tls;
 /// Stores in tars and directories: what unpacking them changes, and what `ls`, `verify`, `why` and `diff` make of them.
 mod stores;

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -47,6 +48,10 @@ pub(crate) enum Fault {
     ResetAtOnce,
     /// All is sent, and the connection is closed in order although nothing said so.
     CloseAfter,
+    /// The status line and the header fields come byte by byte, with so long in between.
+    DripHead(Duration),
+    /// The body comes byte by byte, with so long in between.
+    DripBody(Duration),
 }
 
 /// An answer.
@@ -103,9 +108,18 @@ impl FaultServer {
 
     /// [`Self::start`] over TLS.
     pub(crate) fn start_tls(pki: &Pki, handler: impl Fn(&Seen, usize) -> Reply + Send + Sync + 'static) -> Self {
-        let pem = |name| fs_err::read(pki.path(name)).unwrap();
-        let chain = vec![CertificateDer::from_pem_slice(&pem("server.pem")).unwrap()];
-        let key = PrivateKeyDer::from_pem_slice(&pem("server.key")).unwrap();
+        Self::start_tls_with(&pki.path("server.pem"), &pki.path("server.key"), handler)
+    }
+
+    /// [`Self::start_tls`] with this certificate and key.
+    pub(crate) fn start_tls_with(
+        certificate: &Path,
+        key: &Path,
+        handler: impl Fn(&Seen, usize) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let pem = |path| fs_err::read(path).unwrap();
+        let chain = vec![CertificateDer::from_pem_slice(&pem(certificate)).unwrap()];
+        let key = PrivateKeyDer::from_pem_slice(&pem(key)).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
         let config = builder.unwrap().with_no_client_auth().with_single_cert(chain, key).unwrap();
@@ -235,7 +249,19 @@ fn answer(writer: &mut impl Write, raw: &TcpStream, reply: &Reply, stop: &Atomic
         Fault::ResetAfter(end) | Fault::CutAfter(end) | Fault::StallAfter(end) => end.min(reply.body.len()),
         _ => reply.body.len(),
     };
-    if writer.write_all(head.as_bytes()).is_err() || writer.write_all(&reply.body[..end]).is_err() {
+    let (head_pause, body_pause) = match reply.fault {
+        Fault::DripHead(pause) => (Some(pause), None),
+        Fault::DripBody(pause) => (None, Some(pause)),
+        _ => (None, None),
+    };
+    let mut send = |bytes: &[u8], pause: Option<Duration>| match pause {
+        None => writer.write_all(bytes).is_ok(),
+        Some(pause) => bytes.iter().all(|byte| {
+            std::thread::sleep(pause);
+            !stop.load(Ordering::SeqCst) && writer.write_all(&[*byte]).is_ok() && writer.flush().is_ok()
+        }),
+    };
+    if !send(head.as_bytes(), head_pause) || !send(&reply.body[..end], body_pause) {
         return false;
     }
     match reply.fault {

@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use prepull::config::Environment;
-use prepull::registry::{Options, retry};
+use prepull::registry::{Limits, Options, retry};
 
 /// Options that see nothing of the machine's configuration, and are in a hurry.
 pub(crate) fn options(home: &Path) -> Options {
@@ -17,7 +17,7 @@ pub(crate) fn options(home: &Path) -> Options {
     Options {
         tls_verify: false,
         retry: retry::Policy { times: 3, delay: Some(Duration::from_millis(5)), ..Default::default() },
-        read_timeout: Duration::from_millis(400),
+        limits: Limits { silence: Duration::from_millis(400), ..Limits::default() },
         ..Options::new(environment)
     }
 }
