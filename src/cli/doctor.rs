@@ -114,12 +114,8 @@ fn look_at(helper: &Path) -> String {
 }
 
 fn root(target: &Target, HelperArgs { helper, socket }: &HelperArgs) -> Root {
-    let ways = [
-        (Way::Own, "this process"),
-        (Way::Socket(socket.clone()), "service"),
-        (Way::Sudo(helper.to_owned()), "sudo"),
-        (Way::Helper(helper.to_owned()), "file capabilities"),
-    ];
+    let ways =
+        [(Way::Own, "this process"), (Way::Socket(socket.clone()), "service"), (Way::Sudo(helper.to_owned()), "sudo")];
     Root {
         root: target.root.display().to_string(),
         graphroot: target.graphroot.clone(),
@@ -137,11 +133,6 @@ fn tried(way: &Way, name: &'static str, target: &Target) -> Tried {
         Way::Own => return Tried { way: name, works: true, why: String::new() },
         Way::Socket(path) if rustix::fs::stat(path).is_err() => {
             format!("{} is not there (policy/prepull-helper.socket and @.service are for systemd)", path.display())
-        }
-        Way::Helper(path) if !crate::install::way::has_capabilities(path) => {
-            "the helper has none (setcap cap_chown,cap_fowner,cap_fsetid,cap_setfcap,cap_sys_chroot=p FILE: the weakest way, \
-             only for directories of the user's own)"
-                .to_owned()
         }
         _ => match probe(way, target) {
             Ok(()) => return Tried { way: name, works: true, why: String::new() },

@@ -279,7 +279,6 @@ fn ways(args: &TargetArgs) -> Result<Vec<Way>, Failure> {
         ways = vec![match via {
             ViaArg::Own => Way::Own,
             ViaArg::Socket => Way::Socket(args.helper.socket.clone()),
-            ViaArg::Helper => Way::Helper(args.helper.helper.clone()),
             ViaArg::Sudo => Way::Sudo(args.helper.helper.clone()),
         }];
     }

@@ -13,14 +13,14 @@ use std::fs::File;
 use std::io::{self, Read, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 
-use rustix::fs::{self, AtFlags, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
 use super::Error;
 use super::confine::Powers;
 use super::policy::Allow;
-use super::root::{Dir, is_directory};
+use super::root::{Dir, is_directory, is_ours};
 use crate::entry::{Device, Entry, Kind, Meta, Xattr};
 use crate::wire::read::Reader;
 
@@ -124,7 +124,7 @@ impl Tree {
             }
             Kind::CharDevice(device) => making.node(parent, name, FileType::CharacterDevice, *device),
             Kind::BlockDevice(device) => making.node(parent, name, FileType::BlockDevice, *device),
-            Kind::Fifo => making.node(parent, name, FileType::Fifo, Device::default()),
+            Kind::Fifo => making.pipe(parent, name),
         }
     }
 }
@@ -143,8 +143,9 @@ impl Making<'_> {
                 return Err(self.refuse("the policy allows no devices (devices = true)"));
             }
         }
-        if meta.mode & 0o6000 != 0 && matches!(kind, Kind::Regular { .. }) && !self.budget.allow.suid {
-            return Err(self.refuse("the policy allows no setuid or setgid files (suid = true)"));
+        // Of every kind, also of those that the bits mean nothing for, or that do not get their header's mode.
+        if meta.mode & 0o6000 != 0 && !self.budget.allow.suid {
+            return Err(self.refuse("the policy allows no setuid or setgid bits (suid = true)"));
         }
         for (name, value) in &meta.xattrs {
             let is_file = matches!(kind, Kind::Regular { .. } | Kind::Directory);
@@ -184,17 +185,32 @@ impl Making<'_> {
         self.done("making", self.budget.powers.with(CapabilitySet::FOWNER, link))
     }
 
+    /// Makes a named pipe, which then is opened, so that nothing of it is changed by its name.
+    fn pipe(&mut self, parent: &Dir, name: &[u8]) -> Result<(), Error> {
+        let made = fs::mknodat(parent, name, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0);
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = made.and_then(|()| parent.openat2(name, flags, Mode::empty()));
+        self.finish(&self.done("making", opened)?, b"")
+    }
+
+    /// Makes a device or a whiteout. Opening it could have side effects, so it is changed by its name.
     fn node(&mut self, parent: &Dir, name: &[u8], kind: FileType, device: Device) -> Result<(), Error> {
         let number = fs::makedev(device.major, device.minor);
-        let make = || fs::mknodat(parent, name, kind, Mode::empty(), number);
-        let is_free = kind == FileType::Fifo || kind == FileType::CharacterDevice && number == 0;
-        let made = if is_free { make() } else { self.budget.powers.with(CapabilitySet::MKNOD, make) };
+        let mode = Mode::from_raw_mode((self.entry.meta.mode & 0o1777).into());
+        let make = || fs::mknodat(parent, name, kind, mode, number);
+        let is_whiteout = kind == FileType::CharacterDevice && number == 0;
+        let made = if is_whiteout { make() } else { self.budget.powers.with(CapabilitySet::MKNOD, make) };
         self.done("making", made)?;
+        // The umask has taken its part of the mode. Bits beyond these mean nothing on a device.
+        let is_masked = self.done("looking at", parent.stat(name))?.st_mode & 0o7777 != mode.as_raw_mode();
+        if is_masked {
+            self.done("changing the mode of", chmod_in_ours(parent, name, mode))?;
+        }
         self.finish(parent, name)
     }
 
-    /// Metadata of the file or directory that is open. With `name`, of that in the directory: it cannot be opened without side
-    /// effects, is new, and nobody else can be there.
+    /// Sets the metadata of the file, directory or pipe that is open. With `name`, that of a symbolic link or device in the
+    /// directory: then all but the mode, by calls that follow no link.
     fn finish(&mut self, at: &impl AsFd, name: &[u8]) -> Result<(), Error> {
         let Meta { mode, uid, gid, mtime, xattrs } = &self.entry.meta;
         let (at, powers) = (at.as_fd(), self.budget.powers);
@@ -208,12 +224,8 @@ impl Making<'_> {
         for xattr in xattrs.iter().filter(|xattr| !of_user(xattr) && xattr.0 != CAPABILITY) {
             self.attribute(at, name, xattr, OF_OTHERS)?;
         }
-        if !matches!(self.entry.kind, Kind::Symlink(_)) {
-            let mode = Mode::from_raw_mode((*mode).into());
-            let chmod = || match name {
-                b"" => fs::fchmod(at, mode),
-                _ => fs::chmodat(at, name, mode, AtFlags::empty()),
-            };
+        if name.is_empty() {
+            let chmod = || fs::fchmod(at, Mode::from_raw_mode((*mode).into()));
             self.done("changing the mode of", powers.with(OF_OTHERS, chmod))?;
         }
         for xattr in xattrs.iter().filter(|xattr| xattr.0 == CAPABILITY) {
@@ -343,7 +355,17 @@ fn take_over(powers: Powers, parent: &Dir, name: &[u8]) -> Result<(), Errno> {
     let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
     let chown = || fs::chownat(parent, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW);
     powers.with(CapabilitySet::CHOWN, chown)?;
-    // By its name: it may not be readable yet, and what is opened by path only takes a mode from Linux 6.6 on. Nobody can have
-    // put a link there meanwhile: the parent is ours, and others may not write to it (`Staging::new`, `sweep`, or this).
-    fs::chmodat(parent, name, Mode::RWXU, AtFlags::empty())
+    chmod_in_ours(parent, name, Mode::RWXU)
+}
+
+/// Changes the mode of a file or directory that cannot be opened, by its name in a directory to which only this user may write.
+///
+/// chmod(2) follows a symbolic link. There is no call without that before Linux 6.6 (`fchmodat2`), so nobody but this user may
+/// be able to put one in the place of `name`.
+fn chmod_in_ours(parent: &Dir, name: &[u8], mode: Mode) -> Result<(), Errno> {
+    let is_link = FileType::from_raw_mode(parent.stat(name)?.st_mode).is_symlink();
+    if is_link || !is_ours(&fs::fstat(parent)?) {
+        return Err(Errno::PERM);
+    }
+    fs::chmodat(parent, name, mode, AtFlags::empty())
 }

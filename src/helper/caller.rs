@@ -20,8 +20,9 @@ const PEER: &str = "who is at the other end of standard input";
 /// The most bytes of /etc/passwd and /etc/group: a hundred thousand users.
 const TABLE_MAX: usize = 8 << 20;
 
-/// The program has a setuid bit: its caller would control everything that a process inherits.
-const SETUID: &str = "prepull-helper must not be setuid (chmod u-s; use sudo, its socket, or file capabilities)";
+/// Refusal of a process that another user than root started, whatever bits or capabilities its file has. That user could stop
+/// the process, and would own the directories in which it works.
+const NOT_ROOT: &str = "prepull-helper must be started by root (use sudo or its socket; chmod u-s and setcap -r, if its file has such bits)";
 
 /// It is no user's number.
 const SUDO_UID: &str = "SUDO_UID is not a number: only sudo should set it";
@@ -57,12 +58,8 @@ fn decide(
     sudo_uid: Option<&OsStr>,
     peer: impl FnOnce() -> Result<Option<u32>, Error>,
 ) -> Result<u32, Error> {
-    if effective != real {
-        return Err(Error::said(SETUID));
-    }
-    // A user started it: file capabilities. Their environment and their sockets say nothing.
-    if real != 0 {
-        return Ok(real);
+    if (real, effective) != (0, 0) {
+        return Err(Error::said(NOT_ROOT));
     }
     // sudo started it. A user can give sudo a socket that leads to a daemon of root, so the socket is not asked. Had anybody
     // else set the variable, they would only have given up being root.

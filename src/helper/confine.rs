@@ -1,7 +1,7 @@
 //! What the helper takes from itself before it reads the first byte of its input.
 //!
-//! [`begin`], then the policy and the caller, [`open_target`], [`enter`]: each step needs what the next ones take away. All of it
-//! is per thread where the kernel knows threads, so there must be one only.
+//! [`begin`], then the policy and the caller, [`open_target`], [`keep_users_out`], [`enter`]: each step needs what the next ones
+//! take away. All of it is per thread where the kernel knows threads, so there must be one only.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsString};
@@ -25,7 +25,7 @@ use seccompiler::{
 };
 
 use super::Error;
-use super::policy::{Allow, Kind, PATH};
+use super::policy::{Allow, PATH};
 
 /// What tells the helper who has called sudo.
 const SUDO_UID: &str = "SUDO_UID";
@@ -48,8 +48,19 @@ const LIMITS: [(Resource, Option<u64>); 6] = [
 const KEPT: CapabilitySet =
     CapabilitySet::CHOWN.union(CapabilitySet::FOWNER).union(CapabilitySet::FSETID).union(CapabilitySet::SETFCAP);
 
-/// Signals that are not to end this process.
-const BLOCKED: [Signal; 5] = [Signal::SIGXFSZ, Signal::SIGXCPU, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP];
+/// Signals that neither end nor stop this process. A user who starts it by sudo shares a terminal with it, so without the last
+/// three Ctrl-Z would stop it while it holds the locks of a store.
+#[rustfmt::skip]
+const BLOCKED: [Signal; 8] = [
+    Signal::SIGXFSZ, Signal::SIGXCPU, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP,
+    Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU,
+];
+
+/// Number of the scheduling policy for which any other process comes first (Linux `include/uapi/linux/sched.h`).
+const SCHED_IDLE: &str = "5";
+
+/// Position of the scheduling policy after the program's name in /proc/self/stat (proc(5): field 41, the name is field 2).
+const STAT_POLICY: usize = 38;
 
 /// For messages: where the helper was started, and what it may do.
 const HERE: &str = "the current directory";
@@ -67,8 +78,7 @@ const LANDLOCK: ABI = ABI::V6;
 /// When a step fails: then nothing has been read or written.
 pub fn begin(mode: &str) -> Result<Option<OsString>, Error> {
     // 1. The environment. Nothing here asks for it, but libraries do. It cannot be cleared in place without `unsafe`; so again,
-    // from the same file, which also takes out of memory what was loaded for it. First, because file capabilities are
-    // only given before no_new_privs.
+    // from the same file, which also takes out of memory what was loaded for it.
     if let Some(name) = OTHER_STARTERS.into_iter().find(|name| std::env::var_os(name).is_some()) {
         return Err(Error::said(format!("{name} is set, but only sudo is asked who calls: use sudo, or unset it")));
     }
@@ -101,7 +111,30 @@ pub fn begin(mode: &str) -> Result<Option<OsString>, Error> {
     }
     let blocked: SigSet = BLOCKED.into_iter().collect();
     blocked.thread_set_mask().map_err(Error::at("blocking signals"))?;
+    // 7. The caller's share of the processors: with too little, it would hold the locks of a store for as long as the caller likes.
+    reset_scheduling()?;
     Ok(sudo_uid)
+}
+
+/// Resets what a caller leaves to the processes that it starts by sudo: the nice value, and which processors may be used. The
+/// idle policy is refused, because resetting it takes a system call that no safe interface has.
+///
+/// # Errors
+/// If the process was started with the idle policy, or /proc is not mounted.
+fn reset_scheduling() -> Result<(), Error> {
+    // A service lacks CAP_SYS_NICE, and its manager has set both.
+    let _ = process::setpriority_process(None, 0);
+    let mut processors = thread::CpuSet::new();
+    (0..thread::CpuSet::MAX_CPU).for_each(|number| processors.set(number));
+    let _ = thread::sched_setaffinity(None, &processors);
+    let stat = std::fs::read_to_string("/proc/self/stat").map_err(Error::at("reading /proc/self/stat"))?;
+    let policy = stat.rsplit(')').next().and_then(|fields| fields.split_whitespace().nth(STAT_POLICY));
+    match policy {
+        Some(SCHED_IDLE) | None => {
+            Err(Error::said("it was started with the idle scheduling policy (chrt --other 0 ...)"))
+        }
+        Some(_) => Ok(()),
+    }
 }
 
 /// Closes all above standard error.
@@ -133,7 +166,7 @@ fn lift(resource: Resource, wanted: Option<u64>) {
 /// to be swapped in between.
 ///
 /// # Errors
-/// When there is none, or the entry would give users what they can run as root.
+/// When there is none.
 pub fn open_target<'a>(allow: &[&'a Allow]) -> Result<(&'a Allow, OwnedFd), Error> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
@@ -146,24 +179,35 @@ pub fn open_target<'a>(allow: &[&'a Allow]) -> Result<(&'a Allow, OwnedFd), Erro
         if (found.st_dev, found.st_ino) != (here.st_dev, here.st_ino) {
             continue;
         }
-        let mount = fstatvfs(&root).map_err(Error::at(HERE))?.f_flag;
-        if is_reachable(entry, found.st_uid, found.st_mode, mount) {
-            let why = "users can reach it, and setuid programs or devices in it would be real";
-            let hint = "mount it nosuid,nodev, or make it root's with mode 0700, or forbid suid, filecaps and devices";
-            return Err(Error::said(format!("{}: {why}: {hint} in {PATH}", entry.root)));
-        }
         return Ok((entry, root));
     }
     Err(Error::said(format!("{HERE} is no root that {PATH} allows to the caller (roots may not be symbolic links)")))
 }
 
-/// Whether users could run a setuid program of a tree in this root, or open its devices. Not so in a store: its `overlay`
-/// directory is root's alone.
-fn is_reachable(entry: &Allow, uid: u32, mode: u32, mount: StatVfsMountFlags) -> bool {
-    let is_closed = uid == 0 && mode & 0o077 == 0;
+/// Refuses a target out of which users could run a setuid program of an image, or open a device of one: whatever a caller who
+/// is not root has put there would make that caller root.
+///
+/// `on_the_way` are owners and modes of directories that lead to the content. Users do not get past one that is root's with mode
+/// 0700, wherever its parents are and whoever owns those.
+///
+/// # Errors
+/// If the entry allows such content, and neither the modes nor the mount of `target` make it harmless.
+pub fn keep_users_out(entry: &Allow, caller: u32, on_the_way: &[(u32, u32)], target: &OwnedFd) -> Result<(), Error> {
+    let mount = fstatvfs(target).map_err(Error::at(HERE))?.f_flag;
+    if caller == 0 || !is_reachable(entry, on_the_way, mount) {
+        return Ok(());
+    }
+    let why = "users can reach it, and setuid programs or devices in it would be real";
+    let hint = "mount it nosuid,nodev, or make it root's with mode 0700, or forbid suid, filecaps and devices";
+    Err(Error::said(format!("{}: {why}: {hint} in {PATH}", entry.root)))
+}
+
+/// Returns whether users get to files below these directories that could give them root's rights.
+fn is_reachable(entry: &Allow, on_the_way: &[(u32, u32)], mount: StatVfsMountFlags) -> bool {
+    let is_closed = on_the_way.iter().any(|(uid, mode)| *uid == 0 && mode & 0o077 == 0);
     let runs = (entry.suid || entry.filecaps) && !mount.contains(StatVfsMountFlags::NOSUID);
     let opens = entry.devices && !mount.contains(StatVfsMountFlags::NODEV);
-    entry.kind == Kind::Rootfs && !is_closed && (runs || opens)
+    !is_closed && (runs || opens)
 }
 
 /// Locks this process into `target`, with what it takes to write there and nothing else. After it, the first byte of input.
@@ -177,7 +221,7 @@ pub fn enter(target: &OwnedFd, devices: bool) -> Result<Powers, Error> {
     if !missing.is_empty() {
         let missing: Vec<_> = missing.iter_names().map(|(name, _)| format!("CAP_{name}")).collect();
         return Err(Error::said(format!(
-            "not permitted: {} (start it as root, or: setcap cap_chown,cap_fowner,cap_fsetid,cap_setfcap,cap_sys_chroot=p)",
+            "not permitted: {} (start it by sudo or by its socket, with no narrower bounding set than policy/ has)",
             missing.join(", ")
         )));
     }
@@ -190,7 +234,7 @@ pub fn enter(target: &OwnedFd, devices: bool) -> Result<Powers, Error> {
     let entered = process::fchdir(target).and_then(|()| process::chroot(".")).and_then(|()| process::chdir("/"));
     entered.map_err(Error::at("chroot"))?;
     // 3. What a program would get that this process started: nothing. It cannot start one (7), so where this is not permitted
-    // (file capabilities, the systemd unit) it is not missed.
+    // (the systemd unit) it is not missed.
     if effective.contains(CapabilitySet::SETPCAP) {
         for one in (0..u64::BITS).map(|bit| CapabilitySet::from_bits_retain(1 << bit)) {
             // What this kernel does not know is an error, and in no set.

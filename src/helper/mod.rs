@@ -191,10 +191,19 @@ fn confined() -> Result<(Job, Budget), Error> {
     // Of those directories, the one in which we were started: chosen by what it is, not by what it is called.
     let (allow, root) = confine::open_target(&allowed)?;
     let found = rustix::fs::fstat(&root).map_err(|error| Error::system("looking at the directory", error))?;
+    let mut on_the_way = vec![(found.st_uid, found.st_mode)];
     let target = match allow.kind {
-        Kind::Storage => graphroot(Dir(root), allow.graphroot())?,
+        Kind::Storage => {
+            let target = graphroot(Dir(root), allow.graphroot())?;
+            // The layers are in `overlay`, which is made with mode 0700.
+            for name in [&b"."[..], b"overlay"] {
+                on_the_way.push(target.stat(name).map_or((0, 0o700), |found| (found.st_uid, found.st_mode)));
+            }
+            target
+        }
         Kind::Rootfs => Dir(root),
     };
+    confine::keep_users_out(allow, caller.uid, &on_the_way, &target.0)?;
     let target = root::without_mounts(target.0);
     // From here on there is nothing but the target, and no way to get more power.
     let powers = confine::enter(&target, allow.devices)?;
@@ -210,22 +219,29 @@ fn confined() -> Result<(Job, Budget), Error> {
     Ok((job, Budget { powers, allow: allow.clone(), dropped: (0, Vec::new()) }))
 }
 
-/// Opens the graphroot below `root`, and makes what is missing of it.
+/// Opens the graphroot below `root`, and makes the directories that are missing. Symbolic links on the way are followed as a
+/// process with this root would follow them; directories that exist stay as they are.
 ///
 /// # Errors
-/// When it cannot be.
+/// If a directory cannot be opened or made, or a link leads to a missing one.
 pub fn graphroot(root: Dir, path: &str) -> Result<Dir, Error> {
     let names: Vec<&str> = path.split('/').filter(|name| !name.is_empty()).collect();
-    let mut at = root;
+    let mut parent = None;
     for (number, name) in names.iter().enumerate() {
         let mode = if number + 1 == names.len() { 0o700 } else { 0o755 };
-        let next = match at.enter(name.as_bytes()) {
-            Err(Errno::NOENT) => at.open_or_make(name.as_bytes(), mode),
+        let path = names[..=number].join("/");
+        let next = match root.enter(path.as_bytes()) {
+            Err(Errno::NOENT) => parent.as_ref().unwrap_or(&root).open_or_make(name.as_bytes(), mode),
             found => found,
         };
-        at = next.map_err(|error| Error::system(format!("opening /{}", names[..=number].join("/")), error))?;
+        parent = Some(next.map_err(|error| match error {
+            Errno::LOOP => {
+                Error::said(format!("opening /{path}: it is a symbolic link to a missing directory (make that)"))
+            }
+            error => Error::system(format!("opening /{path}"), error),
+        })?);
     }
-    Ok(at)
+    Ok(parent.unwrap_or(root))
 }
 
 /// What `poll` says of a descriptor, as soon as that is something, or when `patience` is at its end.

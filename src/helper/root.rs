@@ -50,13 +50,15 @@ impl Dir {
         self.openat2(path, DIRECTORY, Mode::empty()).map(Self)
     }
 
-    /// The same, also where something is mounted: for the way to the target, which root has given.
+    /// Opens the directory at `path` below, also where something is mounted or a link leads to it inside of this directory: for
+    /// the way to the target, which root has given.
     ///
     /// # Errors
     /// The kernel's.
     pub fn enter(&self, path: &[u8]) -> Result<Self, Errno> {
-        let mounts_too = BENEATH.difference(ResolveFlags::NO_XDEV);
-        rustix::io::retry_on_intr(|| rustix::fs::openat2(self, path, DIRECTORY, Mode::empty(), mounts_too)).map(Self)
+        let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let flags = DIRECTORY.difference(OFlags::NOFOLLOW);
+        rustix::io::retry_on_intr(|| rustix::fs::openat2(self, path, flags, Mode::empty(), inside)).map(Self)
     }
 
     /// The directory of this name, made with `mode` if it is not there.

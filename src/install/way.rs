@@ -30,8 +30,6 @@ pub enum Way {
     Own,
     /// By the socket of a service.
     Socket(PathBuf),
-    /// The helper itself: it has file capabilities.
-    Helper(PathBuf),
     /// The helper, by sudo.
     Sudo(PathBuf),
 }
@@ -41,7 +39,6 @@ impl std::fmt::Display for Way {
         match self {
             Self::Own => f.write_str("this process"),
             Self::Socket(path) => write!(f, "the service at {}", path.display()),
-            Self::Helper(path) => write!(f, "{}", path.display()),
             Self::Sudo(path) => write!(f, "sudo {}", path.display()),
         }
     }
@@ -115,13 +112,6 @@ pub enum Started {
     Child(Box<Child>, ChildStdin, String),
 }
 
-/// Whether a program has file capabilities.
-#[must_use]
-pub fn has_capabilities(program: &Path) -> bool {
-    let mut capability = [0; 64];
-    rustix::fs::getxattr(program, "security.capability", &mut capability[..]).is_ok_and(|length| length > 0)
-}
-
 impl Way {
     /// All ways that may work here, the best first; `helper` is the program, `socket` the service's.
     #[must_use]
@@ -134,9 +124,6 @@ impl Way {
             ways.push(Self::Socket(socket.to_owned()));
         }
         if rustix::fs::stat(helper).is_ok() {
-            if has_capabilities(helper) {
-                ways.push(Self::Helper(helper.to_owned()));
-            }
             ways.push(Self::Sudo(helper.to_owned()));
         }
         ways
@@ -181,7 +168,6 @@ impl Way {
                 Ok(Started::Own(writer, thread))
             }
             Self::Socket(path) => Ok(Started::Socket(UnixStream::connect(path).map_err(failed)?, program)),
-            Self::Helper(path) => child(&mut Command::new(path)),
             Self::Sudo(path) => {
                 let mut command = Command::new("sudo");
                 // Where nobody can type a password, it is not asked for.

@@ -45,8 +45,6 @@ pub struct HelperArgs {
 pub enum ViaArg {
     /// The service, at `--socket`
     Socket,
-    /// The helper, which has file capabilities
-    Helper,
     /// The helper, by sudo
     Sudo,
     /// This process: root, also in a user namespace (podman unshare)

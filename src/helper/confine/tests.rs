@@ -1,4 +1,4 @@
-use super::super::policy::Id;
+use super::super::policy::{Id, Kind};
 use super::*;
 
 /// What a kernel sees of a system call: `struct seccomp_data`.
@@ -174,9 +174,22 @@ fn who_can_reach_a_setuid_program() {
         (tree(false, true), 0, 0o40755, nosuid, true),
         (tree(false, true), 0, 0o40755, nodev, false),
         (tree(true, true), 0, 0o40755, nosuid | nodev, false),
-        (entry(Kind::Storage, true, true), 0, 0o40755, none, false),
+        (entry(Kind::Storage, true, true), 0, 0o40755, none, true),
+        (entry(Kind::Storage, true, true), 0, 0o40755, nosuid | nodev, false),
+        (entry(Kind::Storage, true, true), 0, 0o40700, none, false),
+        (entry(Kind::Storage, false, false), 1000, 0o40755, none, false),
     ];
     for (number, (entry, uid, mode, mount, reachable)) in cases.into_iter().enumerate() {
-        assert_eq!(is_reachable(&entry, uid, mode, mount), reachable, "case {number}");
+        assert_eq!(is_reachable(&entry, &[(uid, mode)], mount), reachable, "case {number}");
+    }
+    // One closed directory is enough, at any place.
+    let store = entry(Kind::Storage, true, false);
+    for (way, reachable) in [
+        (vec![(1000, 0o40777), (0, 0o40755), (0, 0o40700)], false),
+        (vec![(0, 0o40700), (0, 0o40755), (0, 0o40755)], false),
+        (vec![(1000, 0o40700), (0, 0o40755), (0, 0o40755)], true),
+        (vec![], true),
+    ] {
+        assert_eq!(is_reachable(&store, &way, none), reachable, "{way:?}");
     }
 }

@@ -4,6 +4,8 @@
 
 /// Archives, layouts and compressed layers, the size of what is unpacked, and the tar that the cache shares: B6, B9, B11, B12, B14, A16, C4.
 mod archives;
+/// The helper: who starts it, what its callers get out of it, and what stores have afterwards.
+mod helper;
 /// `prepull mount`: who sees it, what it refuses to show, and who may change it.
 mod mount;
 /// Progress on terminals and in pipes.

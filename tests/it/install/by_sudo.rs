@@ -1,4 +1,4 @@
-//! As an ordinary user, into directories that are root's: by sudo, by a socket, by file capabilities.
+//! As an ordinary user, into directories that are root's: by sudo, by a socket.
 
 use std::path::Path;
 use std::process::Command;

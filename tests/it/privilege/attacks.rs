@@ -296,8 +296,11 @@ fn kinds_and_metadata_that_no_policy_allows() {
         add(format!("block device {major}:{minor}"), no_devices, meta(0o666), &Kind::BlockDevice(device));
     }
     add("block device 0:0".to_owned(), no_devices, meta(0), &Kind::BlockDevice(Device::WHITEOUT));
-    for mode in [0o4755, 0o2755, 0o6755, 0o7777, 0o4000] {
-        add(format!("mode {mode:o}"), "the policy allows no setuid", meta(mode), &empty);
+    let every_kind = [empty.clone(), Kind::Directory].into_iter().chain(nodes.clone());
+    for kind in every_kind.chain([Kind::Hardlink(format!("{}/file", diff(2)).into_bytes())]) {
+        for mode in [0o4755, 0o2755, 0o6755, 0o7777, 0o4000] {
+            add(format!("mode {mode:o} of {kind:?}"), "the policy allows no setuid", meta(mode), &kind);
+        }
     }
     let xattr = |name: &[u8], value: &[u8]| Meta { xattrs: vec![(name.to_vec(), value.to_vec())], ..meta(0o755) };
     let capability = xattr(b"security.capability", &[&b"\x01\0\0\x02\0\x04"[..], &[0; 14]].concat());
@@ -326,7 +329,6 @@ fn kinds_and_metadata_that_no_policy_allows() {
     // What is accepted on purpose: (what, why, meta, kind, attributes that are left out).
     let accepted = [
         ("sticky", "gives nobody anything", meta(0o1755), &empty, 0),
-        ("setgid directory", "starts no program as anybody", meta(0o2755), &Kind::Directory, 0),
         ("a capability of a pipe", "means nothing, and is left out", capability.clone(), &nodes[0], 1),
         ("a capability of a link", "means nothing, and is left out", capability.clone(), &nodes[1], 1),
         ("a capability of a whiteout", "means nothing, and is left out", capability, &nodes[2], 1),

@@ -1,4 +1,4 @@
-//! `prepull-helper`, started as it is meant to be, and attacked: by sudo, by a socket, with file capabilities.
+//! `prepull-helper`, started as it is meant to be, and attacked: by sudo, by a socket.
 //!
 //! A machine's /etc, a root directory, and everything beside it that must stay as it is. The helper runs in a mount namespace of
 //! its own, with its own policy, accounts and sudoers. PREPULL_FIGURES=FILE gets how much was tried.
@@ -27,7 +27,7 @@ mod race;
 /// What else a stream may say: records, requests, order, limits.
 mod requests;
 /// Streams: no tests of its own.
-mod stream;
+pub mod stream;
 /// Streams that end, flip, wait or never end.
 mod streams;
 /// The units of policy/, as far as they can be read.

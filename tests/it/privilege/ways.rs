@@ -35,24 +35,3 @@ fn by_a_socket_the_kernel_says_who_asks() {
     assert!(doctor.contains("  this process       no: not root"), "{doctor}");
     assert!(doctor.contains("1 of its 2 entries are for this user"), "{doctor}");
 }
-
-#[test]
-fn with_file_capabilities_a_directory_of_the_users_own() {
-    if !needs_root("privilege::ways::with_file_capabilities_a_directory_of_the_users_own") {
-        return;
-    }
-    let jail = Jail::new("");
-    let said = jail.ok(&format!(
-        r#"cp -r {repository}/tests/images "$at/home/"; chown -R {user}:{user} "$at/home" "$at/vm"
-        # Not the one that is built.
-        cp "$at/bin/prepull-helper" "$at/bin/capable"
-        setcap cap_chown,cap_fowner,cap_fsetid,cap_setfcap,cap_sys_chroot=p "$at/bin/capable" || exit 1
-        as "$at/bin/prepull" install --via helper --helper "$at/bin/capable" --root "$at/vm" oci:$at/home/images/hello:v1 2>&1 || exit 2
-        as "$at/bin/prepull" install --via helper --helper "$at/bin/capable" --root "$at/vm" oci:$at/home/images/hello:v1 2>&1 || exit 3
-        find "$at/vm" -path '*/diff/*' -user 1000 | grep -q . || exit 4
-        "$at/bin/prepull" verify "$at/vm" >/dev/null || exit 5"#,
-        repository = crate::command::REPOSITORY,
-        user = super::USER,
-    ));
-    assert!(said.contains("everything is there already"), "{said}");
-}
