@@ -78,3 +78,12 @@ pub fn not_run(test: &str, want: &str) {
         file.write_all(line.as_bytes()).unwrap();
     }
 }
+
+/// Makes a `sudo` in `directory` that starts the program without any change: root's prepull then runs a helper of the test's own.
+pub fn direct_sudo(directory: &std::path::Path) {
+    fs_err::create_dir_all(directory).unwrap();
+    let sudo = directory.join("sudo");
+    fs_err::write(&sudo, "#!/bin/sh\ntest \"$1\" = -n && shift\nexec \"$@\"\n").unwrap();
+    let mode = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
+    fs_err::set_permissions(&sudo, mode).unwrap();
+}

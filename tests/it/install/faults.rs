@@ -157,7 +157,8 @@ impl Bench {
         let inner = self.world.prepull(self.verb());
         let mut command = self.world.as_root();
         command.arg(inner.get_program()).args(inner.get_args()).args(&self.arguments);
-        command.args(["--via", "helper", "--helper"]).arg(helper);
+        command.args(["--via", "sudo", "--helper"]).arg(helper);
+        self.world.directly(&mut command);
         command
     }
 

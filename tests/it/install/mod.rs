@@ -162,6 +162,14 @@ impl World {
         command
     }
 
+    /// Has the prepull that `command` runs start the helper without sudo.
+    fn directly(&self, command: &mut Command) {
+        let directory = self.at.join("direct");
+        crate::command::direct_sudo(&directory);
+        let path = std::env::var("PATH").unwrap();
+        command.env("PATH", format!("{}:{path}", directory.display()));
+    }
+
     /// The same as [`USER`].
     fn as_user(&self) -> Command {
         let user = USER.to_string();

@@ -214,7 +214,8 @@ fn who_never_lets_go_is_not_waited_for_forever() {
         for (verb, argument) in [("install", Some(&two)), ("rm", Some(&one_name)), ("gc", None)] {
             let inner = world.prepull(verb);
             let mut command = world.as_root();
-            command.arg(inner.get_program()).args(inner.get_args()).args(["--via", "helper", "--helper"]);
+            command.arg(inner.get_program()).args(inner.get_args()).args(["--via", "sudo", "--helper"]);
+            world.directly(&mut command);
             let begun = Instant::now();
             let output = command.arg(world.helper()).args(argument).output().unwrap();
             let said = stderr(&output);
@@ -242,11 +243,12 @@ fn who_is_told_to_stop_does_not_wait() {
     world.skopeo(&one, &full("one"));
     world.lets_root_write("");
     let before = world.records();
-    for via in ["own", "helper"] {
+    for via in ["own", "sudo"] {
         let lock = hold(&world, LOCKS[2]);
         let inner = world.prepull("install");
         let mut command = world.as_root();
         command.arg(inner.get_program()).args(inner.get_args()).args(["--via", via, "--helper"]).arg(world.helper());
+        world.directly(&mut command);
         let mut child = command.arg(&two).process_group(0).stderr(Stdio::piped()).spawn().unwrap();
         std::thread::sleep(Duration::from_secs(1));
         let begun = Instant::now();

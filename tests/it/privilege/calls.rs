@@ -80,7 +80,7 @@ fn what_publishes_has_no_capability_at_all() {
 exec env SUDO_UID={USER} "$(dirname "$0")/prepull-helper" "$@"
 END
             chmod 755 "$at/bin/for-user"
-            "$at/bin/prepull" install --quiet --no-cache --via helper --helper "$at/bin/for-user" --root "$at/vm" '{}=localhost/{name}:1'"#,
+            direct install --quiet --no-cache --helper "$at/bin/for-user" --root "$at/vm" '{}=localhost/{name}:1'"#,
             crate::command::hello(),
         )
     };
@@ -187,7 +187,7 @@ fn what_has_begun_to_be_published_is_finished_whoever_has_gone() {
 exec {strace} env SUDO_UID={USER} "$(dirname "$0")/prepull-helper" "$@"
 END
             chmod 755 "$at/bin/traced"
-            exec "$at/bin/prepull" install --quiet --no-cache --via helper --helper "$at/bin/traced" --root "$at/vm" {hello}"#,
+            export PATH="$at/direct:$PATH"; exec "$at/bin/prepull" install --quiet --no-cache --via sudo --helper "$at/bin/traced" --root "$at/vm" {hello}"#,
             hello = crate::command::hello(),
         );
         let mut child = jail.command(&script).spawn().unwrap();
@@ -224,7 +224,7 @@ at=$(dirname "$0")
 exec strace -f -o "$at/trace" -e trace={call} -e inject={call}:delay_enter=200000:when=1+1 env SUDO_UID={user} "$at/prepull-helper" "$@"
 END
             chmod 755 "$at/bin/traced"; cd /
-            "$at/bin/prepull" install --quiet --no-cache --via helper --helper "$at/bin/traced" --root "$at/vm" 'oci:{oci}:{image}' 2>"$at/said" & job=$!
+            direct install --quiet --no-cache --helper "$at/bin/traced" --root "$at/vm" 'oci:{oci}:{image}' 2>"$at/said" & job=$!
             for n in $(seq 400); do
                 for pid in $(pidof prepull-helper); do
                     test "$(readlink /proc/$pid/exe)" = "$at/bin/prepull-helper" || continue
@@ -287,8 +287,8 @@ at=$(dirname "$0")
 exec strace -f -o "$at/trace.$$" env SUDO_UID={user} "$at/prepull-helper" "$@"
 END
         chmod 755 "$at/bin/traced"; cd /
-        "$at/bin/prepull" install --quiet --no-cache --via helper --helper "$at/bin/traced" --root "$at/vm" {hello} || exit 1
-        "$at/bin/prepull" rm --quiet --via helper --helper "$at/bin/traced" --root "$at/vm" localhost/hello:v1 || exit 2
+        direct install --quiet --no-cache --helper "$at/bin/traced" --root "$at/vm" {hello} || exit 1
+        direct rm --quiet --helper "$at/bin/traced" --root "$at/vm" localhost/hello:v1 || exit 2
         cat "$at"/bin/trace.*"#,
         user = super::USER,
         hello = crate::command::hello(),

@@ -111,6 +111,7 @@ impl Jail {
         }
         fs_err::set_permissions(at.join("outside/secret"), std::fs::Permissions::from_mode(0o600)).unwrap();
         std::os::unix::fs::chown(at.join("home"), Some(USER), Some(USER)).unwrap();
+        crate::command::direct_sudo(&at.join("direct"));
         // Where the user can get to them: the build's directory may be root's alone.
         for name in ["bin/prepull", "bin/prepull-helper"] {
             fs_err::write(at.join(name), "").unwrap();
@@ -180,10 +181,11 @@ impl Jail {
         command
     }
 
-    /// `script`, by bash as root in the namespace; `"$as"` in it runs a command as the user, `"$at"` is where it all is.
+    /// `script`, by bash as root in the namespace; in it `as` runs a command as the user, `direct` runs prepull so that it starts the
+    /// helper without sudo, and `"$at"` is where it all is.
     pub fn command(&self, script: &str) -> Command {
         let prelude = format!(
-            r#"at={at}; as() {{ setpriv --reuid {USER} --regid {USER} --clear-groups env -i "PATH=$PATH" "HOME=$at/home" \
+            r#"at={at}; direct() {{ env PATH="$at/direct:$PATH" "$at/bin/prepull" "$@" --via sudo; }}; as() {{ setpriv --reuid {USER} --regid {USER} --clear-groups env -i "PATH=$PATH" "HOME=$at/home" \
                 SOURCE_DATE_EPOCH=1234567890 "$@"; }}
             {script}"#,
             at = self.directory.path().display(),
