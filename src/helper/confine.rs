@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsString};
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
@@ -127,7 +128,9 @@ fn reset_scheduling() -> Result<(), Error> {
     let mut processors = thread::CpuSet::new();
     (0..thread::CpuSet::MAX_CPU).for_each(|number| processors.set(number));
     let _ = thread::sched_setaffinity(None, &processors);
-    let stat = std::fs::read_to_string("/proc/self/stat").map_err(Error::at("reading /proc/self/stat"))?;
+    let opened = rustix::fs::open("/proc/self/stat", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    let stat = opened.map_err(io::Error::from).and_then(|file| io::read_to_string(File::from(file)));
+    let stat = stat.map_err(Error::at("reading /proc/self/stat"))?;
     let policy = stat.rsplit(')').next().and_then(|fields| fields.split_whitespace().nth(STAT_POLICY));
     match policy {
         Some(SCHED_IDLE) | None => {
