@@ -23,6 +23,7 @@
 //! | atomic |  |
 //! | threads |  |
 //! | compression |  |
+//! | confine |  |
 //! | config | threads |
 //! | wire | entry |
 //! | helper | entry, json, wire |
@@ -41,7 +42,7 @@
 //! | mount | digest, entry, inspect, layer, make, plan, segment, sink, storage, threads, wire |
 //! | verify | digest, entry, image, inspect, json, layer, reference, segment, storage, threads, wire |
 //! | xcluster | atomic |
-//! | cli | atomic, compression, config, digest, helper, image, inspect, install, make, mount, plan, reference, registry, segment, sink, source, storage, verify, xcluster |
+//! | cli | atomic, compression, config, confine, digest, go_types, helper, image, inspect, install, make, mount, plan, reference, registry, segment, sink, source, storage, verify, xcluster |
 
 #[cfg(feature = "front")]
 pub mod atomic;
@@ -51,6 +52,8 @@ pub mod cli;
 pub mod compression;
 #[cfg(feature = "front")]
 pub mod config;
+#[cfg(feature = "front")]
+pub mod confine;
 #[cfg(feature = "front")]
 pub mod digest;
 pub mod entry;

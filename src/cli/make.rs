@@ -13,8 +13,9 @@ use serde::Serialize;
 
 use super::args::{CacheArgs, MakeArgs, RegistryArgs, StoreArg, UnpackerArg};
 use super::output::{self, Printer, human};
+use super::privilege::of_fetching;
 use super::progress::Bars;
-use super::{Exit, Failure};
+use super::{Begin, Exit, Failure};
 use crate::atomic::is_full;
 use crate::compression::SizeLimit;
 use crate::config::auth::Credentials;
@@ -41,7 +42,7 @@ pub const STAMP_MAX: i64 = 253_402_300_799;
 pub const GRAPHROOT: &str = "/var/lib/containers/storage";
 
 /// Runs it.
-pub fn run(args: MakeArgs, printer: &Printer) -> Result<(), Failure> {
+pub fn run(args: MakeArgs, printer: &Printer, begin: &Begin<'_>) -> Result<(), Failure> {
     let items = all_items(&args.items, &args.images)?;
     let platform = args.platform.clone().unwrap_or_else(Platform::host);
     let default = match args.store {
@@ -56,6 +57,8 @@ pub fn run(args: MakeArgs, printer: &Printer) -> Result<(), Failure> {
         UnpackerArg::Gnu => None,
     };
     let tar = args.tar.clone().unwrap_or_else(default_tar);
+    let pause: Vec<Item> = args.pause.iter().filter_map(|typed| Item::parse(typed).ok()).collect();
+    begin.confined(&of_fetching(items.iter().chain(&pause), &args.registry, &args.cache, Some(&tar)))?;
     // What cannot be written is said before anything is fetched.
     let target = Target::open(&tar)?;
 

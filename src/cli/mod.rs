@@ -13,12 +13,14 @@ mod make;
 mod mount;
 mod output;
 mod ovl;
+mod privilege;
 mod progress;
 mod restore_helper;
 mod verify;
 mod why;
 
 use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,6 +31,7 @@ pub use args::Args;
 use args::Command;
 use output::Printer;
 
+use crate::confine::{Needs, confine};
 use crate::mount::{control, keeper};
 
 /// How a command ends.
@@ -108,12 +111,19 @@ pub fn main() -> ExitCode {
     init_log(args.verbose, &printer);
     raise_file_limit();
     let told = Arc::new(AtomicBool::new(false));
-    if let Err(error) = stop_on_signals(&told, &printer) {
-        printer.warn(&format!("signals cannot be handled: {error}"));
-    }
+    let begin = Begin { told: &told, printer: &printer };
     let done = |()| Exit::Success;
-    let result = match args.command {
-        Command::Make(make) => make::run(*make, &printer).map(done),
+    let begun = match &args.command {
+        // It begins when it knows what it needs.
+        Command::Make(_) => Ok(()),
+        Command::Ls(ls) => begin.with_inputs(&[&ls.path]),
+        Command::Verify(verify) => begin.with_inputs(&verify.path.iter().map(PathBuf::as_path).collect::<Vec<_>>()),
+        Command::Why(why) => begin.with_inputs(&[&why.path]),
+        Command::Diff(diff) => begin.with_inputs(&[&diff.old, &diff.new]),
+        _ => begin.unconfined(),
+    };
+    let result = begun.and_then(|()| match args.command {
+        Command::Make(make) => make::run(*make, &printer, &begin).map(done),
         Command::Install(install) => install::install(&install, &printer).map(done),
         Command::Rm(rm) => install::remove(&rm, &printer).map(done),
         Command::Gc(gc) => install::collect(&gc, &printer).map(done),
@@ -128,7 +138,7 @@ pub fn main() -> ExitCode {
         Command::Cache(cache) => cache::run(&cache, &printer).map(done),
         Command::Completions { shell } => generate::completions(shell).map(done),
         Command::Man { directory } => generate::man(&directory, &printer).map(done),
-    };
+    });
     let exit = match result {
         Ok(exit) => exit.into(),
         // Whoever read our output has seen enough.
@@ -148,6 +158,36 @@ pub fn main() -> ExitCode {
     // A download may still be under way when another one has failed. Last, since signals do nothing after it.
     crate::atomic::remove_temporary_files();
     exit
+}
+
+/// The end of the single-threaded part of a command: it gives up what it does not need, then signals are handled.
+struct Begin<'a> {
+    told: &'a Arc<AtomicBool>,
+    printer: &'a Printer,
+}
+
+impl Begin<'_> {
+    /// Confines this process to `needs` if root has started it.
+    fn confined(&self, needs: &Needs) -> Result<(), Failure> {
+        self.printer.warn_all(&confine(needs)?);
+        self.unconfined()
+    }
+
+    /// Confines a process that only reads `inputs`. A directory is read with all of root's rights: its files may be readable for
+    /// their owners only, and trusted.* attributes for CAP_SYS_ADMIN only.
+    fn with_inputs(&self, inputs: &[&Path]) -> Result<(), Failure> {
+        if inputs.iter().any(|path| path.is_dir()) {
+            return self.unconfined();
+        }
+        self.confined(&privilege::of_inputs(inputs))
+    }
+
+    fn unconfined(&self) -> Result<(), Failure> {
+        if let Err(error) = stop_on_signals(self.told, self.printer) {
+            self.printer.warn(&format!("signals cannot be handled: {error}"));
+        }
+        Ok(())
+    }
 }
 
 /// Only of what is printed: a tar that could not be written to its end is a failure, whoever closed the pipe.

@@ -24,8 +24,10 @@ use super::args::{
 use super::install::{Selected, selected};
 use super::make::{STAMP_MAX, all_items, epoch, make_failure, open_cache, plan_failure, source_options};
 use super::output::{self, Printer};
+use super::privilege::of_fetching;
 use super::progress::Bars;
 use super::{Exit, Failure};
+use crate::confine::{Needs, confine};
 use crate::digest::Digest;
 use crate::image::Platform;
 use crate::inspect::contents::Contents;
@@ -251,6 +253,7 @@ pub fn fetch() -> ExitCode {
 
 /// Fetches a layer, and those below it: who needs it needs them.
 fn fetch_layer(wanted: &str, asks: &UnixStream, is_again: bool) -> Result<(), Failure> {
+    let mut is_confined = false;
     let mut what = |plan: &mut Plan, before: &Scene, _: &mut Option<Sources>| {
         let sources = before.lazy.as_ref().ok_or_else(|| anyhow!("nothing is to be fetched"))?;
         let layers = before.absent_below(plan, wanted);
@@ -265,6 +268,10 @@ fn fetch_layer(wanted: &str, asks: &UnixStream, is_again: bool) -> Result<(), Fa
             && typed.environment != environment()
         {
             return Err(begin_again(wanted, &typed.environment).into());
+        }
+        if !is_confined {
+            confine_fetcher(plan, sources, &layers)?;
+            is_confined = true;
         }
         let mut cache = None;
         for layer in layers_of(&plan.images).iter().filter(|layer| layers.contains(&layer.id)) {
@@ -284,6 +291,32 @@ fn fetch_layer(wanted: &str, asks: &UnixStream, is_again: bool) -> Result<(), Fa
         Ok(Some(Change { wanted: layers, cache, force: true }))
     };
     change(Way::Open(asks), &CacheArgs::default(), &Printer::new(true), &mut what)
+}
+
+/// Leaves this process what it needs to fetch `layers` and the layers below them.
+fn confine_fetcher(plan: &Plan, sources: &Sources, layers: &BTreeSet<Digest>) -> Result<(), Failure> {
+    let mut needs = Needs::default();
+    for layer in layers_of(&plan.images).iter().filter(|layer| layers.contains(&layer.id)) {
+        let Some((item, number)) = sources.items.get(&layer.layer.descriptor.digest) else { continue };
+        let Some(Typed { words, directory, .. }) = sources.commands.get(*number) else { continue };
+        std::env::set_current_dir(directory)?;
+        let (registry, cache) = options_of(words)?;
+        let item = Item::parse(std::ffi::OsStr::new(item))?;
+        let mut more = of_fetching(std::iter::once(&item), &registry, &cache, Some(&std::env::temp_dir().join("x")));
+        // Each in the directory in which it was typed.
+        for path in more.reads.iter_mut().chain(&mut more.writes) {
+            *path = std::path::absolute(&*path)?;
+        }
+        needs.reads.append(&mut more.reads);
+        needs.writes.append(&mut more.writes);
+        needs.local_sockets |= more.local_sockets;
+    }
+    for paths in [&mut needs.reads, &mut needs.writes] {
+        paths.sort();
+        paths.dedup();
+    }
+    Printer::new(true).warn_all(&confine(&needs)?);
+    Ok(())
 }
 
 /// Becomes a fetcher with this environment. Gives why it has not.

@@ -407,6 +407,19 @@ fn ask(
     Ok(None)
 }
 
+/// Returns the files in which credentials are searched, the first that counts first.
+#[must_use]
+pub fn files(named: Option<&Path>, environment: &Environment) -> Vec<PathBuf> {
+    places(named, environment).into_iter().map(|place| place.path).collect()
+}
+
+/// Returns whether one of these files names a credential helper. A file that cannot be read or parsed names none.
+#[must_use]
+pub fn asks_helpers(named: Option<&Path>, environment: &Environment) -> bool {
+    let names = |file: AuthFile| file.store.is_some() || !file.helpers.is_empty();
+    places(named, environment).iter().any(|place| place.load().ok().flatten().is_some_and(names))
+}
+
 /// One file of the search.
 struct Place {
     path: PathBuf,

@@ -4,6 +4,12 @@
 
 /// Archives, layouts and compressed layers, the size of what is unpacked, and the tar that the cache shares: B6, B9, B11, B12, B14, A16, C4.
 mod archives;
+/// What is left to the processes that fetch and parse when root runs them.
+mod confined;
+/// A1: each field of each document as skopeo and podman judge it.
+mod go_fields;
+/// What podman and CRI-O cannot read back from a store: A1, A4, A11, A12, A13.
+mod go_types;
 /// The helper: who starts it, what its callers get out of it, and what stores have afterwards.
 mod helper;
 /// `prepull mount`: who sees it, what it refuses to show, and who may change it.

@@ -1,0 +1,83 @@
+//! What commands need when root runs them: everything else is given up before they fetch or parse anything ([`crate::confine`]).
+
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use super::args::{CacheArgs, RegistryArgs};
+use super::make::cache_dir;
+use crate::atomic;
+use crate::config::{Environment, auth};
+use crate::confine::Needs;
+use crate::reference::{Item, Location};
+
+/// What credential helpers write to, below HOME: their caches and locks (docker-credential-ecr-login, -gcloud, -acr, -pass).
+const OF_HELPERS: [&str; 6] = [".aws", ".azure", ".config/gcloud", ".ecr", ".gnupg", ".password-store"];
+
+/// What they read there besides.
+const CREDENTIALS: [&str; 4] = [".config/containers", ".docker", ".dockercfg", ".kube"];
+
+/// Returns the needs of a process that reads `inputs`: tars, of which compressed ones are copied to a temporary file.
+pub fn of_inputs(inputs: &[&Path]) -> Needs {
+    Needs {
+        reads: inputs.iter().map(|path| (*path).to_owned()).collect(),
+        writes: vec![temporary()],
+        local_sockets: false,
+    }
+}
+
+/// Returns the needs of a process that fetches `items` into the cache, and for a tar writes into its directory.
+pub fn of_fetching<'a>(
+    items: impl Iterator<Item = &'a Item>,
+    registry: &RegistryArgs,
+    cache: &CacheArgs,
+    tar: Option<&Path>,
+) -> Needs {
+    let environment = Environment::of_process();
+    let mut needs = Needs::default();
+    for item in items {
+        match &item.location {
+            Location::OciLayout { path, .. }
+            | Location::OciArchive { path, .. }
+            | Location::DockerArchive { path, .. }
+            | Location::Dir { path } => needs.reads.push(path.clone()),
+            Location::DockerDaemon(_) => needs.local_sockets = true,
+            Location::Registry(_) | Location::Overlay(_) => {}
+        }
+    }
+    let home = |names: &[&str]| -> Vec<PathBuf> { names.iter().map(|name| environment.home.join(name)).collect() };
+    needs.reads.extend(home(&CREDENTIALS));
+    needs.reads.extend(registry.authfile.iter().chain(&registry.cert_dir).cloned());
+    needs.reads.extend(auth::files(registry.authfile.as_deref(), &environment));
+    for name in ["SSL_CERT_FILE", "SSL_CERT_DIR"] {
+        needs.reads.extend(std::env::var_os(name).map(PathBuf::from));
+    }
+    if auth::asks_helpers(registry.authfile.as_deref(), &environment) {
+        needs.local_sockets = true;
+        needs.reads.extend(home(&OF_HELPERS));
+        needs.writes.extend(home(&OF_HELPERS));
+        // A helper may lie anywhere in PATH.
+        needs.reads.extend(std::env::var_os("PATH").iter().flat_map(std::env::split_paths));
+    }
+    needs.writes.push(temporary());
+    if !cache.no_cache
+        && let Ok(directory) = cache.cache_dir.clone().map_or_else(|| cache_dir(None), Ok)
+    {
+        // Landlock knows only what exists. A cache that cannot be made is a matter of whoever opens it.
+        let _ = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+        needs.writes.push(directory);
+    }
+    if let Some(tar) = tar.filter(|tar| *tar != Path::new("-")) {
+        // Pipes and devices are written to themselves; a link is followed.
+        let target = fs_err::canonicalize(tar).unwrap_or_else(|_| tar.to_owned());
+        let is_special = fs_err::metadata(&target).is_ok_and(|found| !found.is_file() && !found.is_dir());
+        needs.writes.push(if is_special { target } else { atomic::parent(&target).to_owned() });
+        // Where layers go that find no room in the cache.
+        needs.writes.push(atomic::parent(tar).to_owned());
+    }
+    needs
+}
+
+/// Returns the directory for temporary files.
+fn temporary() -> PathBuf {
+    std::env::var_os("TMPDIR").filter(|path| !path.is_empty()).map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
+}
