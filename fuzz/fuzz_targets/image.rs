@@ -94,7 +94,7 @@ fn check(image: &Image, source: &Source) {
     stored.merge(image);
     let stamp = "2024-01-02T03:04:05Z";
     let images = json::write::to_vec(&[stored.record(stamp)]).expect("a record is JSON");
-    let found = Found { graphroot: "s".into(), driver: "overlay".into(), images, layers: Vec::new() };
+    let found = Found { graphroot: "s".into(), driver: "overlay".into(), images, ..Found::default() };
     let listed = list(&[found]).expect("ls understands what make writes");
     assert_eq!(listed.len(), 1);
     assert_eq!(listed[0].id, image.id().hex());

@@ -17,6 +17,7 @@ fuzz_target!(|data: &[u8]| {
             driver: "overlay".to_owned(),
             images: images.to_vec(),
             layers: layers.to_vec(),
+            ..Found::default()
         };
         return check(&[store("", images, layers), store("s", b"", more)]);
     }

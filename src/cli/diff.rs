@@ -3,14 +3,14 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use anyhow::{Context as _, anyhow};
 use serde_json::{Value, json};
 
 use super::args::DiffArgs;
 use super::output::{self, human, printable};
-use super::{Exit, Failure};
+use super::{Exit, Failure, readable, unreadable};
 use crate::inspect::contents::Contents;
 use crate::inspect::diff::{Change, Diff, FileChange, ImageChange, diff, same};
+use crate::inspect::find;
 
 /// How many files of one kind are shown to people, unless they ask for all.
 const SHOWN: usize = 10;
@@ -30,6 +30,13 @@ pub fn run(args: &DiffArgs) -> Result<Exit, Failure> {
 }
 
 fn compare(args: &DiffArgs) -> Result<Exit, Failure> {
+    // Two rootless stores can be compared from outside; one of them and another store would differ in all owners.
+    let rootless = |path: &Path| find::rootless_owner(path).ok().flatten();
+    if rootless(&args.old).is_some() != rootless(&args.new).is_some() {
+        for path in [&args.old, &args.new] {
+            find::refuse_rootless(path, "diff").map_err(|error| unreadable(&path.display().to_string(), error))?;
+        }
+    }
     let bytes = bytes(&args.old, &args.new)?;
     let (old, new) = (open(&args.old)?, open(&args.new)?);
     let diff = diff(&old, &new)?;
@@ -48,10 +55,8 @@ fn compare(args: &DiffArgs) -> Result<Exit, Failure> {
 
 fn open(path: &Path) -> Result<Contents, Failure> {
     let shown = path.display().to_string();
-    let contents = Contents::of(path).with_context(|| shown.clone())?;
-    if contents.stores().is_empty() {
-        return Err(Failure::usage(anyhow!("{shown}: no store in it")));
-    }
+    let contents = Contents::of(path).map_err(|error| unreadable(&shown, error))?;
+    readable(&shown, contents.stores())?;
     Ok(contents)
 }
 

@@ -3,14 +3,14 @@
 use std::io;
 use std::path::Path;
 
-use anyhow::{Context as _, anyhow};
 use serde::Serialize;
 
-use super::Failure;
 use super::args::LsArgs;
 use super::output::{self, Printer, human, printable};
+use super::{Failure, readable, unreadable};
 use crate::inspect::find::{self, Found};
 use crate::inspect::list::{Listed, list, tag_at};
+use crate::inspect::root::Root;
 
 /// What crictl writes where there is nothing to write.
 const NONE: &str = "<none>";
@@ -23,14 +23,9 @@ struct Json<'a> {
 /// Runs it.
 pub fn run(args: &LsArgs, printer: &Printer) -> Result<(), Failure> {
     let shown = if args.path == Path::new("-") { "standard input".into() } else { args.path.display().to_string() };
-    let stores = find(&args.path).with_context(|| shown.clone())?;
-    if stores.is_empty() {
-        return Err(Failure::usage(anyhow!(
-            "{shown}: no store in it (expected is a tar of one, its graphroot, or a root directory with \
-             var/lib/containers/storage or usr/lib/containers/storage)"
-        )));
-    }
-    let images = list(&stores).with_context(|| shown.clone())?;
+    let stores = find(&args.path).map_err(|error| unreadable(&shown, error))?;
+    readable(&shown, &stores)?;
+    let images = list(&stores).map_err(|error| unreadable(&shown, error))?;
     for image in images.iter().filter(|image| image.size.is_none()) {
         printer.warn(&format!("{shown}: image {}: a layer or its size is missing, so CRI-O will refuse it", image.id));
     }
@@ -47,7 +42,7 @@ fn find(path: &Path) -> Result<Vec<Found>, find::Error> {
         return find::in_stream(io::stdin().lock());
     }
     if fs_err::metadata(path)?.is_dir() {
-        return find::in_directory(path);
+        return find::in_directory(&Root::open(path)?);
     }
     find::in_tar(fs_err::File::open(path)?.into_file())
 }

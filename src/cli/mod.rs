@@ -32,6 +32,7 @@ use args::Command;
 use output::Printer;
 
 use crate::confine::{Needs, confine};
+use crate::inspect::find::{self, Found};
 use crate::mount::{control, keeper};
 
 /// How a command ends.
@@ -64,6 +65,31 @@ impl Failure {
     fn usage(error: impl Into<anyhow::Error>) -> Self {
         Self { exit: Exit::Usage, error: error.into() }
     }
+}
+
+/// Reports that the input `shown` cannot be read, or has no store: exit code 2 in all commands that look into one.
+fn unreadable(shown: &str, error: impl Into<anyhow::Error>) -> Failure {
+    let error = error.into();
+    let cause = |error: &anyhow::Error| match error.downcast_ref::<find::Error>() {
+        Some(find::Error::Io(error)) => Some(error.kind()),
+        _ => None,
+    };
+    let is_denied = cause(&error) == Some(ErrorKind::PermissionDenied);
+    let hint = match (is_denied, rustix::process::geteuid().is_root(), find::rootless_owner(Path::new(shown))) {
+        (false, ..) | (_, true, _) => "",
+        (.., Ok(Some(_))) => " (run this in podman unshare)",
+        _ => " (run this as root)",
+    };
+    Failure::usage(anyhow::anyhow!("{shown}: {error}{hint}"))
+}
+
+/// Returns `stores` of the input `shown`, if there are some, and each record of theirs can be read.
+fn readable<'a>(shown: &str, stores: &'a [Found]) -> Result<&'a [Found], Failure> {
+    if stores.is_empty() {
+        return Err(unreadable(shown, find::Error::NoStore));
+    }
+    find::all_readable(stores).map_err(|error| unreadable(shown, error))?;
+    Ok(stores)
 }
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {

@@ -1,16 +1,13 @@
 //! `prepull verify`.
 
 use std::fmt::Write as _;
-use std::io::ErrorKind;
 use std::path::Path;
 
-use anyhow::anyhow;
 use serde_json::json;
 
 use super::args::VerifyArgs;
 use super::output::{self, human, printable};
-use super::{Exit, Failure};
-use crate::inspect::find;
+use super::{Exit, Failure, unreadable};
 use crate::storage::store::{StoreKind, Unpacker};
 use crate::verify::report::{Group, Report};
 use crate::verify::rule::{Fate, Rule, Severity};
@@ -31,18 +28,7 @@ pub fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
         unpacker: args.unpacker.map(Unpacker::from),
         additional: args.store.map(|store| StoreKind::from(store) == StoreKind::Additional),
     };
-    let report = verify(path, &options).map_err(|error| {
-        let denied = matches!(&error, find::Error::Io(error) if error.kind() == ErrorKind::PermissionDenied);
-        let hint = if denied && !rustix::process::geteuid().is_root() { " (run this as root)" } else { "" };
-        // Not a bad store, but no answer.
-        Failure::usage(anyhow!("{shown}: {error}{hint}"))
-    })?;
-    if report.stores.is_empty() && report.is_good() {
-        return Err(Failure::usage(anyhow!(
-            "{shown}: no store in it (expected is a tar of one, its graphroot, or a root directory with \
-             var/lib/containers/storage or usr/lib/containers/storage)"
-        )));
-    }
+    let report = verify(path, &options).map_err(|error| unreadable(&shown, error))?;
     output::data(&if args.json { json(&report)? } else { text(&report, &printable(&shown)) })?;
     let good = report.is_good() && !(args.strict && report.count(Severity::Warning) > 0);
     Ok(if good { Exit::Success } else { Exit::Failure })
@@ -68,13 +54,20 @@ fn text(report: &Report, shown: &str) -> String {
     }
     let (start, crash) = report.fate();
     let (errors, warnings) = (report.count(Severity::Error), report.count(Severity::Warning));
+    let is_empty = !report.stores.is_empty() && report.stores.iter().all(|store| store.images == 0);
     let verdict = match (errors, warnings) {
+        (0, 0) if is_empty => "good: a store without images".to_owned(),
+        (0, _) if is_empty => format!("good, with {}: a store without images", counted(warnings, "warning")),
         (0, 0) => "good: every file is as its image says, and CRI-O keeps the images".to_owned(),
         (0, _) => format!("good, with {}: CRI-O keeps the images", counted(warnings, "warning")),
         _ => {
             let warnings = if warnings == 0 { String::new() } else { format!(" and {}", counted(warnings, "warning")) };
             let crash = if crash == start { String::new() } else { format!("; after a power cut, {}", outcome(crash)) };
-            format!("{}{warnings}: {}{crash}", counted(errors, "error"), outcome(start))
+            // Where the input is not a whole machine, it does not say which stores there are.
+            let mut broken = report.groups().filter(|(_, severity, _)| *severity == Severity::Error);
+            let is_elsewhere = broken.all(|(rule, ..)| matches!(rule, Rule::ImageLayer | Rule::LayerParent));
+            let unless = if is_elsewhere { ", unless an additional store has the layers" } else { "" };
+            format!("{}{warnings}: {}{unless}{crash}", counted(errors, "error"), outcome(start))
         }
     };
     let _ = writeln!(text, "{shown}: {verdict}");

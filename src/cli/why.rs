@@ -3,34 +3,30 @@
 use std::fmt::Write as _;
 use std::io;
 use std::path::Path;
-
-use anyhow::{Context as _, anyhow};
+use std::sync::Arc;
 
 use super::args::WhyArgs;
 use super::output::{self, human, printable};
-use super::{Exit, Failure};
+use super::{Exit, Failure, readable, unreadable};
 use crate::inspect::files::Files;
 use crate::inspect::find::{self, Found};
 use crate::inspect::machine::{MachineConfig, Origin};
+use crate::inspect::root::Root;
 use crate::inspect::why::{self, Fits, FoundBy, Kind, Pinned, Role, StoreInfo, Verdict, Why};
 
 /// Runs it. The answer is on standard output, also when it is that there is no such image.
 pub fn run(args: &WhyArgs) -> Result<Exit, Failure> {
     let shown = if args.path == Path::new("-") { "standard input".into() } else { args.path.display().to_string() };
-    let (mut stores, files) = find(&args.path).with_context(|| shown.clone())?;
-    let config = MachineConfig::read(&files).with_context(|| shown.clone())?;
-    if args.path.is_dir() {
-        find::add_configured(&mut stores, &args.path, &config).with_context(|| shown.clone())?;
+    let input = find(&args.path).map_err(|error| unreadable(&shown, error))?;
+    let Input { mut stores, files, root } = input;
+    let config = MachineConfig::read(&files).map_err(|error| unreadable(&shown, error))?;
+    if let Some(root) = &root {
+        find::add_configured(&mut stores, root, &config).map_err(|error| unreadable(&shown, error))?;
     }
-    if stores.is_empty() {
-        return Err(Failure::usage(anyhow!(
-            "{shown}: no store in it (expected is a tar of one, its graphroot, or a root directory with \
-             var/lib/containers/storage or usr/lib/containers/storage)"
-        )));
-    }
+    readable(&shown, &stores)?;
     let why = why::why(&args.name, &stores, &files, &config).map_err(|error| match error {
         why::Error::Name(_) => Failure::usage(error),
-        error => anyhow::Error::new(error).context(shown.clone()).into(),
+        error => unreadable(&shown, error),
     })?;
     if args.json {
         output::data(&format!("{}\n", serde_json::to_string(&why)?))?;
@@ -44,14 +40,25 @@ pub fn run(args: &WhyArgs) -> Result<Exit, Failure> {
     })
 }
 
-fn find(path: &Path) -> Result<(Vec<Found>, Files), find::Error> {
-    if path == Path::new("-") {
-        return find::in_stream_with_files(io::stdin().lock());
+/// An input: its stores, its small files, and the directory if it is one.
+struct Input {
+    stores: Vec<Found>,
+    files: Files,
+    root: Option<Arc<Root>>,
+}
+
+fn find(path: &Path) -> Result<Input, find::Error> {
+    if path != Path::new("-") && fs_err::metadata(path)?.is_dir() {
+        let root = Arc::new(Root::open(path)?);
+        let files = Files::of_directory(Arc::clone(&root));
+        return Ok(Input { stores: find::in_directory(&root)?, files, root: Some(root) });
     }
-    if fs_err::metadata(path)?.is_dir() {
-        return Ok((find::in_directory(path)?, Files::of_directory(path.to_owned())));
-    }
-    find::in_tar_with_files(fs_err::File::open(path)?.into_file())
+    let (stores, files) = if path == Path::new("-") {
+        find::in_stream_with_files(io::stdin().lock())?
+    } else {
+        find::in_tar_with_files(fs_err::File::open(path)?.into_file())?
+    };
+    Ok(Input { stores, files, root: None })
 }
 
 /// The verdict, and below it the steps.

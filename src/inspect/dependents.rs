@@ -12,6 +12,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
 
@@ -19,6 +20,7 @@ use super::files::{self, Files};
 use super::find::{self, in_directory_at};
 use super::list::{self, ImageRecord, LayerRecord};
 use super::machine::{self, within};
+use super::root::Root;
 use super::stores::Stores;
 
 /// Files about containers, relative to the graphroot (containers/storage `containers.go`: containerLocations).
@@ -79,9 +81,11 @@ impl Dependents {
         let mut dependents = Self { graphroot: Path::new("/").join(within(&stores.graphroot)), ..Self::default() };
         let mut lost: BTreeSet<&str> = gone.iter().map(String::as_str).collect();
         let (mut images, mut layers, mut containers) = (Vec::new(), Vec::new(), Vec::new());
-        let files = Files::of_directory(machine.to_owned());
+        let root = Arc::new(Root::open(machine).map_err(find::Error::Io)?);
+        let files = Files::of_directory(Arc::clone(&root));
         for place in &own {
-            for found in in_directory_at(machine, place)?.into_iter().filter(|found| found.driver == stores.driver) {
+            for found in in_directory_at(&root, place)?.into_iter().filter(|found| found.driver == stores.driver) {
+                find::all_readable(std::slice::from_ref(&found))?;
                 layers.extend(list::parse::<LayerRecord>(&found, &found.layers, "layers/layers.json")?);
                 images.extend(list::parse::<ImageRecord>(&found, &found.images, "images/images.json")?);
                 let read = |file: String| files.read(&format!("{place}/{}-{file}", found.driver));
@@ -99,7 +103,7 @@ impl Dependents {
             if lost.is_empty() || images.is_empty() && containers.is_empty() {
                 break;
             }
-            for found in in_directory_at(machine, &place)?.into_iter().filter(|found| found.driver == stores.driver) {
+            for found in in_directory_at(&root, &place)?.into_iter().filter(|found| found.driver == stores.driver) {
                 for layer in list::parse::<LayerRecord>(&found, &found.layers, "layers/layers.json")? {
                     lost.remove(layer.id.as_str());
                 }

@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::contents::{Contents, Files, Inode, InodeKind, join};
+use super::contents::{Contents, Files, Inode, InodeKind, is_machine_label, join};
 use super::list::{self, Listed, Parents, list};
 use super::merged::{Merged, Seen};
 use crate::entry::{Device, Xattr};
@@ -361,8 +361,10 @@ impl Compare<'_> {
         if (a.inode.uid, a.inode.gid) != (b.inode.uid, b.inode.gid) {
             what.push(format!("owner {}:{} -> {}:{}", a.inode.uid, a.inode.gid, b.inode.uid, b.inode.gid));
         }
-        // What steers the overlay has done so already, and containers do not see it.
-        let seen = |(name, _): &&Xattr| a.layer == b.layer || !name.starts_with(b"trusted.overlay.");
+        // Containers do not see what steers the overlay, and labels are the machine's, not the image's.
+        let seen = |(name, _): &&Xattr| {
+            !is_machine_label(name) && (a.layer == b.layer || !name.starts_with(b"trusted.overlay."))
+        };
         if !a.inode.xattrs.iter().filter(seen).eq(b.inode.xattrs.iter().filter(seen)) {
             what.push("extended attributes".to_owned());
         }

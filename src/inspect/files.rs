@@ -4,11 +4,13 @@
 //! asked later. No path leaves the directory: a link of its owner's is followed as the machine would follow it.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read as _};
-use std::path::PathBuf;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
+
+use super::root::{Root, names};
 
 /// The largest file that is kept, in bytes: registry configs of images have a limit of 4 MiB, configuration is far smaller.
 pub const FILE_MAX: u64 = 4 << 20;
@@ -46,7 +48,7 @@ pub struct Files(Source);
 #[derive(Debug)]
 enum Source {
     Tar(Kept),
-    Directory(PathBuf),
+    Directory(Arc<Root>),
 }
 
 /// What is kept of a tar while it goes by.
@@ -176,8 +178,19 @@ impl Files {
 
     /// Those of a directory.
     #[must_use]
-    pub fn of_directory(directory: PathBuf) -> Self {
-        Self(Source::Directory(directory))
+    pub fn of_directory(root: Arc<Root>) -> Self {
+        Self(Source::Directory(root))
+    }
+
+    /// Those of the directory at `path`.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn of_path(path: &Path) -> Result<Self, Error> {
+        match Root::open(path) {
+            Ok(root) => Ok(Self::of_directory(Arc::new(root))),
+            Err(error) => Err(Error::Io(path.display().to_string(), error)),
+        }
     }
 
     /// The content of a file; nothing if there is none at `path`, or it is no file.
@@ -187,19 +200,11 @@ impl Files {
     pub fn read(&self, path: &str) -> Result<Option<Vec<u8>>, Error> {
         match &self.0 {
             Source::Tar(kept) => kept.get(path),
-            Source::Directory(root) => {
-                let failed = |error| Error::Io(path.to_owned(), error);
-                let Some(file) = open(root, path).map_err(failed)? else { return Ok(None) };
-                if !file.metadata().map_err(failed)?.is_file() {
-                    return Ok(None);
-                }
-                let mut bytes = Vec::new();
-                file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
-                if bytes.len() as u64 > FILE_MAX {
-                    return Err(Error::Size(path.to_owned()));
-                }
-                Ok(Some(bytes))
-            }
+            Source::Directory(root) => match root.read(path.as_bytes(), FILE_MAX) {
+                Ok(content) => Ok(content.ok()),
+                Err(error) if error.kind() == io::ErrorKind::FileTooLarge => Err(Error::Size(path.to_owned())),
+                Err(error) => Err(Error::Io(path.to_owned(), error)),
+            },
         }
     }
 
@@ -225,26 +230,21 @@ impl Files {
     }
 }
 
-fn walk(root: &std::path::Path, directory: &str, depth: usize, out: &mut Vec<String>) -> Result<(), Error> {
+fn walk(root: &Root, directory: &str, depth: usize, out: &mut Vec<String>) -> Result<(), Error> {
     let failed = |error| Error::Io(directory.to_owned(), error);
-    let Some(file) = open(root, directory).map_err(failed)? else { return Ok(()) };
-    if depth > DEPTH_MAX || !file.metadata().map_err(failed)?.is_dir() {
+    let Some(opened) = root.directory(directory.as_bytes()).map_err(failed)? else { return Ok(()) };
+    if depth > DEPTH_MAX {
         return Ok(());
     }
-    let mut names = Vec::new();
-    for entry in rustix::fs::Dir::read_from(&file).map_err(|error| failed(error.into()))? {
-        let entry = entry.map_err(|error| failed(error.into()))?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if !matches!(&*name, "." | "..") {
-            names.push((name, entry.file_type().is_dir()));
-        }
-        if names.len() > FILES_MAX {
-            return Err(Error::Count);
-        }
+    let mut names = names(&opened).map_err(failed)?;
+    if names.len() > FILES_MAX {
+        return Err(Error::Count);
     }
     names.sort();
-    for (name, is_directory) in names {
-        let path = format!("{directory}/{name}");
+    for name in names {
+        let stat = rustix::fs::statat(&opened, &name[..], rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
+        let is_directory = stat.is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir());
+        let path = format!("{directory}/{}", String::from_utf8_lossy(&name));
         if is_directory {
             walk(root, &path, depth + 1, out)?;
         } else {
@@ -252,35 +252,6 @@ fn walk(root: &std::path::Path, directory: &str, depth: usize, out: &mut Vec<Str
         }
     }
     Ok(())
-}
-
-/// Opens `path` as a machine with `root` as its `/` would.
-fn open(root: &std::path::Path, path: &str) -> io::Result<Option<std::fs::File>> {
-    let directory = fs_err::File::open(root)?.into_file();
-    // Without O_NONBLOCK, a named pipe would be waited for.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let opened = rustix::fs::openat2(&directory, path, flags, Mode::empty(), ResolveFlags::IN_ROOT);
-    match opened {
-        Ok(file) => Ok(Some(file.into())),
-        // Before Linux 5.6, or where a container's filter forbids what it does not know.
-        Err(Errno::NOSYS | Errno::PERM) => open_without_links(&directory, path),
-        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// As [`open`], but a link on the way is an error.
-fn open_without_links(root: &std::fs::File, path: &str) -> io::Result<Option<std::fs::File>> {
-    let mut file = root.try_clone()?;
-    for part in path.split('/').filter(|part| !matches!(*part, "" | "." | "..")) {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW;
-        file = match rustix::fs::openat(&file, part, flags, Mode::empty()) {
-            Ok(next) => next.into(),
-            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-    }
-    Ok(Some(file))
 }
 
 #[cfg(test)]
@@ -351,11 +322,7 @@ mod tests {
         fs_err::write(scratch.path().join("outside"), "secret").unwrap();
         std::os::unix::fs::symlink("../outside", root.join("leak")).unwrap();
         std::os::unix::fs::symlink("/etc/crio/crio.conf.d/a", root.join("inside")).unwrap();
-        let plain = fs_err::File::open(&root).unwrap().into_file();
-        assert!(open_without_links(&plain, "etc/crio/crio.conf.d/a").unwrap().is_some());
-        assert!(open_without_links(&plain, "etc/crio/none").unwrap().is_none());
-        assert!(open_without_links(&plain, "leak").is_err() && open_without_links(&plain, "inside").is_err());
-        let files = Files::of_directory(root);
+        let files = Files::of_directory(Arc::new(Root::open(&root).unwrap()));
         let directory = "etc/crio/crio.conf.d";
         let expected = ["a", "b/z", "c"].map(|name| format!("{directory}/{name}"));
         assert_eq!(files.below(directory).unwrap(), expected);

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek as _, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::files::{self, Files, Keep, Kept};
 use super::input::{Patient, compression_of, plain_stream};
 use super::machine::{MachineConfig, within};
+use super::root::{Opened, Root, names};
 use crate::compression::Compression;
 use crate::layer::tar::{TarError, TarReader};
 
@@ -30,12 +31,27 @@ pub enum Error {
     /// Reading failed; the text names the file.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// The tar is no good.
-    #[error(transparent)]
-    Tar(TarError),
-    /// A file in the tar is sparse, as GNU tar's `--sparse` makes them: no busybox unpacks it.
+    /// The tar is damaged, or is not a tar. True if entries of a store came before the damage.
+    #[error("{0}")]
+    Tar(TarError, bool),
+    /// A file in the tar is sparse, as GNU tar's `--sparse` makes them: no busybox unpacks it. True as in [`Self::Tar`].
     #[error("has sparse files (make the tar without --sparse)")]
-    Sparse,
+    Sparse(bool),
+    /// No store at all.
+    #[error(
+        "no store in it (expected is a tar of one, its graphroot, or a root directory with var/lib/containers/storage or \
+         usr/lib/containers/storage)"
+    )]
+    NoStore,
+    /// The store of a user's podman, seen from outside its user namespace: owners are not those of the images.
+    #[error(
+        "a rootless store of user {0}, whose files have other owners outside its user namespace (run as that user: \
+         podman unshare prepull {1} ...)"
+    )]
+    Rootless(u32, &'static str),
+    /// A record that is not a regular file, or a link that leads to none within the input.
+    #[error("{0} is not a regular file in it")]
+    NotRegular(String),
     /// More than [`RECORDS_MAX`].
     #[error("{0} has more than {max} MiB", max = RECORDS_MAX >> 20)]
     Size(String),
@@ -60,14 +76,25 @@ impl From<TarError> for Error {
     fn from(error: TarError) -> Self {
         match error {
             TarError::Io(error) => Self::Io(error),
-            TarError::Sparse => Self::Sparse,
-            error => Self::Tar(error),
+            TarError::Sparse => Self::Sparse(false),
+            error => Self::Tar(error, false),
+        }
+    }
+}
+
+impl Error {
+    /// Adds that entries of a store came before.
+    pub(super) fn after_store(self, has_store: bool) -> Self {
+        match self {
+            Self::Tar(error, _) => Self::Tar(error, has_store),
+            Self::Sparse(_) => Self::Sparse(has_store),
+            error => error,
         }
     }
 }
 
 /// The records of one store as they are written.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
     /// Its graphroot within the input; empty when the input is the graphroot itself.
     pub graphroot: String,
@@ -77,6 +104,35 @@ pub struct Found {
     pub images: Vec<u8>,
     /// layers.json, or nothing.
     pub layers: Vec<u8>,
+    /// Paths in the input of those of the two that are present but cannot be read, since they are not regular files.
+    pub unreadable: Vec<String>,
+}
+
+impl Found {
+    /// Sets the content of `path`, which is images.json or layers.json; `None`: it is not a regular file.
+    fn set(&mut self, kind: &Kind, path: &str, content: Option<Vec<u8>>) {
+        self.unreadable.retain(|other| other != path);
+        let is_regular = content.is_some();
+        match kind {
+            Kind::Images => self.images = content.unwrap_or_default(),
+            Kind::Layers => self.layers = content.unwrap_or_default(),
+            Kind::Lock => return,
+        }
+        if !is_regular {
+            self.unreadable.push(path.to_owned());
+        }
+    }
+}
+
+/// Fails if a record of `stores` cannot be read: what a list of their images would leave out is not known.
+///
+/// # Errors
+/// [`Error::NotRegular`].
+pub fn all_readable(stores: &[Found]) -> Result<(), Error> {
+    match stores.iter().flat_map(|found| &found.unreadable).next() {
+        Some(path) => Err(Error::NotRegular(path.clone())),
+        None => Ok(()),
+    }
 }
 
 type Stores = BTreeMap<(String, String), Found>;
@@ -119,7 +175,8 @@ fn tar(mut file: File, kept: Option<&mut Kept>) -> Result<Vec<Found>, Error> {
             let mut reader = TarReader::new(BufReader::with_capacity(BUFFER, Patient(file)));
             let found = scan(&mut reader, kept, TarReader::seek_over_content)?;
             if reader.offset() > length {
-                return Err(TarError::Truncated { offset: length, what: "a file's content" }.into());
+                let error = TarError::Truncated { offset: length, what: "a file's content" };
+                return Err(Error::Tar(error, !found.is_empty()));
             }
             return Ok(found);
         }
@@ -139,36 +196,49 @@ fn stream(stream: impl Read, kept: Option<&mut Kept>) -> Result<Vec<Found>, Erro
     let plain = plain_stream(stream)?;
     let mut reader = TarReader::new(plain);
     let found = scan(&mut reader, kept, TarReader::skip_content)?;
-    // Whoever writes into a pipe would be killed in the middle of the padding.
-    reader.drain(|_| Ok::<_, Error>(()))?;
+    // A writer into a pipe would be killed in the middle of the padding.
+    reader.drain(|_| Ok::<_, Error>(())).map_err(|error| error.after_store(!found.is_empty()))?;
     Ok(found)
 }
 
 fn scan<R: BufRead>(
     reader: &mut TarReader<R>,
-    mut kept: Option<&mut Kept>,
+    kept: Option<&mut Kept>,
     skip: impl Fn(&mut TarReader<R>) -> Result<(), TarError>,
 ) -> Result<Vec<Found>, Error> {
-    let mut stores = Stores::new();
+    let (mut stores, mut has_store) = (Stores::new(), false);
+    match entries(reader, kept, skip, &mut stores, &mut has_store) {
+        Ok(()) => Ok(without_nested(stores)),
+        Err(error) => Err(error.after_store(has_store)),
+    }
+}
+
+/// Reads all entries. `has_store` says whether some of a store have been among them.
+fn entries<R: BufRead>(
+    reader: &mut TarReader<R>,
+    mut kept: Option<&mut Kept>,
+    skip: impl Fn(&mut TarReader<R>) -> Result<(), TarError>,
+    stores: &mut Stores,
+    has_store: &mut bool,
+) -> Result<(), Error> {
     let mut all_sizes = 0;
     loop {
         reader.clear_raw();
-        let Some(header) = reader.next_header()? else { break };
-        if let (b'0', Some(record)) = (header.typeflag, Record::of(&header.name)) {
-            if header.size > RECORDS_MAX {
-                return Err(Error::Size(String::from_utf8_lossy(&header.name).into_owned()));
+        let Some(header) = reader.next_header()? else { return Ok(()) };
+        *has_store |= is_of_store(&header.name);
+        let is_file = header.typeflag == b'0';
+        if let Some(record) = Record::of(&header.name).filter(|record| is_file || record.kind != Kind::Lock) {
+            let path = files::normal(&header.name).unwrap_or_default();
+            if is_file && header.size > RECORDS_MAX {
+                return Err(Error::Size(path));
             }
-            all_sizes += header.size;
+            all_sizes += if is_file { header.size } else { 0 };
             if all_sizes > ALL_RECORDS_MAX {
                 return Err(Error::AllSizes);
             }
-            let found = record.store(&mut stores)?;
             // The last of two is what an unpacker leaves.
-            match record.kind {
-                Kind::Images => found.images = content(reader)?,
-                Kind::Layers => found.layers = content(reader)?,
-                Kind::Lock => {}
-            }
+            let content = if is_file && record.kind != Kind::Lock { Some(content(reader)?) } else { None };
+            record.store(stores)?.set(&record.kind, &path, content);
         } else if let Some(kept) = &mut kept
             && let Keep::Content(path) = kept.entry(header.typeflag, &header.name, &header.link, header.size)?
         {
@@ -176,7 +246,16 @@ fn scan<R: BufRead>(
         }
         skip(reader)?;
     }
-    Ok(without_nested(stores))
+}
+
+/// Returns whether an entry of this name is in a store: a file of its locks and records, or a link of its layers.
+fn is_of_store(name: &[u8]) -> bool {
+    let mut parts = name.rsplit(|&byte| byte == b'/').filter(|part| !part.is_empty()).skip(1);
+    match parts.next() {
+        Some(b"l") => parts.next() == Some(b"overlay"),
+        Some(directory) => [&b"-images"[..], b"-layers", b"-containers"].iter().any(|end| directory.ends_with(end)),
+        None => false,
+    }
 }
 
 fn content<R: BufRead>(reader: &mut TarReader<R>) -> Result<Vec<u8>, TarError> {
@@ -233,8 +312,7 @@ impl Record {
         Ok(stores.entry(key).or_insert_with(|| Found {
             graphroot: self.graphroot.clone(),
             driver: self.driver.clone(),
-            images: Vec::new(),
-            layers: Vec::new(),
+            ..Found::default()
         }))
     }
 }
@@ -249,26 +327,63 @@ fn without_nested(stores: Stores) -> Vec<Found> {
     stores.into_values().filter(|found| !nested(found)).collect()
 }
 
-/// The stores in `directory`: it is a graphroot, or a root with stores at the usual places.
+/// The stores in the directory `root`: it is a graphroot, or a root with stores at the usual places.
 ///
 /// # Errors
 /// When a record cannot be read, or is too large.
-pub fn in_directory(directory: &Path) -> Result<Vec<Found>, Error> {
-    let mut all = drivers(directory, "")?;
+pub fn in_directory(root: &Root) -> Result<Vec<Found>, Error> {
+    let mut all = drivers(root, "")?;
     if all.is_empty() {
         for place in PLACES {
-            all.extend(drivers(directory, place)?);
+            all.extend(drivers(root, place)?);
         }
     }
     Ok(all)
 }
 
-/// The stores whose graphroot is `place` within `directory`: where its storage.conf says that one is.
+/// The stores whose graphroot is `place` within the directory `root`.
 ///
 /// # Errors
 /// As [`in_directory`].
-pub fn in_directory_at(directory: &Path, place: &str) -> Result<Vec<Found>, Error> {
-    drivers(directory, place)
+pub fn in_directory_at(root: &Root, place: &str) -> Result<Vec<Found>, Error> {
+    drivers(root, place)
+}
+
+/// Fails if `path` is a directory with a store that belongs to a user, as rootless podman has one, unless this process is in
+/// that store's user namespace, where the user is root. `command` is the one to run there.
+///
+/// # Errors
+/// [`Error::Rootless`], and when the directory cannot be read.
+pub fn refuse_rootless(path: &Path, command: &'static str) -> Result<(), Error> {
+    match rootless_owner(path)? {
+        Some(uid) => Err(Error::Rootless(uid, command)),
+        None => Ok(()),
+    }
+}
+
+/// Returns the owner of the store in the directory `path` if it is not root, and has all of the store's directories.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn rootless_owner(path: &Path) -> Result<Option<u32>, Error> {
+    if path == Path::new("-") || !fs_err::metadata(path)?.is_dir() {
+        return Ok(None);
+    }
+    let root = Root::open(path)?;
+    for found in in_directory(&root)? {
+        let owner = |name: &str| {
+            let stat = root.stat([found.graphroot.as_str(), name].join("/").trim_start_matches('/').as_bytes());
+            stat.ok().flatten().map(|stat| stat.st_uid)
+        };
+        let owners = ["", &found.driver, &format!("{}-images", found.driver)].map(owner);
+        if let [Some(uid), others @ ..] = owners
+            && uid != 0
+            && others.iter().flatten().all(|other| *other == uid)
+        {
+            return Ok(Some(uid));
+        }
+    }
+    Ok(None)
 }
 
 /// Adds the stores that a machine's own configuration names: a tar is searched as a whole, a directory only where stores
@@ -276,7 +391,7 @@ pub fn in_directory_at(directory: &Path, place: &str) -> Result<Vec<Found>, Erro
 ///
 /// # Errors
 /// As [`in_directory`].
-pub fn add_configured(stores: &mut Vec<Found>, root: &Path, config: &MachineConfig) -> Result<(), Error> {
+pub fn add_configured(stores: &mut Vec<Found>, root: &Root, config: &MachineConfig) -> Result<(), Error> {
     let places = config.graphroot.iter().chain(&config.image_store).chain(&config.additional);
     for place in places.map(|set| within(&set.value)) {
         let known = place.is_empty() || place.split('/').any(|part| part == "..");
@@ -287,42 +402,42 @@ pub fn add_configured(stores: &mut Vec<Found>, root: &Path, config: &MachineConf
     Ok(())
 }
 
-fn drivers(root: &Path, graphroot: &str) -> Result<Vec<Found>, Error> {
-    let directory: PathBuf = root.join(graphroot);
-    let entries = match fs_err::read_dir(&directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !graphroot.is_empty() => return Ok(Vec::new()),
-        entries => entries?,
+fn drivers(root: &Root, graphroot: &str) -> Result<Vec<Found>, Error> {
+    let below = |path: String| if graphroot.is_empty() { path } else { format!("{graphroot}/{path}") };
+    let failed = |path: &str, error: io::Error| match error.kind() {
+        io::ErrorKind::FileTooLarge => Error::Size(path.to_owned()),
+        kind => Error::Io(io::Error::new(kind, format!("{path}: {error}"))),
     };
-    let mut drivers = Vec::new();
-    for entry in entries {
-        let name = entry?.file_name();
-        drivers.extend(name.to_str().and_then(|name| name.strip_suffix("-images")).map(str::to_owned));
+    let shown = if graphroot.is_empty() { "." } else { graphroot };
+    let Some(directory) = root.directory(graphroot.as_bytes()).map_err(|error| failed(shown, error))? else {
+        return Ok(Vec::new());
+    };
+    let names = names(&directory).map_err(|error| failed(shown, error))?;
+    let names = names.iter().filter_map(|name| std::str::from_utf8(name).ok()?.strip_suffix("-images"));
+    let mut drivers: Vec<&str> = names.filter(|driver| !driver.is_empty()).collect();
+    drivers.sort_unstable();
+    let mut all = Vec::new();
+    for driver in drivers {
+        let mut found = Found { graphroot: graphroot.to_owned(), driver: driver.to_owned(), ..Found::default() };
+        for (kind, file) in [(Kind::Images, "images/images.json"), (Kind::Layers, "layers/layers.json")] {
+            let path = below(format!("{driver}-{file}"));
+            match root.read(path.as_bytes(), RECORDS_MAX).map_err(|error| failed(&path, error))? {
+                Ok(content) => found.set(&kind, &path, Some(content)),
+                // A store that has never had an image has none yet.
+                Err(Opened::Missing) if !is_there(root, &path) => {}
+                Err(_) => found.set(&kind, &path, None),
+            }
+        }
+        all.push(found);
     }
-    drivers.sort();
-    let found = |driver: String| {
-        Ok(Found {
-            graphroot: graphroot.to_owned(),
-            images: record(&directory.join(format!("{driver}-images/images.json")))?,
-            layers: record(&directory.join(format!("{driver}-layers/layers.json")))?,
-            driver,
-        })
-    };
-    drivers.into_iter().filter(|driver| !driver.is_empty()).map(found).collect()
+    Ok(all)
 }
 
-/// A store without images may have no images.json yet.
-fn record(path: &Path) -> Result<Vec<u8>, Error> {
-    match fs_err::metadata(path) {
-        Ok(metadata) if metadata.is_file() => {}
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-        _ => return Ok(Vec::new()),
-    }
-    let mut bytes = Vec::new();
-    fs_err::File::open(path)?.take(RECORDS_MAX + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > RECORDS_MAX {
-        return Err(Error::Size(path.display().to_string()));
-    }
-    Ok(bytes)
+/// Returns whether `path`, which leads to nothing, is a link that should.
+fn is_there(root: &Root, path: &str) -> bool {
+    let (directory, name) = path.rsplit_once('/').unwrap_or((".", path));
+    let Ok(Some(directory)) = root.directory(directory.as_bytes()) else { return false };
+    rustix::fs::statat(directory, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).is_ok()
 }
 
 #[cfg(test)]
@@ -392,7 +507,7 @@ mod tests {
             let error = in_stream(magic).unwrap_err();
             assert!(matches!(&error, Error::Io(error) if error.to_string().contains(name)), "{error}");
         }
-        assert!(matches!(in_stream(&[b'x'; 1024][..]), Err(Error::Tar(_))));
+        assert!(matches!(in_stream(&[b'x'; 1024][..]), Err(Error::Tar(_, false))));
         let record = |number: u64| {
             let mut header = tar::Header::new_gnu();
             header.set_path(format!("{number}/o-images/images.json")).unwrap();
@@ -436,6 +551,6 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&bytes[..100_000]).unwrap();
         file.rewind().unwrap();
-        assert!(matches!(in_tar(file), Err(Error::Tar(TarError::Truncated { .. }))));
+        assert!(matches!(in_tar(file), Err(Error::Tar(TarError::Truncated { .. }, true))));
     }
 }

@@ -222,7 +222,7 @@ mod tests {
 
     fn store(images: &str, layers: &str) -> Found {
         let (images, layers) = (images.as_bytes().to_vec(), layers.as_bytes().to_vec());
-        Found { graphroot: "s".into(), driver: "overlay".into(), images, layers }
+        Found { graphroot: "s".into(), driver: "overlay".into(), images, layers, ..Found::default() }
     }
 
     #[test]

@@ -9,5 +9,6 @@ pub mod input;
 pub mod list;
 pub mod machine;
 pub mod merged;
+pub mod root;
 pub mod stores;
 pub mod why;

@@ -89,7 +89,7 @@ impl Stores {
     /// # Errors
     /// When a configuration file cannot be read or parsed.
     pub fn of(machine: &Path, user: &User<'_>) -> Result<Self, Error> {
-        let files = Files::of_directory(machine.to_owned());
+        let files = Files::of_path(machine)?;
         let Some(id) = user.rootless() else {
             let config = match user.text(STORAGE_CONF) {
                 Some(path) => MachineConfig::read_with_storage(&files, Some(&path))?,

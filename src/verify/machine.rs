@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use super::is_made_by_prepull;
 use super::report::{Finding, Report};
 use super::rule::Rule;
 use crate::inspect::contents::Contents;
-use crate::inspect::list::list;
+use crate::inspect::list::{Listed, list};
 use crate::inspect::machine::{Error, MachineConfig, within};
 use crate::inspect::why::fits;
 use crate::json::Document;
@@ -112,7 +113,12 @@ fn crio(contents: &Contents, config: &MachineConfig, add: &mut impl FnMut(Rule, 
     let is_pinned = |name: &String| {
         exact.contains(&name.to_lowercase()) || globs.iter().any(|pattern| fits(pattern, name).is_some())
     };
-    for image in images.iter().filter(|image| !image.repo_tags.is_empty()) {
+    // On a machine, CRI-O pulls images for pods, which the kubelet may remove when none uses them any more.
+    let is_judged = |image: &Listed| {
+        let is_own = |top: &String| is_made_by_prepull(contents, &image.store, top);
+        contents.is_tar() || image.top.as_ref().is_some_and(is_own)
+    };
+    for image in images.iter().filter(|image| !image.repo_tags.is_empty() && is_judged(image)) {
         if !image.repo_tags.iter().any(is_pinned) {
             let what = format!("pinned_images does not have {}", image.repo_tags.join(" or "));
             let place = pinned.first().map_or_else(|| "etc/crio".to_owned(), |set| set.origin.file.clone());

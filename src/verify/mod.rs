@@ -31,9 +31,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::digest::Digest;
 use crate::image::LAYERS_MAX;
-use crate::inspect::contents::Contents;
+use crate::inspect::contents::{Contents, join};
 use crate::inspect::find::{self, Found};
 use crate::layer::tar::TarError;
+use crate::storage::link_name;
 use crate::storage::store::Unpacker;
 use crate::threads;
 use records::{ImageRecord, LayerRecord};
@@ -44,6 +45,9 @@ use rule::{Rule, Severity};
 /// The most entries that the tar-splits of one store may give, beyond twice as many as there are files: two million, as one layer
 /// may have. Each takes some 300 bytes of memory, and a few bytes of gzip can ask for one.
 const ENTRIES_SPARE: u64 = 2_000_000;
+
+/// Maximum size of the file `link` of a layer, in bytes: a name has 26.
+const LINK_MAX: u64 = 64;
 
 /// What is known beside the store.
 #[derive(Debug, Clone, Copy, Default)]
@@ -57,22 +61,28 @@ pub struct Options {
 /// Verifies all stores in the tar or directory at `path` (`-`: standard input).
 ///
 /// # Errors
-/// When `path` cannot be read. A damaged store is no error: the report says so. A report without stores: there is none.
+/// When `path` cannot be read, or has no store. A damaged store is not an error: the report says so. The report about a tar that
+/// is damaged before its records has no store.
 pub fn verify(path: &Path, options: &Options) -> Result<Report, find::Error> {
     let mut report = Report::default();
     let damaged = |error: &dyn std::fmt::Display| Finding { place: "the tar".to_owned(), what: error.to_string() };
+    find::refuse_rootless(path, "verify")?;
     let contents = match Contents::of(path) {
         Ok(contents) => contents,
-        Err(find::Error::Tar(error @ (TarError::Header { .. } | TarError::Truncated { .. }))) => {
+        // What has nothing of a store is not a damaged store.
+        Err(find::Error::Tar(error @ (TarError::Header { .. } | TarError::Truncated { .. }), true)) => {
             report.add(Rule::TarDamaged, Severity::Error, true, damaged(&error));
             return Ok(report);
         }
-        Err(error @ find::Error::Sparse) => {
+        Err(error @ find::Error::Sparse(true)) => {
             report.add(Rule::TarSparse, Severity::Error, true, damaged(&error));
             return Ok(report);
         }
         Err(error) => return Err(error),
     };
+    if contents.stores().is_empty() {
+        return Err(find::Error::NoStore);
+    }
     let unpacker = options.unpacker.unwrap_or_else(|| unpacker::made_for(&contents));
     let checked = contents.stores().iter().any(|found| !is_additional(&contents, found, options));
     input::judge(&contents, unpacker, checked, &mut report);
@@ -102,6 +112,8 @@ struct Judge<'a> {
     blind: bool,
     /// Layers of containers: they change, and no image has them.
     containers: BTreeSet<String>,
+    /// Files about containers that cannot be read.
+    unreadable: Vec<records::Unreadable>,
     /// Size and digest of files beside the layers, by the numbers of their inodes.
     digests: HashMap<u32, (u64, Digest)>,
     report: Report,
@@ -110,6 +122,7 @@ struct Judge<'a> {
 impl<'a> Judge<'a> {
     fn new(contents: &'a Contents, store: usize, options: &Options, unpacker: Unpacker) -> Self {
         let found = &contents.stores()[store];
+        let (containers, unreadable) = records::layers_of_containers(contents, &found.graphroot);
         Self {
             contents,
             store,
@@ -117,7 +130,8 @@ impl<'a> Judge<'a> {
             additional: is_additional(contents, found, options),
             unpacker,
             blind: !contents.is_tar() && !rustix::process::geteuid().is_root(),
-            containers: records::layers_of_containers(contents, &found.graphroot),
+            containers,
+            unreadable,
             digests: HashMap::new(),
             report: Report::default(),
         }
@@ -164,6 +178,7 @@ impl<'a> Judge<'a> {
         self.layer_records(&records, &layers);
         self.skeletons(&records, &layers);
         self.store_files();
+        self.runtime_records();
         let replayed = self.replay_all(&records);
         for (record, layer) in records.iter().zip(&replayed) {
             if let Some(layer) = layer {
@@ -183,6 +198,16 @@ impl<'a> Judge<'a> {
         summary
     }
 
+    /// Reports files about containers that cannot be read. An additional store has no containers.
+    fn runtime_records(&mut self) {
+        for records::Unreadable { file, why } in std::mem::take(&mut self.unreadable) {
+            let rule = if file == records::VOLATILE_LAYERS { Rule::VolatileLayers } else { Rule::ContainersJson };
+            if !(self.additional && rule == Rule::ContainersJson) {
+                self.add(rule, self.below(file), why);
+            }
+        }
+    }
+
     /// The layers of the other stores: an image may have some of them (containers/storage `store.go`, `putLayer`).
     fn foreign_layers(&self) -> Vec<LayerRecord> {
         let others = self
@@ -197,12 +222,25 @@ impl<'a> Judge<'a> {
         parsed.flatten().collect()
     }
 
+    /// Returns whether the record at `place` is not a regular file, which is then reported.
+    fn is_unreadable(&mut self, place: &str) -> bool {
+        let is_unreadable = self.found.unreadable.iter().any(|path| path == place);
+        if is_unreadable {
+            self.add(Rule::StoreType, place.to_owned(), "is not a regular file in it".to_owned());
+        }
+        is_unreadable
+    }
+
     fn image_records(&mut self) -> Vec<ImageRecord> {
         let place = self.records("images/images.json");
+        if self.is_unreadable(&place) {
+            return Vec::new();
+        }
         match records::parse(&self.found.images, |image: &ImageRecord| image.created.as_deref()) {
             Ok(Some(images)) if !images.is_empty() => return images,
-            // As `rm` and podman leave a store without images.
-            Ok(Some(_)) if self.image_directories().is_empty() => {}
+            // CRI-O and podman write no images.json before their first image (containers/storage `images.go`, `load`, takes a
+            // missing or empty file for no images), and `rm` leaves an empty list.
+            Ok(_) if self.image_directories().is_empty() => {}
             Ok(_) => self.add(Rule::ImagesJson, place, "is missing or empty".to_owned()),
             Err(error) => self.add(Rule::ImagesJsonSyntax, place, error),
         }
@@ -212,6 +250,9 @@ impl<'a> Judge<'a> {
     /// `needed`: an image has layers. Where none has, containers/storage writes no such file.
     fn layer_records_or_none(&mut self, needed: bool) -> Vec<LayerRecord> {
         let place = self.records("layers/layers.json");
+        if self.is_unreadable(&place) {
+            return Vec::new();
+        }
         match records::parse(&self.found.layers, |layer: &LayerRecord| layer.created.as_deref()) {
             Ok(Some(layers)) => return layers,
             Ok(None) if needed => self.add(Rule::LayersJson, place, "is missing or empty".to_owned()),
@@ -243,7 +284,9 @@ impl<'a> Judge<'a> {
             let report = Report::default();
             let containers = BTreeSet::new();
             let digests = HashMap::new();
-            let mut judge = Judge { contents, store, found, additional, unpacker, blind, containers, digests, report };
+            let unreadable = Vec::new();
+            let mut judge =
+                Judge { contents, store, found, additional, unpacker, blind, containers, unreadable, digests, report };
             let replayed = judge.replay(record, files, &spare);
             let mut results = results.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             results.0[number] = replayed;
@@ -264,6 +307,14 @@ impl<'a> Judge<'a> {
         }
         all
     }
+}
+
+/// Returns whether prepull made the layer `id` of the store at `graphroot`: it derives the short link from the id, where
+/// containers/storage draws it at random.
+fn is_made_by_prepull(contents: &Contents, graphroot: &str, id: &str) -> bool {
+    let path = join(graphroot.as_bytes(), format!("overlay/{id}/link").as_bytes());
+    let link = contents.small(&path, LINK_MAX).ok().flatten();
+    Digest::from_hex(id).is_ok_and(|id| link.as_deref() == Some(link_name(&id).as_bytes()))
 }
 
 /// The text of a small file outside of layers' trees; `None` when it is not there or too large.
@@ -329,6 +380,12 @@ impl<'a> Layers<'a> {
             next = record.parent();
         };
         (chain, end)
+    }
+
+    /// Returns whether the image with the layer `top` has a layer that its table of contents identifies: the image's id is then
+    /// not its config's digest (containers/image `storage/storage_dest.go`, `computeID`).
+    fn is_on_partial(&self, top: Option<&str>) -> bool {
+        self.chain(top).0.iter().any(|layer| layer.is_partial())
     }
 
     fn is_used(&self, id: &str) -> bool {

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::image::is_rfc3339;
-use crate::inspect::contents::{Contents, join};
+use crate::go_types::is_time;
+use crate::inspect::contents::{Contents, InodeKind, join};
 use crate::inspect::find::RECORDS_MAX;
 
 /// An image.
@@ -79,29 +79,96 @@ impl LayerRecord {
         self.flags.as_ref().and_then(|flags| flags.get("incomplete")) == Some(&serde_json::Value::Bool(true))
     }
 
-    /// Known by its table of contents, not by its diffID.
-    pub fn is_partial(&self) -> bool {
+    /// Returns whether it was pulled by a table of contents (zstd:chunked, eStargz), of which only the needed files are fetched.
+    pub fn has_toc(&self) -> bool {
         self.toc_digest.as_deref().is_some_and(|digest| !digest.is_empty())
+    }
+
+    /// Returns whether its table of contents identifies it, since its diffID is not known.
+    pub fn is_partial(&self) -> bool {
+        self.has_toc() && self.diff_digest().is_none()
     }
 }
 
-/// Files about containers, below the graphroot, and the key that has the layer's id (containers/storage `containers.go`, `layers.go`).
-const OF_CONTAINERS: [(&str, &str); 3] = [
-    ("overlay-containers/containers.json", "layer"),
-    ("overlay-containers/volatile-containers.json", "layer"),
-    ("overlay-layers/volatile-layers.json", "id"),
-];
+/// A container.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+struct ContainerRecord {
+    layer: Option<String>,
+    created: Option<String>,
+    // Of these only the type matters.
+    id: Option<String>,
+    names: Option<Vec<String>>,
+    image: Option<String>,
+    metadata: Option<String>,
+    big_data_names: Option<Vec<String>>,
+    big_data_sizes: Option<BTreeMap<String, i64>>,
+    big_data_digests: Option<BTreeMap<String, String>>,
+    flags: Option<BTreeMap<String, serde_json::Value>>,
+    uidmap: Option<Vec<IdMap>>,
+    gidmap: Option<Vec<IdMap>>,
+}
 
-/// The layers that containers write to. What cannot be read gives none.
-pub(super) fn layers_of_containers(contents: &Contents, graphroot: &str) -> BTreeSet<String> {
-    let mut layers = BTreeSet::new();
-    for (file, key) in OF_CONTAINERS {
-        let path = join(graphroot.as_bytes(), file.as_bytes());
-        let bytes = contents.small(&path, RECORDS_MAX).ok().flatten().unwrap_or_default();
-        let records: Vec<serde_json::Value> = serde_json::from_slice(&bytes).unwrap_or_default();
-        layers.extend(records.iter().filter_map(|record| record.get(key)?.as_str().map(str::to_owned)));
+/// A range of ids in a user namespace (containers/storage `pkg/idtools/idtools.go`, `IDMap`).
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct IdMap {
+    container_id: Option<i64>,
+    host_id: Option<i64>,
+    size: Option<i64>,
+}
+
+/// Files about containers, below the graphroot (containers/storage `containers.go`, `newContainerStore`; `layers.go`,
+/// `newLayerStore`).
+const OF_CONTAINERS: [&str; 2] = ["overlay-containers/containers.json", "overlay-containers/volatile-containers.json"];
+/// Layers of containers, which a machine without an orderly shutdown forgets.
+pub(super) const VOLATILE_LAYERS: &str = "overlay-layers/volatile-layers.json";
+
+/// A file about containers that containers/storage cannot read.
+#[derive(Debug)]
+pub(super) struct Unreadable {
+    /// Its path below the graphroot.
+    pub file: &'static str,
+    /// The reason.
+    pub why: String,
+}
+
+/// Reads the layers that containers write to, and the files about containers that cannot be read.
+pub(super) fn layers_of_containers(contents: &Contents, graphroot: &str) -> (BTreeSet<String>, Vec<Unreadable>) {
+    let (mut layers, mut unreadable) = (BTreeSet::new(), Vec::new());
+    for file in OF_CONTAINERS {
+        let records = read(contents, graphroot, file, |record: &ContainerRecord| record.created.as_deref());
+        match records {
+            Ok(records) => layers.extend(records.into_iter().filter_map(|record| record.layer)),
+            Err(why) => unreadable.push(Unreadable { file, why }),
+        }
     }
-    layers
+    match read(contents, graphroot, VOLATILE_LAYERS, |record: &LayerRecord| record.created.as_deref()) {
+        Ok(records) => layers.extend(records.into_iter().map(|record| record.id)),
+        Err(why) => unreadable.push(Unreadable { file: VOLATILE_LAYERS, why }),
+    }
+    (layers, unreadable)
+}
+
+/// Reads the records in `file`, which need not exist.
+fn read<T: DeserializeOwned>(
+    contents: &Contents,
+    graphroot: &str,
+    file: &str,
+    created: impl Fn(&T) -> Option<&str>,
+) -> Result<Vec<T>, String> {
+    let path = join(graphroot.as_bytes(), file.as_bytes());
+    let Some(inode) = contents.rest().get(&path) else { return Ok(Vec::new()) };
+    match inode.kind {
+        InodeKind::Regular { size, .. } if size > RECORDS_MAX => {
+            return Err(format!("has more than {} MiB", RECORDS_MAX >> 20));
+        }
+        InodeKind::Regular { .. } => {}
+        _ => return Err("is not a regular file".to_owned()),
+    }
+    // A failure to read is remembered by the contents.
+    let bytes = contents.small(&path, RECORDS_MAX).ok().flatten().unwrap_or_default();
+    Ok(parse(&bytes, created)?.unwrap_or_default())
 }
 
 /// A list of records: `Ok(None)` for an empty file. As in Go, a key that occurs twice counts the last time, `null` is nothing, and
@@ -119,7 +186,7 @@ pub(super) fn parse<T: DeserializeOwned>(
     let mut all = Vec::with_capacity(records.len());
     for (at, record) in records.into_iter().enumerate() {
         let record = record.ok_or_else(|| format!("record {at} is null"))?;
-        if let Some(time) = created(&record).filter(|time| !is_rfc3339(time)) {
+        if let Some(time) = created(&record).filter(|time| !is_time(time)) {
             return Err(format!("record {at}: {time:?} is no time"));
         }
         all.push(record);

@@ -62,7 +62,8 @@ pub struct Info {
 }
 
 /// What to do when the store itself is damaged.
-const AGAIN: &str = "write the store again with `prepull make`, and find out what changed it";
+const AGAIN: &str =
+    "find out what changed it, and write the store again with `prepull make`, or pull the image again if it was pulled";
 const REMOVE: &str = "leave it out";
 const CONFIG: &str = "mend the file, or leave it out (`prepull make` writes a good one)";
 
@@ -163,7 +164,7 @@ rules! {
     ImageDataContent "image-data-content" Error Error WrongContent WrongContent "it is not what the image's digest says" AGAIN;
     ImageDataUnlisted "image-data-unlisted" Note Note Kept Kept "no record has this file" REMOVE;
     ImageDirectory "image-directory" Warning Warning Removed Removed "no image has this directory: CRI-O deletes it" REMOVE;
-    ImageLayer "image-layer" Error Error ListFails ImageDeleted "listing fails for all images" AGAIN;
+    ImageLayer "image-layer" Error Error ListFails ImageDeleted "listing fails for all images, unless an additional store has the layer" AGAIN;
     ImageLayers "image-layers" Error Error WrongContent WrongContent "containers see other files than the image has" AGAIN;
     ImageDigest "image-digest" Warning Warning Kept Kept "the image is listed with a digest that is not its own" AGAIN;
 
@@ -172,15 +173,19 @@ rules! {
     LayersJsonSyntax "layers-json-syntax" Error Error ListFails StoreWiped "listing fails, and after a power cut CRI-O deletes the whole store" AGAIN;
     LayerId "layer-id" Error Error ListFails ImageDeleted "no image can have this layer" AGAIN;
     LayerTwice "layer-twice" Error Error ListFails ImageDeleted "one of the two is not found" AGAIN;
-    LayerParent "layer-parent" Error Error ListFails ImageDeleted "listing fails for all images" AGAIN;
+    LayerParent "layer-parent" Error Error ListFails ImageDeleted "listing fails for all images, unless an additional store has the layer" AGAIN;
     LayerIncomplete "layer-incomplete" Error Error ListFails ImageDeleted "it counts as half written: CRI-O deletes it, and listing fails" AGAIN;
     LayerSizeUnknown "layer-size-unknown" Error Error ListFails ListFails "the image's size is unknown, so listing fails for all images" AGAIN;
     LayerChain "layer-chain" Warning Warning Kept Kept "a later pull does not find the layer, and fetches it again" AGAIN;
     LayerCount "layer-count" Error Error PodFails ImageDeleted "overlay takes at most 500 layers" "build the image with fewer layers";
     LayerUnused "layer-unused" Note Note Kept Kept "no image has this layer" REMOVE;
-    LayerUnverified "layer-unverified" Warning Warning Kept Kept "it was pulled in part, by a table of contents: there is no diffID to compare its files with" "pull it whole, or take it from prepull";
+    LayerUnverified "layer-unverified" Note Note Kept Kept "it was pulled in part, by a table of contents: there is no diffID to compare its files with" "pull it whole, or take it from prepull";
     LayerSize "layer-size" Warning Warning Kept Kept "`crictl images` shows a wrong size" AGAIN;
     LayerIds "layer-ids" Note Note Kept Kept "podman chooses too few ids for user namespaces" AGAIN;
+
+    // What runs.
+    VolatileLayers "volatile-layers-json" Error Error ListFails StoreWiped "listing fails for all images, and after a power cut CRI-O deletes the whole store" "remove the file when nothing uses the store";
+    ContainersJson "containers-json" Error Error ListFails StoreWiped "containers/storage cannot open the store: CRI-O and podman do not start" "remove the file when nothing uses the store";
 
     // overlay/<layer>.
     LayerDirectory "layer-directory" Error Error PodFails ImageDeleted "its containers do not start" AGAIN;

@@ -78,7 +78,8 @@ impl Judge<'_> {
             if !path.starts_with(prefix.as_bytes()) && path != graphroot.as_bytes() || inode.stamped {
                 continue;
             }
-            let place = || String::from_utf8_lossy(path).into_owned();
+            // The input may be the graphroot itself.
+            let place = || String::from_utf8_lossy(if path.is_empty() { b"." } else { path }).into_owned();
             if (inode.uid, inode.gid) != (0, 0) {
                 self.add(Rule::StoreOwner, place(), format!("belongs to {}:{}", inode.uid, inode.gid));
             }

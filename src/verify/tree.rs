@@ -6,7 +6,7 @@ use super::Judge;
 use super::replay::{Replayed, Wrong};
 use super::rule::{Rule, Severity};
 use crate::entry::{Device, Xattr};
-use crate::inspect::contents::{Files, Inode, InodeKind};
+use crate::inspect::contents::{Files, Inode, InodeKind, is_machine_label};
 use crate::layer::tree::WHITEOUT_PREFIX;
 use crate::storage::opaque::MergedView;
 
@@ -16,8 +16,6 @@ const OVERLAY: &[u8] = b"trusted.overlay.";
 const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 /// Who mounts without root has these instead.
 const USER_OVERLAY: &[u8] = b"user.overlay.";
-/// The host's, not the image's.
-const SELINUX: &[u8] = b"security.selinux";
 
 /// Whether this is a directory that hides what is below it.
 pub(super) fn is_opaque(inode: &Inode) -> bool {
@@ -239,8 +237,8 @@ fn above(path: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 /// Names of attributes that are missing or have another value, and of those that should not be there.
 fn differing<'a>(expected: &'a [Xattr], found: &'a [Xattr]) -> (Vec<&'a [u8]>, Vec<&'a [u8]>) {
-    // What only the host or overlay says is neither missing nor too much.
-    let counts = |name: &[u8]| !name.starts_with(OVERLAY) && !name.starts_with(USER_OVERLAY) && name != SELINUX;
+    // Labels of the machine and marks of overlay are neither missing nor too much.
+    let counts = |name: &[u8]| !name.starts_with(OVERLAY) && !name.starts_with(USER_OVERLAY) && !is_machine_label(name);
     let missing = expected.iter().filter(|xattr| counts(&xattr.0) && !found.contains(xattr));
     let extra = found.iter().filter(|(name, _)| counts(name) && !expected.iter().any(|(other, _)| other == name));
     (missing.map(|(name, _)| &name[..]).collect(), extra.map(|(name, _)| &name[..]).collect())

@@ -188,7 +188,9 @@ fn changed_bits_are_found() {
                 }
             };
             bytes[position] ^= 1 << (numbers.next() % 8);
-            if groups(&verify_bytes(&file, &bytes)) == known {
+            fs_err::write(&file, &bytes).unwrap();
+            // Damage in front of the store leaves nothing to judge.
+            if verify(&file, &Options::default()).is_ok_and(|report| groups(&report) == known) {
                 *missed.lock().unwrap().entry(class(base, &bytes, position)).or_default() += 1;
             }
         }

@@ -1,14 +1,14 @@
 //! A directory, entry by entry: the stores in it, and what a machine's container tools read.
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
 use std::io;
-use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::sync::Arc;
 
+use rustix::fs::{AtFlags, FileType, Stat};
+
 use super::super::find::Error;
+use super::super::root::{Opened, Root, names};
 use super::{Contents, Inode, InodeKind, OddityKind, join, xattrs_len};
 use crate::entry::{Device, Timestamp, Xattr};
 
@@ -22,8 +22,9 @@ const MOUNTED: [&[u8]; 2] = [b"merged", b"work"];
 /// How the directories in a graphroot end that have images in them; `overlay` itself has, too.
 const OF_IMAGES: [&[u8]; 2] = [b"-images", b"-layers"];
 
-/// Reads the stores below `root`, and [`OTHERS`].
-pub(super) fn read(contents: &mut Contents, root: &Path) -> Result<(), Error> {
+/// Reads the stores below `root`, and [`OTHERS`]. Links that lead there are followed within `root`, as a machine with a store
+/// on another disk has them.
+pub(super) fn read(contents: &mut Contents, root: &Root) -> Result<(), Error> {
     let mut walk = Walk { contents, root, links: HashMap::new() };
     let mut graphroots: Vec<String> = walk.contents.stores.iter().map(|found| found.graphroot.clone()).collect();
     // One for each driver.
@@ -31,81 +32,113 @@ pub(super) fn read(contents: &mut Contents, root: &Path) -> Result<(), Error> {
     let is_root = graphroots.iter().any(|graphroot| !graphroot.is_empty());
     let others = OTHERS.iter().filter(|_| is_root).map(|path| (*path).to_owned());
     for path in graphroots.into_iter().chain(others) {
-        walk.put(path.into_bytes())?;
+        walk.put(path.as_bytes())?;
     }
     Ok(())
 }
 
 struct Walk<'a> {
     contents: &'a mut Contents,
-    root: &'a Path,
+    root: &'a Root,
     /// Inodes with several names: by device and number, the layer or other area they were found in, and there.
     links: HashMap<(u64, u64), (Vec<u8>, u32)>,
 }
 
 impl Walk<'_> {
-    /// Takes in `path`, which need not be there, and all below it.
-    fn put(&mut self, top: Vec<u8>) -> Result<(), Error> {
-        use io::ErrorKind::{NotADirectory, NotFound};
-        let mut left = vec![top.clone()];
+    /// Takes in `top` if it exists, and all below it.
+    fn put(&mut self, top: &[u8]) -> Result<(), Error> {
+        let failed = |path: &[u8], error: io::Error| {
+            let text = format!("read {}: {error}", String::from_utf8_lossy(if path.is_empty() { b"." } else { path }));
+            Error::Io(io::Error::new(error.kind(), text))
+        };
+        let Some(stat) = self.root.stat(top).map_err(|error| failed(top, error))? else { return Ok(()) };
+        let Some(directory) = self.root.directory(top).map_err(|error| failed(top, error))? else {
+            // A file of the machine: whoever reads it opens it by its path.
+            let Some(kind) = kind(&stat, |_| Ok(Vec::new())).map_err(|error| failed(top, error))? else {
+                return Ok(());
+            };
+            return self.insert(top.to_vec(), inode(kind, &stat, Vec::new()), &stat);
+        };
+        let xattrs = xattrs(directory.as_fd(), b".").map_err(|error| failed(top, error))?;
+        self.insert(top.to_vec(), inode(InodeKind::Directory, &stat, xattrs), &stat)?;
+        drop(directory);
+        let mut left = vec![top.to_vec()];
         while let Some(path) = left.pop() {
-            match self.put_one(&path, &mut left) {
-                // Whoever uses the store adds and removes files meanwhile.
-                Err(Error::Io(error)) if matches!(error.kind(), NotFound | NotADirectory) => {
-                    if path != top {
+            if !self.is_of_images(&path) || self.is_mounted(&path) {
+                continue;
+            }
+            let read = self.root.directory(&path).and_then(|opened| match opened {
+                Some(directory) => names(&directory).map(|names| Some((directory, names))),
+                None => Ok(None),
+            });
+            // Users of the store add and remove files meanwhile.
+            let Some((directory, names)) = read.map_err(|error| failed(&path, error))? else {
+                self.contents.odd(OddityKind::Vanished, &path);
+                continue;
+            };
+            for name in names {
+                let path = join(&path, &name);
+                match self.one(directory.as_fd(), &name, &path) {
+                    Ok(Some((inode, stat))) => {
+                        if inode.kind == InodeKind::Directory {
+                            left.push(path.clone());
+                        }
+                        self.insert(path, inode, &stat)?;
+                    }
+                    Ok(None) => self.contents.odd(OddityKind::Socket, &path),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
                         self.contents.odd(OddityKind::Vanished, &path);
                     }
+                    Err(error) => return Err(failed(&path, error)),
                 }
-                result => result?,
             }
         }
         Ok(())
     }
 
-    fn put_one(&mut self, path: &[u8], left: &mut Vec<Vec<u8>>) -> Result<(), Error> {
-        let full = self.root.join(OsStr::from_bytes(path));
-        // A store may lie on another disk, behind a link; nothing in it may.
-        let is_store = self.contents.stores.iter().any(|found| found.graphroot.as_bytes() == path);
-        let metadata = if is_store { fs_err::metadata(&full)? } else { fs_err::symlink_metadata(&full)? };
-        let Some(kind) = kind(&full, &metadata)? else {
-            self.contents.odd(OddityKind::Socket, path);
-            return Ok(());
+    /// Returns what `name` in `directory` is; `None` for a socket.
+    fn one(&self, directory: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> io::Result<Option<(Inode, Stat)>> {
+        let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let target = |stat: &Stat| {
+            let target = rustix::fs::readlinkat(directory, name, Vec::with_capacity(stat.st_size as usize + 1))?;
+            Ok(target.into_bytes())
         };
-        let inode = Inode {
-            mode: (metadata.mode() & 0o7777) as u16,
-            uid: metadata.uid(),
-            gid: metadata.gid(),
-            mtime: Timestamp { seconds: metadata.mtime(), nanoseconds: metadata.mtime_nsec() as u32 },
-            stamped: false,
-            opaque: false,
-            whiteout: false,
-            xattrs: xattrs(&full)?,
-            kind,
-        };
+        let Some(kind) = kind(&stat, target)? else { return Ok(None) };
+        if matches!(kind, InodeKind::Symlink(_))
+            && self.is_record(path)
+            && let Opened::File(file, _) = self.root.file(path)?
+        {
+            // A record is read where a machine finds it. In a layer, and in `overlay/l`, a link is a link.
+            let stat = rustix::fs::fstat(file)?;
+            return Ok(Some((
+                inode(InodeKind::Regular { size: stat.st_size as u64, data: 0 }, &stat, Vec::new()),
+                stat,
+            )));
+        }
+        Ok(Some((inode(kind, &stat, xattrs(directory, name)?), stat)))
+    }
+
+    /// Returns whether `path` is outside of the layers' own directories.
+    fn is_record(&self, path: &[u8]) -> bool {
+        !self.contents.overlays.iter().any(|overlay| path.starts_with(overlay))
+    }
+
+    fn insert(&mut self, path: Vec<u8>, inode: Inode, stat: &Stat) -> Result<(), Error> {
         self.contents.count(path.len() + xattrs_len(&inode.xattrs))?;
-        if inode.kind == InodeKind::Directory && self.is_of_images(path) && !self.is_mounted(path) {
-            for entry in fs_err::read_dir(&full)? {
-                left.push(join(path, entry?.file_name().as_bytes()));
-            }
-        }
-        self.insert(path.to_vec(), inode, &metadata);
-        Ok(())
-    }
-
-    fn insert(&mut self, path: Vec<u8>, inode: Inode, metadata: &std::fs::Metadata) {
         let (files, start) = self.contents.files(&path);
-        if metadata.nlink() > 1 && inode.kind != InodeKind::Directory {
-            let key = (metadata.dev(), metadata.ino());
-            // A name in another layer is another file there, for whoever compares layers.
+        if stat.st_nlink > 1 && inode.kind != InodeKind::Directory {
+            let key = (stat.st_dev, stat.st_ino);
+            // A name in another layer is another file there, since layers are compared one by one.
             if let Some((area, number)) = self.links.get(&key)
                 && area[..] == path[..start]
             {
                 files.paths.insert(path[start..].to_vec(), *number);
-                return;
+                return Ok(());
             }
             self.links.insert(key, (path[..start].to_vec(), files.inodes.len() as u32));
         }
         files.insert(path[start..].to_vec(), inode);
+        Ok(())
     }
 
     /// Whether what is in the directory `path` may belong to images. Volumes, databases and the own files of containers do not:
@@ -136,51 +169,58 @@ impl Walk<'_> {
     }
 }
 
-fn kind(path: &Path, metadata: &std::fs::Metadata) -> io::Result<Option<InodeKind>> {
-    let file_type = metadata.file_type();
-    let device = || Device { major: rustix::fs::major(metadata.rdev()), minor: rustix::fs::minor(metadata.rdev()) };
-    Ok(Some(if file_type.is_dir() {
-        InodeKind::Directory
-    } else if file_type.is_file() {
-        InodeKind::Regular { size: metadata.len(), data: 0 }
-    } else if file_type.is_symlink() {
-        InodeKind::Symlink(Arc::from(fs_err::read_link(path)?.as_os_str().as_bytes()))
-    } else if file_type.is_char_device() {
-        InodeKind::CharDevice(device())
-    } else if file_type.is_block_device() {
-        InodeKind::BlockDevice(device())
-    } else if file_type.is_fifo() {
-        InodeKind::Fifo
-    } else {
-        return Ok(None);
+/// Returns the type of an object; `None` for a socket. `target` reads a symbolic link.
+fn kind(stat: &Stat, target: impl FnOnce(&Stat) -> io::Result<Vec<u8>>) -> io::Result<Option<InodeKind>> {
+    let device = || Device { major: rustix::fs::major(stat.st_rdev), minor: rustix::fs::minor(stat.st_rdev) };
+    Ok(Some(match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => InodeKind::Directory,
+        FileType::RegularFile => InodeKind::Regular { size: stat.st_size as u64, data: 0 },
+        FileType::Symlink => InodeKind::Symlink(Arc::from(target(stat)?)),
+        FileType::CharacterDevice => InodeKind::CharDevice(device()),
+        FileType::BlockDevice => InodeKind::BlockDevice(device()),
+        FileType::Fifo => InodeKind::Fifo,
+        _ => return Ok(None),
     }))
 }
 
-fn xattrs(path: &Path) -> io::Result<Vec<Xattr>> {
-    let fail = |error: rustix::io::Errno| {
-        io::Error::new(
-            io::Error::from(error).kind(),
-            format!("read extended attributes of {}: {error}", path.display()),
-        )
-    };
+fn inode(kind: InodeKind, stat: &Stat, xattrs: Vec<Xattr>) -> Inode {
+    Inode {
+        mode: (stat.st_mode & 0o7777) as u16,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        mtime: Timestamp { seconds: stat.st_mtime, nanoseconds: stat.st_mtime_nsec as u32 },
+        stamped: false,
+        opaque: false,
+        whiteout: false,
+        xattrs,
+        kind,
+    }
+}
+
+/// Returns the extended attributes of `name` in `directory`, of a symbolic link its own. The system calls take no directory.
+fn xattrs(directory: BorrowedFd<'_>, name: &[u8]) -> io::Result<Vec<Xattr>> {
+    let path = [format!("/proc/self/fd/{}/", directory.as_raw_fd()).as_bytes(), name].concat();
     let mut names = Vec::with_capacity(256);
     loop {
         names.clear();
-        match rustix::fs::llistxattr(path, rustix::buffer::spare_capacity(&mut names)) {
+        match rustix::fs::llistxattr(&path[..], rustix::buffer::spare_capacity(&mut names)) {
             Ok(_) => break,
             Err(rustix::io::Errno::RANGE) => names.reserve(names.capacity() * 2 + 65536),
             // A file system without them.
             Err(rustix::io::Errno::NOTSUP) => return Ok(Vec::new()),
-            Err(error) => return Err(fail(error)),
+            Err(error) => return Err(error.into()),
         }
     }
     let mut xattrs = Vec::new();
     for name in names.split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
         let mut value = Vec::with_capacity(65536);
-        match rustix::fs::lgetxattr(path, OsStr::from_bytes(name), rustix::buffer::spare_capacity(&mut value)) {
-            Ok(_) => xattrs.push((name.to_vec(), value)),
+        match rustix::fs::lgetxattr(&path[..], name, rustix::buffer::spare_capacity(&mut value)) {
+            Ok(_) => {
+                value.shrink_to_fit();
+                xattrs.push((name.to_vec(), value));
+            }
             Err(rustix::io::Errno::NODATA) => {}
-            Err(error) => return Err(fail(error)),
+            Err(error) => return Err(error.into()),
         }
     }
     xattrs.sort();

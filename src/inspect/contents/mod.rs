@@ -9,14 +9,15 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Bound;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use super::files as small;
 use super::find::{self, Found};
 use super::input;
 use super::machine::{self, MachineConfig};
+use super::root::{Opened, Root};
 use crate::entry::Xattr;
 use crate::layer::path::split_last;
 pub use crate::layer::tree::{Inode, InodeKind};
@@ -27,6 +28,16 @@ pub const ENTRIES_MAX: usize = 20_000_000;
 /// The most bytes of names, link targets and extended attributes of one input: 1 GiB, twenty times what large node images have.
 /// It bounds the memory that a small hostile tar with deep paths can ask for.
 pub const METADATA_MAX: u64 = 1 << 30;
+
+/// Extended attributes by which a machine labels its own files: they say nothing about an image (SELinux; Linux
+/// `Documentation/ABI/testing/evm` and `security/integrity/ima`). Policies and keys differ from machine to machine.
+const MACHINE_LABELS: [&[u8]; 3] = [b"security.selinux", b"security.ima", b"security.evm"];
+
+/// Returns whether a machine labels its files with the extended attribute `name`, so that it is not compared.
+#[must_use]
+pub fn is_machine_label(name: &[u8]) -> bool {
+    MACHINE_LABELS.contains(&name)
+}
 
 /// How many oddities of one kind are remembered with their path; all are counted.
 pub const ODDITIES_SHOWN: usize = 50;
@@ -165,7 +176,7 @@ pub struct Contents {
 #[derive(Debug)]
 enum Source {
     Tar(File),
-    Directory(PathBuf),
+    Directory(Arc<Root>),
 }
 
 /// Where a path belongs.
@@ -182,19 +193,21 @@ impl Contents {
     /// As [`find`], and when a directory cannot be read.
     pub fn of(path: &Path) -> Result<Self, find::Error> {
         if path != Path::new("-") && fs_err::metadata(path)?.is_dir() {
-            let config = MachineConfig::read(&small::Files::of_directory(path.to_owned()));
-            let mut stores = find::in_directory(path)?;
+            let root = Arc::new(Root::open(path)?);
+            let config = MachineConfig::read(&small::Files::of_directory(Arc::clone(&root)));
+            let mut stores = find::in_directory(&root)?;
             if let Ok(config) = &config {
-                find::add_configured(&mut stores, path, config)?;
+                find::add_configured(&mut stores, &root, config)?;
             }
-            let mut contents = Self::new(Source::Directory(path.to_owned()), stores, config);
-            directory::read(&mut contents, path)?;
+            let mut contents = Self::new(Source::Directory(Arc::clone(&root)), stores, config);
+            directory::read(&mut contents, &root)?;
             return Ok(contents);
         }
         let file = input::plain_tar(path)?;
         let (stores, files) = find::in_tar_with_files(file.try_clone()?)?;
         let mut contents = Self::new(Source::Tar(file.try_clone()?), stores, MachineConfig::read(&files));
-        tar::read(&mut contents, file)?;
+        let has_store = !contents.stores.is_empty();
+        tar::read(&mut contents, file).map_err(|error| error.after_store(has_store))?;
         Ok(contents)
     }
 
@@ -286,17 +299,13 @@ impl Contents {
         };
         Ok(match &self.source {
             Source::Tar(file) => Place::Tar { file, at: data, end: data + size },
-            Source::Directory(root) => {
-                use std::os::unix::ffi::OsStrExt as _;
-                let path = root.join(std::ffi::OsStr::from_bytes(path));
-                // A fifo that was put there meanwhile must not hold us up, nor a link lead us away.
-                let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits();
-                let file = File::options().read(true).custom_flags(flags as i32).open(path)?;
-                if !file.metadata()?.is_file() {
+            Source::Directory(root) => match root.file(path)? {
+                Opened::File(file, _) => Place::File(file),
+                Opened::Missing => return Err(io::ErrorKind::NotFound.into()),
+                Opened::Other(_) => {
                     return Err(io::Error::new(io::ErrorKind::InvalidInput, "no longer a regular file"));
                 }
-                Place::File(file)
-            }
+            },
         })
     }
 

@@ -32,7 +32,7 @@ impl Machine {
                 graphroot: (*path).into(),
                 driver: "overlay".into(),
                 images: images.as_bytes().to_vec(),
-                layers: Vec::new(),
+                ..Found::default()
             });
         }
         Self { found, kept }
@@ -247,7 +247,7 @@ proptest! {
             additional: vec![set(&pattern)],
             ..MachineConfig::default()
         };
-        let store = |path: &str| Found { graphroot: path.into(), driver: "overlay".into(), images: record.clone().into_bytes(), layers: Vec::new() };
+        let store = |path: &str| Found { graphroot: path.into(), driver: "overlay".into(), images: record.clone().into_bytes(), ..Found::default() };
         let files = Files::of_tar(Kept::default());
         for name in [&name, &stored, &pattern] {
             why(name, &[store(VAR), store(USR)], &files, &config).unwrap();

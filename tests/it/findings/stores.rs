@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
-use crate::command::{hello, needs_root, prepull, succeeds};
-use crate::stores::{Clock, GRAPHROOT, Time, Tree, scratch, walk};
+use crate::command::{fails, hello, needs_root, prepull, stderr, succeeds};
+use crate::made::gzip;
+use crate::stores::{Clock, GRAPHROOT, Time, Tree, scratch, skopeo_into, unpack_gnu, walk};
 
 /// The program that unpacks a tar for `--unpacker`, and its arguments before the tar's name.
 const UNPACKERS: [(&str, &[&str]); 5] = [
@@ -206,7 +207,7 @@ fn a18_install_leaves_the_machines_directories_and_follows_links() {
     symlink(at.join("outside"), root.join("var/lib/containers")).unwrap();
     let mut command = prepull(at);
     command.args(["install", "--platform", "linux/amd64", "--root"]).arg(&root).arg(hello());
-    crate::command::fails(&mut command, 1, "opening /var/lib/containers");
+    fails(&mut command, 1, "opening /var/lib/containers");
     assert_eq!(fs_err::read_dir(at.join("outside")).unwrap().count(), 0);
 
     let empty = at.join("empty");
@@ -219,4 +220,323 @@ fn a18_install_leaves_the_machines_directories_and_follows_links() {
         let is_outside = path != "." && !path.starts_with(GRAPHROOT) && node.kind == "dir";
         assert!(!is_outside || (node.mode, node.owner) == (0o755, (0, 0)), "{path}: {node:?}");
     }
+}
+
+/// A tar with one image, and the root of a machine that has unpacked it. Needs root.
+struct Machine {
+    at: tempfile::TempDir,
+    tar: PathBuf,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let at = scratch();
+        let tar = at.path().join("images.tar");
+        make(at.path(), &["--unpacker", "gnu"], &tar);
+        let machine = Self { at, tar };
+        machine.unpack("root");
+        machine
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.at.path().join(path)
+    }
+
+    fn unpack(&self, root: &str) -> PathBuf {
+        let root = self.path(root);
+        unpack_gnu(&self.tar, &root).unwrap();
+        root
+    }
+
+    /// Runs `prepull`, which must not wait for anything.
+    fn run(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new("timeout");
+        command.args(["60", env!("CARGO_BIN_EXE_prepull")]).args(arguments).env("HOME", self.at.path());
+        command.current_dir(self.at.path()).output().unwrap()
+    }
+
+    /// The exit code of `verify`, and what it says.
+    fn verify(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        let output = self.run(&[&["verify"], arguments].concat());
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned() + &stderr(&output))
+    }
+}
+
+#[test]
+fn a05_diff_and_verify_ignore_labels_of_the_machine() {
+    if !needs_root("findings::stores::a05_diff_and_verify_ignore_labels_of_the_machine") {
+        return;
+    }
+    let machine = Machine::new();
+    let script = r#"find "$1" -exec setfattr -h -n security.selinux -v u:o:t:s0 {} + &&
+        find "$1" ! -type l -exec setfattr -n security.ima -v 0x0404 {} +"#;
+    succeeds(Command::new("sh").args(["-c", script, "sh"]).arg(machine.path("root")));
+    let output = machine.run(&["diff", "images.tar", "root"]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stdout));
+    let (code, text) = machine.verify(&["--strict", "root"]);
+    assert_eq!(code, Some(0), "{text}");
+    // An attribute of the image's own kind still counts.
+    let file = machine.path("root").join(GRAPHROOT).join("overlay/l");
+    let layer = fs_err::read_dir(file).unwrap().next().unwrap().unwrap().path();
+    succeeds(Command::new("setfattr").args(["-n", "user.note", "-v", "x"]).arg(fs_err::canonicalize(layer).unwrap()));
+    assert_eq!(machine.run(&["diff", "images.tar", "root"]).status.code(), Some(1));
+}
+
+#[test]
+fn a07_records_are_read_within_the_root_and_only_regular_files() {
+    if !needs_root("findings::stores::a07_records_are_read_within_the_root_and_only_regular_files") {
+        return;
+    }
+    let machine = Machine::new();
+    let graph = machine.path("root").join(GRAPHROOT);
+    let image = graph.join("overlay-images");
+    let image =
+        fs_err::read_dir(&image).unwrap().map(|entry| entry.unwrap().path()).find(|path| path.is_dir()).unwrap();
+    let config = fs_err::read_dir(&image).unwrap().map(|entry| entry.unwrap().path());
+    let config = config.into_iter().find(|path| path.file_name().unwrap().to_string_lossy().starts_with("=c2hhMjU2O"));
+    let split = fs_err::read_dir(graph.join("overlay-layers")).unwrap().map(|entry| entry.unwrap().path());
+    let split = split.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "gz")).unwrap();
+    let records = [graph.join("overlay-images/images.json"), graph.join("overlay-layers/layers.json")];
+    for path in records.iter().chain([&config.unwrap(), &split]) {
+        let original = fs_err::read(path).unwrap();
+        let outside = machine.path("outside");
+        fs_err::write(&outside, &original).unwrap();
+        let is_record = records.contains(path);
+        let pipe = |path: &Path| succeeds(Command::new("mkfifo").arg(path));
+        let kinds: [(&str, &dyn Fn(&Path)); 5] = [
+            ("a link to outside", &|path| symlink(&outside, path).unwrap()),
+            ("a relative link to outside", &|path| symlink("../../../../../../../outside", path).unwrap()),
+            ("a link to the kernel's log", &|path| symlink("/proc/kmsg", path).unwrap()),
+            ("a pipe", &|path| drop(pipe(path))),
+            ("a directory", &|path| fs_err::create_dir(path).unwrap()),
+        ];
+        for (kind, replace) in kinds {
+            fs_err::remove_file(path).unwrap();
+            replace(path);
+            let what = format!("{} is {kind}", path.display());
+            let (code, text) = machine.verify(&["root"]);
+            assert_eq!(code, Some(1), "{what}: {text}");
+            if is_record {
+                for arguments in
+                    [&["ls", "root"][..], &["why", "root", "localhost/hello:v1"], &["diff", "root", "root"]]
+                {
+                    let output = machine.run(arguments);
+                    assert_eq!(output.status.code(), Some(2), "{what}: {arguments:?}: {}", stderr(&output));
+                }
+            }
+            if path.is_dir() && !path.is_symlink() { fs_err::remove_dir(path) } else { fs_err::remove_file(path) }
+                .unwrap();
+            fs_err::write(path, &original).unwrap();
+        }
+        // Within the root, a link is followed as the machine follows it.
+        fs_err::rename(path, machine.path("root/elsewhere")).unwrap();
+        symlink("/elsewhere", path).unwrap();
+        let (code, text) = machine.verify(&["root"]);
+        assert_eq!(code, Some(0), "{}: {text}", path.display());
+        fs_err::remove_file(path).unwrap();
+        fs_err::rename(machine.path("root/elsewhere"), path).unwrap();
+    }
+
+    // The way to the store may lead through links of the machine, which are not those of this host.
+    let moved = machine.unpack("moved");
+    fs_err::create_dir(moved.join("data")).unwrap();
+    fs_err::rename(moved.join("var/lib/containers"), moved.join("data/containers")).unwrap();
+    symlink("/data/containers", moved.join("var/lib/containers")).unwrap();
+    let (code, text) = machine.verify(&["--strict", "moved"]);
+    assert_eq!(code, Some(0), "{text}");
+    for arguments in [&["ls", "moved"][..], &["why", "moved", "localhost/hello:v1"]] {
+        let output = machine.run(arguments);
+        assert!(String::from_utf8_lossy(&output.stdout).contains("localhost/hello"), "{arguments:?}: {output:?}");
+    }
+    assert_eq!(machine.run(&["diff", "images.tar", "moved"]).status.code(), Some(0));
+}
+
+#[test]
+fn a08_no_store_and_unreadable_inputs_are_exit_2() {
+    let directory = scratch();
+    let at = directory.path();
+    let good = at.join("good.tar");
+    make(at, &["--unpacker", "gnu"], &good);
+    let bytes = fs_err::read(&good).unwrap();
+    let compressed = gzip(&bytes);
+    fs_err::write(at.join("cut.tar.gz"), &compressed[..compressed.len() / 2]).unwrap();
+    fs_err::write(at.join("cut.tar"), &bytes[..bytes.len() / 2 + 100]).unwrap();
+    fs_err::write(at.join("other.tar"), crate::made::tar(&[("etc/motd", b"hello")])).unwrap();
+    fs_err::write(at.join("text"), "hello").unwrap();
+    fs_err::write(at.join("empty"), "").unwrap();
+    fs_err::create_dir_all(at.join("directory/etc/containers")).unwrap();
+    fs_err::write(at.join("directory/etc/containers/policy.json"), "not JSON").unwrap();
+    for input in ["/bin/ls", "/etc/passwd", "none", "cut.tar.gz", "other.tar", "text", "empty", "directory"] {
+        for command in ["verify", "ls", "why", "diff"] {
+            let mut run = prepull(at);
+            run.current_dir(at).arg(command).arg(input);
+            match command {
+                "why" => drop(run.arg("localhost/hello:v1")),
+                "diff" => drop(run.arg("good.tar")),
+                _ => {}
+            }
+            fails(&mut run, 2, input);
+        }
+    }
+    // A store that is damaged is something else.
+    let output = prepull(at).current_dir(at).args(["verify", "cut.tar"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("[tar]"));
+    for command in ["ls", "diff"] {
+        let mut run = prepull(at);
+        fails(
+            run.current_dir(at).args([command, "cut.tar"]).args((command == "diff").then_some("good.tar")),
+            2,
+            "cut.tar",
+        );
+    }
+}
+
+#[test]
+fn a08_a_store_without_images_is_good() {
+    if !needs_root("findings::stores::a08_a_store_without_images_is_good") {
+        return;
+    }
+    let machine = Machine::new();
+    let root = machine.path("root");
+    // As CRI-O leaves its store before the first image.
+    let graph = root.join(GRAPHROOT);
+    for path in ["overlay-images", "overlay-layers", "overlay"] {
+        for entry in fs_err::read_dir(graph.join(path)).unwrap().map(|entry| entry.unwrap().path()) {
+            let name = entry.file_name().unwrap().to_string_lossy().into_owned();
+            if !name.ends_with(".lock") && !matches!(&name[..], "l" | ".has-mount-program") {
+                if entry.is_dir() { fs_err::remove_dir_all(entry) } else { fs_err::remove_file(entry) }.unwrap();
+            }
+        }
+    }
+    for entry in fs_err::read_dir(graph.join("overlay/l")).unwrap() {
+        fs_err::remove_file(entry.unwrap().path()).unwrap();
+    }
+    fs_err::remove_dir_all(root.join("etc")).unwrap();
+    let (code, text) = machine.verify(&["--strict", "root"]);
+    assert!(code == Some(0) && text.ends_with("root: good: a store without images\n"), "{text}");
+    assert_eq!(machine.verify(&["--strict", graph.to_str().unwrap()]).0, Some(0));
+    assert_eq!(machine.run(&["ls", "root"]).status.code(), Some(0));
+    assert_eq!(machine.run(&["why", "root", "localhost/hello:v1"]).status.code(), Some(2));
+
+    // A node with an additional store that has pulled nothing.
+    let additional = machine.path("additional.tar");
+    make(machine.at.path(), &["--unpacker", "gnu", "--store", "additional"], &additional);
+    unpack_gnu(&additional, &root).unwrap();
+    let (code, text) = machine.verify(&["--strict", "root"]);
+    assert_eq!(code, Some(0), "{text}");
+
+    // Images whose list is gone are no empty store.
+    let lost = machine.unpack("lost");
+    fs_err::remove_file(lost.join(GRAPHROOT).join("overlay-images/images.json")).unwrap();
+    let (code, text) = machine.verify(&["lost"]);
+    assert!(code == Some(1) && text.contains("[images-json]"), "{text}");
+}
+
+#[test]
+fn a09_a_rootless_store_is_recognised_outside_its_user_namespace() {
+    if !needs_root("findings::stores::a09_a_rootless_store_is_recognised_outside_its_user_namespace") {
+        return;
+    }
+    let machine = Machine::new();
+    let graph = machine.path("root").join(GRAPHROOT);
+    succeeds(Command::new("chown").args(["-Rh", "1000:1000"]).arg(&graph));
+    let path = graph.to_str().unwrap();
+    for (arguments, named) in [
+        (&["verify", path][..], "podman unshare prepull verify"),
+        (&["verify", "root"], "podman unshare prepull verify"),
+        (&["diff", "images.tar", "root"], "podman unshare prepull diff"),
+    ] {
+        let output = machine.run(arguments);
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
+        assert!(
+            text.contains("user 1000") && text.contains(named) && text.lines().count() == 1,
+            "{arguments:?}: {text}"
+        );
+        assert!(output.stdout.is_empty());
+    }
+    // Its records say the same everywhere.
+    assert!(String::from_utf8(machine.run(&["ls", path]).stdout).unwrap().contains("localhost/hello"));
+    assert_eq!(machine.run(&["diff", "root", "root"]).status.code(), Some(0));
+    // One directory of another user's is a fault of a machine's own store, and the graphroot itself has a name.
+    succeeds(Command::new("chown").args(["-Rh", "0:0"]).arg(&graph));
+    succeeds(Command::new("chown").arg("1000").arg(&graph));
+    let (_, text) = machine.verify(&[path]);
+    assert!(text.contains("warning: .: belongs to 1000:0 [store-owner]"), "{text}");
+}
+
+#[test]
+fn e04_records_of_containers_are_judged() {
+    if !needs_root("findings::stores::e04_records_of_containers_are_judged") {
+        return;
+    }
+    let machine = Machine::new();
+    let graph = machine.path("root").join(GRAPHROOT);
+    for (file, rule) in [
+        ("overlay-containers/containers.json", "[containers-json]"),
+        ("overlay-containers/volatile-containers.json", "[containers-json]"),
+        ("overlay-layers/volatile-layers.json", "[volatile-layers-json]"),
+    ] {
+        let path = graph.join(file);
+        for good in ["", "[]", "null", r#"[{"id": "ab", "created": "2024-01-02T03:04:05Z", "layer": "cd", "x": 1}]"#] {
+            fs_err::write(&path, good).unwrap();
+            let (code, text) = machine.verify(&["root"]);
+            assert_eq!(code, Some(0), "{file}: {good}: {text}");
+        }
+        for bad in
+            ["garbage", "{}", "[1]", r#"[{"id": 1}]"#, r#"[{"names": "x"}]"#, r#"[{"created": "now"}]"#, "[", "\0\0"]
+        {
+            fs_err::write(&path, bad).unwrap();
+            let (code, text) = machine.verify(&["root"]);
+            assert!(code == Some(1) && text.contains(rule), "{file}: {bad}: {text}");
+        }
+        fs_err::remove_file(&path).unwrap();
+        succeeds(Command::new("mkfifo").arg(&path));
+        let (code, text) = machine.verify(&["root"]);
+        assert!(code == Some(1) && text.contains(rule), "{file}: a pipe: {text}");
+        fs_err::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
+fn e10_images_that_others_pulled_are_judged_by_their_maker() {
+    if !needs_root("findings::stores::e10_images_that_others_pulled_are_judged_by_their_maker") {
+        return;
+    }
+    let machine = Machine::new();
+    let graph = machine.path("root").join(GRAPHROOT);
+    let mut layout = crate::made::Layout::new(machine.path("oci"));
+    let descriptor = layout.image("amd64", &crate::made::layers());
+    layout.add(Some("localhost/pulled:1"), descriptor);
+    let item = format!("oci:{}:localhost/pulled:1", layout.path.display());
+    let output = skopeo_into(&graph, &item, "localhost/pulled:1");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let (code, text) = machine.verify(&["--strict", "root"]);
+    assert_eq!(code, Some(0), "{text}");
+    // prepull's own image is one that the drop-in should pin.
+    let dropin = machine.path("root/etc/crio/crio.conf.d/10-prepull.conf");
+    let pinned = fs_err::read_to_string(&dropin).unwrap();
+    fs_err::write(&dropin, pinned.replace("localhost/hello:v1", "localhost/other:v1")).unwrap();
+    let (_, text) = machine.verify(&["root"]);
+    assert!(text.contains("[crio-pinned]") && !text.contains("does not have localhost/pulled"), "{text}");
+    fs_err::write(&dropin, pinned).unwrap();
+
+    // Layers that lie in an additional store are not missing, and a graphroot alone does not say.
+    let own = graph.join("overlay-layers/layers.json");
+    let layers: serde_json::Value = serde_json::from_slice(&fs_err::read(&own).unwrap()).unwrap();
+    let lowest: Vec<_> =
+        layers.as_array().unwrap().iter().filter(|layer| layer.get("parent").is_none()).cloned().collect();
+    let rest: Vec<_> =
+        layers.as_array().unwrap().iter().filter(|layer| layer.get("parent").is_some()).cloned().collect();
+    assert!(!rest.is_empty());
+    fs_err::write(&own, serde_json::to_vec(&rest).unwrap()).unwrap();
+    let (code, text) = machine.verify(&[graph.to_str().unwrap()]);
+    assert!(code == Some(1) && text.contains("unless an additional store has the layer"), "{text}");
+    let other = machine.path("root/usr/lib/containers/storage");
+    fs_err::create_dir_all(other.join("overlay-images")).unwrap();
+    fs_err::create_dir_all(other.join("overlay-layers")).unwrap();
+    fs_err::write(other.join("overlay-layers/layers.json"), serde_json::to_vec(&lowest).unwrap()).unwrap();
+    let (_, text) = machine.verify(&["root"]);
+    assert!(!text.contains("[layer-parent]"), "{text}");
 }
