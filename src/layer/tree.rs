@@ -266,6 +266,16 @@ impl Tree {
         (1..self.dirents.len() as u32).filter(|&dirent| self.dirents[dirent as usize].live)
     }
 
+    /// Returns how many names there are or have been, the root included.
+    pub fn len(&self) -> usize {
+        self.dirents.len()
+    }
+
+    /// Returns whether there is nothing but the root.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 1
+    }
+
     /// The directory that holds a name.
     pub fn parent(&self, dirent: DirentId) -> DirentId {
         self.dirents[dirent as usize].parent
@@ -313,6 +323,13 @@ impl Tree {
             path.extend_from_slice(self.name(at));
         }
         path
+    }
+
+    /// Returns the name at `path`, which is relative and clean; no link is followed.
+    #[must_use]
+    pub fn find(&self, path: &[u8]) -> Option<DirentId> {
+        let mut parts = components(path);
+        parts.try_fold(0, |at, part| self.child(at, part))
     }
 
     /// Does what unpacking `header` would do. Content is the caller's to write.

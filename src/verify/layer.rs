@@ -12,7 +12,8 @@ use super::{End, Judge, Layers, small_text};
 use crate::digest::Digest;
 use crate::image::chain_ids;
 use crate::inspect::contents::{Files, Inode, InodeKind};
-use crate::storage::opaque::{MergedView, has_opaque_directories};
+use crate::segment::index::Index;
+use crate::storage::opaque::MergedView;
 use crate::storage::record::OWNERS_MAX;
 
 /// The largest `link`, `lower` or `lower-layers`, in bytes: 500 layers with 64 digits each, and room.
@@ -271,7 +272,7 @@ impl Judge<'_> {
             replay(self.contents, files, prefix.as_bytes(), content).map_err(|error: Error| error.to_string())
         });
         let within = |replayed: Replayed| {
-            let entries = replayed.index.nodes().len() as u64;
+            let entries = replayed.tree.len() as u64;
             let take = |left: u64| left.checked_sub(entries);
             match spare.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
                 Ok(_) => Ok(replayed),
@@ -336,28 +337,25 @@ impl Judge<'_> {
             let tree = Tree { files, path: &path };
             self.tree_alone(&tree);
             let claimed =
-                layer.as_ref().filter(|layer| layer.root_claimed).map(|layer| layer.index.nodes()[0].inode.clone());
+                layer.as_ref().filter(|layer| layer.tree.root_claimed()).map(|layer| layer.tree.inode(0).clone());
             let root = |id: &str| self.contents.layers(self.store).get(id)?.get(b"").cloned();
             let parent: Option<Inode> = record.parent().and_then(root);
             let (below, end) = layers.chain(record.parent());
             // The image may want its root closed, and says so in any layer.
             let may_be_closed =
-                below.iter().any(|layer| by_id.get(&layer.id[..]).is_some_and(|layer| layer.root_claimed));
+                below.iter().any(|layer| by_id.get(&layer.id[..]).is_some_and(|layer| layer.tree.root_claimed()));
             let is_closed_top = layers.is_top(&record.id) && !may_be_closed;
             self.tree_root(&tree, claimed.as_ref(), parent.as_ref(), is_closed_top);
             let Some(layer) = layer else { continue };
             let mut known = None;
-            let is_whole = end == End::Bottom;
-            if is_whole
-                && has_opaque_directories(&layer.index)
-                && below.iter().all(|layer| by_id.contains_key(&layer.id[..]))
-            {
+            let has_opaque = layer.tree.live().any(|dirent| layer.tree.inode(dirent).opaque);
+            if end == End::Bottom && has_opaque && below.iter().all(|layer| by_id.contains_key(&layer.id[..])) {
                 let have = below.iter().position(|layer| view.0 == Some(&layer.id[..])).unwrap_or(below.len());
                 if have == below.len() {
                     view = (None, MergedView::default());
                 }
                 for lower in below[..have].iter().rev() {
-                    view.1.stack(&by_id[&lower.id[..]].index);
+                    view.1.stack(&Index::of(&by_id[&lower.id[..]].tree));
                 }
                 view.0 = below.first().map(|layer| &layer.id[..]);
                 known = Some(&view.1);

@@ -8,13 +8,13 @@ use std::io::{self, BufRead, Read};
 use hashbrown::HashSet;
 use xxhash_rust::xxh3::xxh3_128;
 
+use super::tree::Paths;
 use crate::digest::{Digest, Hasher};
 use crate::inspect::contents::{Content, Contents, Files, InodeKind};
 use crate::layer::path::clean;
 use crate::layer::tar::{TarError, TarReader};
 use crate::layer::tar_split::{Piece, Pieces, SplitError};
-use crate::layer::tree::{PlaceError, Placed, Tree, WHITEOUT_PREFIX};
-use crate::segment::index::Index;
+use crate::layer::tree::{ENTRIES_MAX, PlaceError, Placed, Tree, WHITEOUT_PREFIX};
 
 /// Bytes of content in memory.
 const BUFFER: usize = 128 << 10;
@@ -42,6 +42,9 @@ pub(super) enum Error {
     /// More than any layer gives.
     #[error("it gives more than {0}")]
     TooMuch(&'static str),
+    /// tar-split gives no archive out in which two entries have one name (`tar/storage/packer.go`, `ErrDuplicatePath`).
+    #[error("two of its entries have the same name")]
+    Twice,
     /// Headers and contents do not belong together.
     #[error("entry {0:?}: its header and its content do not belong together")]
     Order(String),
@@ -64,9 +67,7 @@ pub(super) enum Wrong {
 #[derive(Debug)]
 pub(super) struct Replayed {
     /// What unpacking it would leave.
-    pub index: Index,
-    /// Whether an entry gave the root its own mode and owner.
-    pub root_claimed: bool,
+    pub tree: Tree,
     /// Its digest; `None` when a content was not there to be hashed.
     pub diff_id: Option<Digest>,
     /// Bytes.
@@ -91,6 +92,7 @@ pub(super) fn replay(contents: &Contents, files: &Files, prefix: &[u8], split: C
         pieces: Pieces::new(io::BufReader::new(split)),
         source,
         buffer: Vec::new(),
+        content: Vec::new(),
         at: 0,
         hash: Hasher::new(),
         size: 0,
@@ -104,7 +106,6 @@ pub(super) fn replay(contents: &Contents, files: &Files, prefix: &[u8], split: C
     match read(&mut reader) {
         Ok((tree, uids, gids)) => {
             let mut replay = reader.into_inner();
-            let index = Index::of(&tree);
             let (mut wrong, mut gone) = (Vec::new(), std::mem::take(&mut replay.gone));
             // Content that is gone, since a later entry replaced the file or took its name, is nobody's damage.
             let names = names_of(&tree, &replay.wrong);
@@ -120,8 +121,7 @@ pub(super) fn replay(contents: &Contents, files: &Files, prefix: &[u8], split: C
                 }
             }
             Ok(Replayed {
-                root_claimed: tree.root_claimed(),
-                index,
+                tree,
                 diff_id: (gone.is_empty() && wrong.is_empty()).then(|| replay.hash.finish()),
                 size: replay.size,
                 uids,
@@ -160,7 +160,7 @@ fn names_of(tree: &Tree, files: &[Mismatch]) -> hashbrown::HashMap<u32, Vec<Vec<
 fn read(reader: &mut TarReader<Replay<'_>>) -> Result<(Tree, BTreeSet<u32>, BTreeSet<u32>), Error> {
     let mut tree = Tree::new();
     let (mut uids, mut gids) = (BTreeSet::new(), BTreeSet::new());
-    let mut seen = HashSet::new();
+    let (mut seen, mut paths) = (Seen::default(), Paths::default());
     loop {
         reader.clear_raw();
         let Some(header) = reader.next_header()? else { break };
@@ -170,13 +170,16 @@ fn read(reader: &mut TarReader<Replay<'_>>) -> Result<(Tree, BTreeSet<u32>, BTre
             uids.insert(header.uid as u32);
             gids.insert(header.gid as u32);
         }
-        if !seen.insert(xxh3_128(&clean(&header.name))) {
-            return Err(order(&header.name));
+        seen.names.push(xxh3_128(&clean(&header.name)));
+        if seen.names.len() > ENTRIES_MAX {
+            return Err(Error::TooMuch("as many entries as a layer may have"));
         }
         let placed = tree.place(&header).map_err(|error| Error::Place(shown(), error))?;
         tree.take_created_parents();
         let path = match placed {
-            Placed::New(dirent) if header.typeflag == b'0' => Some((tree.path(dirent), tree.inode_number(dirent))),
+            Placed::New(dirent) if header.typeflag == b'0' => {
+                Some((paths.of(&tree, dirent).to_vec(), tree.inode_number(dirent)))
+            }
             _ => None,
         };
         let (has_body, size) = (header.has_body(), header.size);
@@ -185,8 +188,25 @@ fn read(reader: &mut TarReader<Replay<'_>>) -> Result<(Tree, BTreeSet<u32>, BTre
         reader.content_is_left_out();
     }
     reader.drain(|_| Ok::<_, Error>(()))?;
+    if seen.has_twice() {
+        return Err(Error::Twice);
+    }
     tree.settle().map_err(|(path, error)| Error::Place(String::from_utf8_lossy(&path).into_owned(), error))?;
     Ok((tree, uids, gids))
+}
+
+/// Hashes of the names of all entries. A set of them would take twice the room.
+#[derive(Default)]
+struct Seen {
+    names: Vec<u128>,
+}
+
+impl Seen {
+    /// Returns whether two names are the same.
+    fn has_twice(mut self) -> bool {
+        self.names.sort_unstable();
+        self.names.windows(2).any(|pair| pair[0] == pair[1])
+    }
 }
 
 /// What a header says of the content that comes next.
@@ -210,6 +230,8 @@ struct Replay<'a> {
     pieces: Pieces<io::BufReader<Content<'a>>>,
     source: Source<'a>,
     buffer: Vec<u8>,
+    /// Room for a part of a file, for all files: to clear it for each would cost more than small files do.
+    content: Vec<u8>,
     at: usize,
     hash: Hasher,
     size: u64,
@@ -290,14 +312,13 @@ impl<'a> Replay<'a> {
         };
         let mut crc = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64GoIso);
         let mut left = size;
-        self.buffer.resize(BUFFER, 0);
-        self.at = self.buffer.len();
+        self.content.resize(BUFFER, 0);
         while left > 0 {
-            match content.read(&mut self.buffer) {
+            match content.read(&mut self.content) {
                 Ok(0) => return unreadable(io::ErrorKind::UnexpectedEof.into()),
                 Ok(count) => {
-                    self.hash.update(&self.buffer[..count]);
-                    crc.update(&self.buffer[..count]);
+                    self.hash.update(&self.content[..count]);
+                    crc.update(&self.content[..count]);
                     left -= count as u64;
                 }
                 Err(error) => return unreadable(error),

@@ -7,7 +7,8 @@ use super::replay::{Replayed, Wrong};
 use super::rule::{Rule, Severity};
 use crate::entry::{Device, Xattr};
 use crate::inspect::contents::{Files, Inode, InodeKind, is_machine_label};
-use crate::layer::tree::WHITEOUT_PREFIX;
+use crate::layer::tree::{self as layer_tree, DirentId, WHITEOUT_PREFIX};
+use crate::segment::index::Index;
 use crate::storage::opaque::MergedView;
 
 /// overlayfs's own attributes begin with this, where root mounts.
@@ -41,6 +42,33 @@ impl Tree<'_> {
     }
 }
 
+/// Writes paths of a layer's names, most of which are in the same directory as the one before.
+#[derive(Debug, Default)]
+pub(super) struct Paths {
+    directory: DirentId,
+    /// The directory's path, with a slash at its end unless it is the root.
+    prefix: usize,
+    path: Vec<u8>,
+}
+
+impl Paths {
+    /// Returns the path of a name below the layer's root.
+    pub fn of(&mut self, tree: &layer_tree::Tree, dirent: DirentId) -> &[u8] {
+        let directory = tree.parent(dirent);
+        if directory != self.directory {
+            self.directory = directory;
+            self.path = tree.path(directory);
+            if directory != 0 {
+                self.path.push(b'/');
+            }
+            self.prefix = self.path.len();
+        }
+        self.path.truncate(self.prefix);
+        self.path.extend_from_slice(tree.name(dirent));
+        &self.path
+    }
+}
+
 impl Judge<'_> {
     /// What can be seen without knowing the layer.
     pub(super) fn tree_alone(&mut self, tree: &Tree<'_>) {
@@ -67,14 +95,17 @@ impl Judge<'_> {
         for path in &layer.gone {
             self.add(Rule::ContentGone, tree.place(path), "its content is no longer there".to_owned());
         }
-        let mut known: HashSet<Vec<u8>> = HashSet::new();
-        for number in 1..layer.index.nodes().len() as u32 {
-            let path = layer.index.path(number);
-            self.entry(tree, layer, number, &path);
-            known.insert(path);
+        let mut paths = Paths::default();
+        // By the numbers of inodes, of which there are no more than names.
+        let mut first_names = vec![DirentId::MAX; layer.tree.len()];
+        for dirent in layer.tree.live() {
+            let first = &mut first_names[layer.tree.inode_number(dirent) as usize];
+            *first = (*first).min(dirent);
+            let first = *first;
+            self.entry(tree, layer, dirent, (first != dirent).then_some(first), paths.of(&layer.tree, dirent));
         }
         let wanted = self.explicit_whiteouts(tree, layer, view);
-        for (path, inode) in tree.files.iter().filter(|(path, _)| !path.is_empty() && !known.contains(*path)) {
+        for (path, inode) in tree.files.iter().filter(|(path, _)| layer.tree.find(path).is_none()) {
             let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
             if is_whiteout(inode) && wanted.contains(path) {
                 continue;
@@ -89,9 +120,9 @@ impl Judge<'_> {
         }
     }
 
-    fn entry(&mut self, tree: &Tree<'_>, layer: &Replayed, number: u32, path: &[u8]) {
-        let node = &layer.index.nodes()[number as usize];
-        let expected = &node.inode;
+    /// `first`: of a further name of an inode, the first.
+    fn entry(&mut self, tree: &Tree<'_>, layer: &Replayed, dirent: DirentId, first: Option<DirentId>, path: &[u8]) {
+        let expected = layer.tree.inode(dirent);
         let Some(found) = tree.files.get(path) else {
             if expected.whiteout {
                 let what = "its whiteout is missing".to_owned();
@@ -124,8 +155,8 @@ impl Judge<'_> {
         if is_opaque(found) && !expected.opaque {
             self.add(Rule::OverlayXattr, tree.place(path), "is opaque, which the layer does not say".to_owned());
         }
-        if let Some(first) = node.link_to {
-            let first = layer.index.path(first);
+        if let Some(first) = first {
+            let first = layer.tree.path(first);
             if tree.files.number(path) != tree.files.number(&first) && tree.files.get(&first).is_some() {
                 let what = format!("is no hard link of {:?}", String::from_utf8_lossy(&first));
                 self.add(Rule::EntryHardlink, tree.place(path), what);
@@ -162,17 +193,15 @@ impl Judge<'_> {
         let mut wanted = HashSet::new();
         let Some(view) = view else {
             // A layer below is not known: whatever whiteouts there are where the layer wants a directory opaque may be right.
-            let nodes = layer.index.nodes();
-            let opaque = |number: &u32| *number != 0 && nodes[*number as usize].inode.opaque;
-            let opaque: HashSet<Vec<u8>> =
-                (0..nodes.len() as u32).filter(opaque).map(|number| layer.index.path(number)).collect();
+            let opaque = layer.tree.live().filter(|&dirent| layer.tree.inode(dirent).opaque);
+            let opaque: HashSet<Vec<u8>> = opaque.map(|dirent| layer.tree.path(dirent)).collect();
             if !opaque.is_empty() {
                 let whiteouts = tree.files.iter().filter(|(_, inode)| is_whiteout(inode)).map(|(path, _)| path);
                 wanted.extend(whiteouts.filter(|path| above(path).any(|at| opaque.contains(at))).map(<[u8]>::to_vec));
             }
             return wanted;
         };
-        for path in view.whiteouts_for(&layer.index) {
+        for path in view.whiteouts_for(&Index::of(&layer.tree)) {
             let found = tree.files.get(&path).is_some_and(is_whiteout);
             if in_opaque(tree.files, &path) {
                 // A marker hides it already; both make ghosts, which is said elsewhere.

@@ -132,12 +132,12 @@ impl Walk<'_> {
             if let Some((area, number)) = self.links.get(&key)
                 && area[..] == path[..start]
             {
-                files.paths.insert(path[start..].to_vec(), *number);
+                files.link(&path[start..], *number);
                 return Ok(());
             }
             self.links.insert(key, (path[..start].to_vec(), files.inodes.len() as u32));
         }
-        files.insert(path[start..].to_vec(), inode);
+        files.insert(&path[start..], inode);
         Ok(())
     }
 

@@ -7,11 +7,13 @@ mod tar;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::hash::BuildHasher as _;
 use std::io::{self, Read};
-use std::ops::Bound;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+
+use hashbrown::{DefaultHashBuilder, HashTable};
 
 use super::files as small;
 use super::find::{self, Found};
@@ -43,40 +45,79 @@ pub fn is_machine_label(name: &[u8]) -> bool {
 pub const ODDITIES_SHOWN: usize = 50;
 
 /// Entries by their path, below whatever they belong to.
+///
+/// A node image has a million of them, so they are kept in few allocations: some 100 bytes each, most of that the inode.
 #[derive(Debug, Default)]
 pub struct Files {
-    paths: BTreeMap<Vec<u8>, u32>,
+    /// All paths, one after the other.
+    text: Vec<u8>,
+    names: Vec<Name>,
+    /// Names by their paths.
+    lookup: HashTable<u32>,
+    hasher: DefaultHashBuilder,
     inodes: Vec<Inode>,
+    /// Names in ascending order of their paths, once that was asked for.
+    sorted: OnceLock<Vec<u32>>,
+}
+
+/// A path in [`Files::text`], and its inode. [`METADATA_MAX`] bounds the offset.
+#[derive(Debug, Clone, Copy)]
+struct Name {
+    start: u32,
+    length: u32,
+    inode: u32,
 }
 
 impl Files {
+    fn path(&self, name: u32) -> &[u8] {
+        let Name { start, length, .. } = self.names[name as usize];
+        &self.text[start as usize..][..length as usize]
+    }
+
+    fn find(&self, path: &[u8]) -> Option<u32> {
+        let hash = self.hasher.hash_one(path);
+        self.lookup.find(hash, |&name| self.path(name) == path).copied()
+    }
+
+    fn entry(&self, name: u32) -> (&[u8], &Inode) {
+        (self.path(name), &self.inodes[self.names[name as usize].inode as usize])
+    }
+
+    fn sorted(&self) -> &[u32] {
+        self.sorted.get_or_init(|| {
+            let mut sorted: Vec<u32> = (0..self.names.len() as u32).collect();
+            sorted.sort_unstable_by(|a, b| self.path(*a).cmp(self.path(*b)));
+            sorted
+        })
+    }
+
     /// The inode at `path`; the empty path is the root.
     #[must_use]
     pub fn get(&self, path: &[u8]) -> Option<&Inode> {
-        self.paths.get(path).map(|&number| &self.inodes[number as usize])
+        self.number(path).map(|number| &self.inodes[number as usize])
     }
 
     /// The number of the inode at `path`: names with the same number are hard links of one another.
     #[must_use]
     pub fn number(&self, path: &[u8]) -> Option<u32> {
-        self.paths.get(path).copied()
+        self.find(path).map(|name| self.names[name as usize].inode)
     }
 
     /// All paths in ascending order, with their inodes.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &Inode)> {
-        self.paths.iter().map(|(path, &number)| (&path[..], &self.inodes[number as usize]))
+        self.sorted().iter().map(|&name| self.entry(name))
     }
 
     /// How many names there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.paths.len()
+        self.names.len()
     }
 
     /// Whether there is nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.paths.is_empty()
+        self.names.is_empty()
     }
 
     /// Bytes of content of all regular files, each once, however many names it has.
@@ -101,15 +142,37 @@ impl Files {
 
     /// All whose paths begin with `prefix`.
     fn below(&self, prefix: Vec<u8>) -> impl Iterator<Item = (&[u8], &Inode)> {
-        let range = (Bound::Included(prefix.clone()), Bound::Unbounded);
-        let these = self.paths.range::<Vec<u8>, _>(range).take_while(move |(path, _)| path.starts_with(&prefix));
-        these.map(|(path, &number)| (&path[..], &self.inodes[number as usize]))
+        let sorted = self.sorted();
+        let first = sorted.partition_point(|&name| self.path(name) < &prefix[..]);
+        let these = sorted[first..].iter().map(|&name| self.entry(name));
+        these.take_while(move |(path, _)| path.starts_with(&prefix))
     }
 
-    fn insert(&mut self, path: Vec<u8>, inode: Inode) {
+    /// Adds an inode at `path`, in the place of one that is there.
+    fn insert(&mut self, path: &[u8], inode: Inode) {
         let number = self.inodes.len() as u32;
         self.inodes.push(inode);
-        self.paths.insert(path, number);
+        self.link(path, number);
+    }
+
+    /// Gives the inode `number` the name `path`; returns whether there was something of that name.
+    fn link(&mut self, path: &[u8], number: u32) -> bool {
+        if let Some(name) = self.find(path) {
+            self.names[name as usize].inode = number;
+            return true;
+        }
+        self.sorted.take();
+        let name = self.names.len() as u32;
+        let start = self.text.len() as u32;
+        self.text.extend_from_slice(path);
+        self.names.push(Name { start, length: path.len() as u32, inode: number });
+        let hash = self.hasher.hash_one(path);
+        let (text, names, hasher) = (&self.text, &self.names, &self.hasher);
+        self.lookup.insert_unique(hash, name, |&other| {
+            let Name { start, length, .. } = names[other as usize];
+            hasher.hash_one(&text[start as usize..][..length as usize])
+        });
+        false
     }
 }
 

@@ -114,7 +114,7 @@ impl Here {
             }
             old => {
                 odd = old.map(|_| OddityKind::Twice);
-                files.insert(path[start..].to_vec(), inode);
+                files.insert(&path[start..], inode);
             }
         }
         if let Some(odd) = odd {
@@ -159,7 +159,7 @@ fn make_parents(contents: &mut Contents, path: &[u8]) -> Result<bool, Error> {
             contents.odd(OddityKind::NoDirectory, path);
         }
         let (files, start) = contents.files(path);
-        files.insert(path[start..].to_vec(), Inode::made_directory());
+        files.insert(&path[start..], Inode::made_directory());
     }
     Ok(true)
 }
@@ -171,8 +171,7 @@ fn link(contents: &mut Contents, header: &Header, path: &[u8]) {
     let number = target.strip_prefix(&prefix[..]).and_then(|target| files.number(target));
     match number {
         Some(number) if files.inodes[number as usize].kind != InodeKind::Directory => {
-            let twice = files.paths.insert(path[start..].to_vec(), number).is_some();
-            if twice {
+            if files.link(&path[start..], number) {
                 contents.odd(OddityKind::Twice, path);
             }
         }

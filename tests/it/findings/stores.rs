@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 
 use crate::command::{fails, hello, needs_root, prepull, stderr, succeeds};
 use crate::made::gzip;
+use crate::raw::{archive, dir, file};
 use crate::stores::{Clock, GRAPHROOT, Time, Tree, scratch, skopeo_into, unpack_gnu, walk};
 
 /// The program that unpacks a tar for `--unpacker`, and its arguments before the tar's name.
@@ -539,4 +540,43 @@ fn e10_images_that_others_pulled_are_judged_by_their_maker() {
     fs_err::write(other.join("overlay-layers/layers.json"), serde_json::to_vec(&lowest).unwrap()).unwrap();
     let (_, text) = machine.verify(&["root"]);
     assert!(!text.contains("[layer-parent]"), "{text}");
+}
+
+/// Entries of the large layer: a tenth of what the largest node images have.
+const MANY: usize = 100_000;
+
+/// Runs `prepull` by itself; returns its processor time in seconds, and the most memory that it had, in KiB.
+fn measured(at: &Path, arguments: &[&str]) -> (f64, u64) {
+    let script = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); \
+                  used = resource.getrusage(resource.RUSAGE_CHILDREN); print(used.ru_utime + used.ru_stime, used.ru_maxrss)";
+    let mut command = Command::new("python3");
+    command.args(["-c", script, env!("CARGO_BIN_EXE_prepull")]).args(arguments).env("HOME", at).current_dir(at);
+    let said = succeeds(&mut command);
+    let (time, memory) = said.trim().split_once(' ').unwrap();
+    (time.parse().unwrap(), memory.parse().unwrap())
+}
+
+#[test]
+fn a17_a_large_tar_is_verified_in_little_time_and_memory() {
+    let directory = scratch();
+    let at = directory.path();
+    let mut entries = Vec::with_capacity(MANY + MANY / 100);
+    for number in 0..MANY {
+        if number % 100 == 0 {
+            entries.push(dir(format!("d{:05}/", number / 100)));
+        }
+        let path = format!("d{:05}/file{:03}", number / 100, number % 100);
+        entries.push(file(path).data(format!("{number}")).mtime(number as i64));
+    }
+    let mut layout = crate::made::Layout::new(at.join("oci"));
+    let descriptor = layout.image("amd64", &[archive(&entries)]);
+    drop(entries);
+    layout.add(Some("localhost/large:1"), descriptor);
+    let make = ["make", "--quiet", "--no-cache", "--unpacker", "gnu", "--platform", "linux/amd64", "-o", "large.tar"];
+    let (made, _) = measured(at, &[&make[..], &["oci:oci"]].concat());
+    let (verified, memory) = measured(at, &["verify", "large.tar"]);
+    eprintln!("{MANY} files: make {made:.2} s, verify {verified:.2} s and {memory} KiB");
+    // A million files have 1.5 times make's time, and 256 MiB with what every process needs; there is some slack here.
+    assert!(verified < 2.0 * made, "verify {verified} s, make {made} s");
+    assert!(memory < 48 << 10, "{memory} KiB");
 }
