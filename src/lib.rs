@@ -20,27 +20,28 @@
 //! | digest |  |
 //! | media_type |  |
 //! | json |  |
+//! | go_types | json |
 //! | atomic |  |
 //! | threads |  |
 //! | compression |  |
 //! | confine |  |
 //! | config | threads |
 //! | wire | entry |
-//! | helper | entry, json, wire |
+//! | helper | entry, go_types, json, wire |
 //! | reference | digest |
 //! | registry | config, digest, threads |
 //! | source | compression, digest, json, media_type, reference, registry, threads |
-//! | image | digest, json, media_type, source |
+//! | image | digest, go_types, json, media_type, source |
 //! | layer | compression, digest, entry, json, source, threads |
 //! | segment | atomic, compression, digest, entry, layer, source, threads, wire |
-//! | storage | digest, entry, helper, image, json, layer, segment, wire |
+//! | storage | digest, entry, go_types, helper, image, json, layer, segment, wire |
 //! | install | entry, helper, threads, wire |
 //! | inspect | compression, entry, layer, reference, storage |
 //! | sink | atomic, digest, segment, storage, threads |
-//! | plan | compression, digest, image, reference, source, storage, threads |
+//! | plan | compression, digest, go_types, image, reference, source, storage, threads |
 //! | make | atomic, compression, digest, entry, image, layer, media_type, plan, segment, sink, source, storage, threads |
 //! | mount | digest, entry, inspect, layer, make, plan, segment, sink, storage, threads, wire |
-//! | verify | digest, entry, image, inspect, json, layer, reference, segment, storage, threads, wire |
+//! | verify | digest, entry, go_types, image, inspect, json, layer, reference, segment, storage, threads, wire |
 //! | xcluster | atomic |
 //! | cli | atomic, compression, config, confine, digest, go_types, helper, image, inspect, install, make, mount, plan, reference, registry, segment, sink, source, storage, threads, verify, xcluster |
 
@@ -57,6 +58,7 @@ pub mod confine;
 #[cfg(feature = "front")]
 pub mod digest;
 pub mod entry;
+pub mod go_types;
 pub mod helper;
 #[cfg(feature = "front")]
 pub mod image;

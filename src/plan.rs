@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 
 use crate::compression::SizeLimit;
 use crate::digest::Digest;
+use crate::go_types::seconds_since_epoch;
 use crate::image::{self, Image, Platform};
 use crate::reference::{Item, Location};
 use crate::source::{self, Descriptor, ImageSource};
-use crate::storage::record::{StoreImage, seconds_since_epoch};
+use crate::storage::record::StoreImage;
 use crate::threads;
 use saved::SavedImage;
 

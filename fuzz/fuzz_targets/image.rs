@@ -10,7 +10,8 @@ use prepull::inspect::find::Found;
 use prepull::inspect::list::list;
 use prepull::json;
 use prepull::source::{Descriptor, Error, ImageSource, RawManifest};
-use prepull::storage::record::{StoreImage, go_time, seconds_since_epoch};
+use prepull::go_types::{go_time, seconds_since_epoch};
+use prepull::storage::record::StoreImage;
 use prepull_fuzz::{choice, parts};
 
 #[derive(Debug)]

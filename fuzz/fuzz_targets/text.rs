@@ -6,7 +6,7 @@ use prepull::cli::Args;
 use prepull::cli::args::{CacheCommand, Command};
 use prepull::json::{self, Document, View};
 use prepull::layer::acl::Acl;
-use prepull::storage::record::{go_time, seconds_since_epoch, utc};
+use prepull::go_types::{go_time, seconds_since_epoch, utc};
 use prepull_fuzz::{choice, parts};
 
 fuzz_target!(|data: &[u8]| {

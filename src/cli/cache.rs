@@ -8,8 +8,8 @@ use super::Failure;
 use super::args::{CacheCommand, CacheCommandArgs, PruneArgs};
 use super::make::cache_dir;
 use super::output::{self, Printer, human};
+use crate::go_types::utc;
 use crate::segment::cache::{Cache, Item, Keep};
-use crate::storage::record::utc;
 
 /// What `prune` leaves when nothing is said.
 const MAX_SIZE: u64 = 10_000_000_000;

@@ -14,6 +14,7 @@ use super::output::{self, Printer};
 use super::progress::Bars;
 use super::{Exit, Failure};
 use crate::digest::Digest;
+use crate::go_types::utc;
 use crate::helper::Answer;
 use crate::image::Platform;
 use crate::install::{Asked, Error, Request, Target, Way, ask, probe};
@@ -21,7 +22,6 @@ use crate::make::{Error as MakeError, Lacking, Output, make};
 use crate::plan::Plan;
 use crate::reference::Reference;
 use crate::sink::{self, TarStream};
-use crate::storage::record::utc;
 use crate::storage::store::{Settings, StoreKind, Unpacker, layers_of};
 
 /// How often an install begins again when somebody removes layers that it counted on.

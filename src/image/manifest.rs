@@ -2,65 +2,30 @@
 
 use super::{Error, Platform};
 use crate::digest::Digest;
+use crate::go_types::{self, Kind};
 use crate::json::{Document, View};
-use crate::media_type::{
-    DOCKER_CONFIG, DOCKER_LAYERS, DOCKER_LIST, DOCKER_MANIFEST, OCI_CONFIG, OCI_INDEX, OCI_LAYERS, OCI_MANIFEST,
-    essence,
-};
+use crate::media_type::{DOCKER_CONFIG, DOCKER_LAYERS, OCI_LAYERS, essence};
 use crate::source::{Descriptor, RawManifest};
 
 /// An entry of an index that says its compression in an annotation (containers/image `internal/manifest/oci_index.go`).
 const ZSTD_ANNOTATION: &str = "io.github.containers.compression.zstd";
 
-/// What a manifest is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    OciManifest,
-    DockerManifest,
-    OciIndex,
-    DockerList,
-}
-
-impl Kind {
-    fn of_media_type(media_type: &str) -> Option<Self> {
-        match media_type {
-            OCI_MANIFEST => Some(Self::OciManifest),
-            DOCKER_MANIFEST => Some(Self::DockerManifest),
-            OCI_INDEX => Some(Self::OciIndex),
-            DOCKER_LIST => Some(Self::DockerList),
-            _ => None,
-        }
-    }
-
-    pub(super) fn is_index(self) -> bool {
-        matches!(self, Self::OciIndex | Self::DockerList)
-    }
-}
-
-/// The kind and the parsed bytes of `raw`.
+/// Parses `raw` and returns its kind, once podman and CRI-O can read it back from a store.
 ///
-/// The document's own `mediaType` counts first, then what the source said, then what the fields look like (containers/image
+/// The document's own `mediaType` counts first, then the media type that the source announced, then the fields (containers/image
 /// `manifest.GuessMIMEType`). A document that has the fields of another kind as well is refused, as it would be two images.
 pub(super) fn classify(raw: &RawManifest, digest: &Digest) -> Result<(Kind, Document), Error> {
-    let document = Document::parse(&raw.bytes).map_err(|error| Error::manifest(digest, error))?;
+    let go = |error| Error::Manifest { digest: *digest, error };
+    let document = Document::parse(&raw.bytes).map_err(|error| go(error.into()))?;
     let kind = kind_of(raw, &document.top(), digest)?;
-    let forbidden: &[&str] = if kind.is_index() {
-        &["config", "layers", "fsLayers", "history"]
-    } else {
-        &["manifests", "fsLayers", "history"]
-    };
-    for field in forbidden {
-        if document.top().get(field).map_err(|error| Error::manifest(digest, error))?.is_some() {
-            return Err(Error::Ambiguous { digest: *digest, field: (*field).to_owned() });
-        }
-    }
+    go_types::check_kind(&document, kind).map_err(go)?;
     Ok((kind, document))
 }
 
 fn kind_of(raw: &RawManifest, top: &View<'_>, digest: &Digest) -> Result<Kind, Error> {
     let json = |error| Error::manifest(digest, error);
     let own = top.get_text("mediaType").map_err(json)?;
-    if let Some(kind) = Kind::of_media_type(own) {
+    if let Some(kind) = Kind::of_media_type(&own) {
         return Ok(kind);
     }
     if own.starts_with("application/vnd.docker.distribution.manifest.v1+")
@@ -69,7 +34,7 @@ fn kind_of(raw: &RawManifest, top: &View<'_>, digest: &Digest) -> Result<Kind, E
         return Err(Error::Schema1 { digest: *digest });
     }
     if !own.is_empty() {
-        return Err(Error::MediaType { digest: *digest, media_type: own.to_owned() });
+        return Err(Error::MediaType { digest: *digest, media_type: own.into_owned() });
     }
     // A Docker manifest must say what it is: containers/image, hence CRI-O, refuses one that does not.
     let announced = raw.media_type.as_deref().and_then(Kind::of_media_type);
@@ -80,7 +45,7 @@ fn kind_of(raw: &RawManifest, top: &View<'_>, digest: &Digest) -> Result<Kind, E
         Some(config) => Some(config.get_text("mediaType").map_err(json)?),
         None => None,
     };
-    match config {
+    match config.as_deref() {
         Some(DOCKER_CONFIG) => {
             let media_type = "a Docker manifest without `mediaType`".to_owned();
             Err(Error::MediaType { digest: *digest, media_type })
@@ -107,12 +72,8 @@ impl Manifest {
         let json = |error| Error::manifest(digest, error);
         let top = document.top();
         let Some(config) = top.get("config").map_err(json)? else {
-            return Err(Error::NoConfig { digest: *digest });
+            return Err(Error::Manifest { digest: *digest, error: go_types::Error::NoConfig });
         };
-        let media_type = config.get_text("mediaType").map_err(json)?;
-        if kind == Kind::OciManifest && media_type != OCI_CONFIG {
-            return Err(Error::Artifact { digest: *digest, media_type: media_type.to_owned() });
-        }
         let config = descriptor(&config, "its config", digest)?;
         let items = top.get_items("layers").map_err(json)?;
         if items.len() > super::LAYERS_MAX {
@@ -121,15 +82,17 @@ impl Manifest {
         let mut layers = Vec::with_capacity(items.len());
         for (at, item) in items.iter().enumerate() {
             let media_type = item.get_text("mediaType").map_err(json)?;
-            check_layer(kind, media_type).map_err(|why| Error::LayerMediaType {
+            check_layer(kind, &media_type).map_err(|why| Error::LayerMediaType {
                 layer: at + 1,
                 layers: items.len(),
-                media_type: media_type.to_owned(),
+                media_type: media_type.clone().into_owned(),
                 why,
             })?;
             let descriptor = descriptor(item, &format!("layer {} of {}", at + 1, items.len()), digest)?;
             layers.push((descriptor, urls(item).map_err(json)?));
         }
+        // The media type that a source announces is not stored, so the bytes must tell which kind of image this is.
+        go_types::check_stored(document, kind).map_err(|error| Error::Manifest { digest: *digest, error })?;
         Ok(Self { config, layers })
     }
 }
@@ -166,24 +129,24 @@ fn descriptor(view: &View<'_>, what: &str, manifest: &Digest) -> Result<Descript
     let text = view.get_text("digest").map_err(json)?;
     let digest = text.parse().map_err(|error| Error::Descriptor { digest: *manifest, what: what.to_owned(), error })?;
     let size = view.get_size("size").map_err(json)?;
-    Ok(Descriptor { media_type: view.get_text("mediaType").map_err(json)?.to_owned(), digest, size })
+    Ok(Descriptor { media_type: view.get_text("mediaType").map_err(json)?.into_owned(), digest, size })
 }
 
-/// The digest of the manifest in an index that `wanted` gets.
+/// Returns the descriptor of the manifest in an index that `wanted` gets.
 ///
 /// OCI: the best ranked platform, then zstd before gzip, then the first; an entry without a platform serves everybody, but
 /// only where nothing better is. Docker: the best ranked, the first (containers/image `ChooseInstance`).
-pub(super) fn choose(kind: Kind, document: &Document, wanted: &Platform, digest: &Digest) -> Result<Digest, Error> {
+pub(super) fn choose(kind: Kind, document: &Document, wanted: &Platform, digest: &Digest) -> Result<Descriptor, Error> {
     let json = |error| Error::manifest(digest, error);
-    let mut best: Option<((usize, bool), &str)> = None;
+    let mut best: Option<((usize, bool), View<'_>)> = None;
     let mut there = Vec::new();
     for entry in document.top().get_items("manifests").map_err(json)? {
         let rank = match entry.get("platform").map_err(json)? {
             Some(platform) => {
                 let platform = Platform {
-                    os: platform.get_text("os").map_err(json)?.to_owned(),
-                    architecture: platform.get_text("architecture").map_err(json)?.to_owned(),
-                    variant: platform.get_text("variant").map_err(json)?.to_owned(),
+                    os: platform.get_text("os").map_err(json)?.into_owned(),
+                    architecture: platform.get_text("architecture").map_err(json)?.into_owned(),
+                    variant: platform.get_text("variant").map_err(json)?.into_owned(),
                 };
                 let rank = wanted.rank(&platform);
                 there.push(platform);
@@ -195,12 +158,12 @@ pub(super) fn choose(kind: Kind, document: &Document, wanted: &Platform, digest:
         };
         let zstd = kind == Kind::OciIndex
             && match entry.get("annotations").map_err(json)? {
-                Some(annotations) => annotations.entry(ZSTD_ANNOTATION).map_err(json)? == Some("true"),
+                Some(annotations) => annotations.entry(ZSTD_ANNOTATION).map_err(json)?.as_deref() == Some("true"),
                 None => false,
             };
         let score = (rank, !zstd);
-        if best.is_none_or(|(best, _)| score < best) {
-            best = Some((score, entry.get_text("digest").map_err(json)?));
+        if best.as_ref().is_none_or(|(best, _)| score < *best) {
+            best = Some((score, entry));
         }
     }
     let Some((_, chosen)) = best else {
@@ -213,9 +176,5 @@ pub(super) fn choose(kind: Kind, document: &Document, wanted: &Platform, digest:
         let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
         return Err(Error::NoPlatform { wanted: wanted.clone(), there });
     };
-    chosen.parse().map_err(|error| Error::Descriptor {
-        digest: *digest,
-        what: format!("the manifest for {wanted}"),
-        error,
-    })
+    descriptor(&chosen, &format!("the manifest for {wanted}"), digest)
 }

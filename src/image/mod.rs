@@ -18,10 +18,10 @@ mod tests;
 use std::io::Read;
 
 use crate::digest::{Digest, Hasher, ParseDigestError, VerifyReader};
+use crate::go_types;
 use crate::json;
 use crate::source::{self, CONFIG_MAX, Descriptor, ImageSource, MANIFEST_MAX, RawManifest};
 
-pub use config::is_rfc3339;
 pub use platform::{ParsePlatformError, Platform};
 
 /// The most layers that an image may have: containers/storage's overlay driver refuses a deeper chain
@@ -75,8 +75,11 @@ impl Image {
             }
             None => None,
         };
-        let mut raw = source.manifest(chosen.as_ref())?;
+        let mut raw = source.manifest(chosen.as_ref().map(|chosen| &chosen.digest))?;
         let mut digest = checked(&raw, expected)?;
+        if let Some(chosen) = &chosen {
+            check_size(&raw, chosen)?;
+        }
         let (mut kind, mut document) = manifest::classify(&raw, &digest)?;
         let mut index = None;
         let mut depth = 0;
@@ -86,10 +89,11 @@ impl Image {
                 return Err(Error::NestedIndex { nested: digest });
             }
             let chosen = manifest::choose(kind, &document, platform, &digest)?;
-            let inner = source.manifest(Some(&chosen))?;
+            let inner = source.manifest(Some(&chosen.digest))?;
             let outer = (std::mem::replace(&mut raw, inner), digest);
             index.get_or_insert(outer);
-            digest = checked(&raw, Some(chosen))?;
+            digest = checked(&raw, Some(chosen.digest))?;
+            check_size(&raw, &chosen)?;
             (kind, document) = manifest::classify(&raw, &digest)?;
         }
         let manifest = manifest::Manifest::parse(kind, &document, &digest)?;
@@ -214,6 +218,14 @@ fn checked(raw: &RawManifest, expected: Option<Digest>) -> Result<Digest, Error>
     }
 }
 
+/// Checks that `raw` has the size in the entry of an index that names it.
+fn check_size(raw: &RawManifest, entry: &Descriptor) -> Result<(), Error> {
+    match raw.bytes.len() {
+        found if found as u64 == entry.size => Ok(()),
+        found => Err(Error::EntrySize { digest: entry.digest, size: entry.size, found }),
+    }
+}
+
 fn fetch_config(source: &dyn ImageSource, descriptor: &Descriptor) -> Result<Vec<u8>, Error> {
     let (digest, size) = (descriptor.digest, descriptor.size);
     if size > CONFIG_MAX {
@@ -248,21 +260,23 @@ pub enum Error {
         /// What came.
         found: Digest,
     },
-    /// Not JSON, or a field of the wrong type.
+    /// A manifest or index that podman and CRI-O cannot read back from a store.
     #[error("manifest {digest}: {error}")]
     Manifest {
-        /// Which.
+        /// Digest of the manifest.
         digest: Digest,
-        /// What is wrong.
-        error: json::Error,
+        /// Field and type.
+        error: go_types::Error,
     },
-    /// The fields of two kinds of manifest at once (CVE-2021-41190).
-    #[error("manifest {digest}: ambiguous, it has the field `{field}` of another kind of manifest")]
-    Ambiguous {
-        /// Which.
+    /// An entry of an index has another size than the manifest that it names.
+    #[error("manifest {digest}: the index has the size {size} for it, but it has {found} bytes")]
+    EntrySize {
+        /// Digest of the manifest.
         digest: Digest,
-        /// The field that does not belong.
-        field: String,
+        /// Size in the index, in bytes.
+        size: u64,
+        /// Size of the manifest, in bytes.
+        found: usize,
     },
     /// A kind of manifest that is unknown.
     #[error("manifest {digest}: {media_type} is not a media type of an image (OCI and Docker schema 2 are)")]
@@ -304,20 +318,6 @@ pub enum Error {
         /// What is wrong.
         error: ParseDigestError,
     },
-    /// No `config`.
-    #[error("manifest {digest}: no config, so it is not an image")]
-    NoConfig {
-        /// Which.
-        digest: Digest,
-    },
-    /// Something else in an OCI manifest: a chart, a signature.
-    #[error("manifest {digest}: an artifact with a config of type {media_type:?}, not a container image")]
-    Artifact {
-        /// Which.
-        digest: Digest,
-        /// What it says it is.
-        media_type: String,
-    },
     /// More than [`LAYERS_MAX`] layers.
     #[error("manifest {digest}: {layers} layers, containers/storage allows at most {LAYERS_MAX}")]
     TooManyLayers {
@@ -354,21 +354,13 @@ pub enum Error {
         /// What is wrong.
         error: std::io::Error,
     },
-    /// Not JSON, or a field of the wrong type.
+    /// A config that podman and CRI-O cannot read back from a store.
     #[error("config {id}: {error}")]
     Config {
-        /// Which.
+        /// Digest of the config.
         id: Digest,
-        /// What is wrong.
-        error: json::Error,
-    },
-    /// A time that is none.
-    #[error("config {id}: created: {created:?} is not a time as RFC 3339 writes it, for instance 2024-01-02T03:04:05Z")]
-    Created {
-        /// Which config.
-        id: Digest,
-        /// What it says.
-        created: String,
+        /// Field and type.
+        error: go_types::Error,
     },
     /// A diffID that is none.
     #[error("config {id}: rootfs.diff_ids: {error}")]
@@ -392,6 +384,6 @@ pub enum Error {
 
 impl Error {
     fn manifest(digest: &Digest, error: json::Error) -> Self {
-        Self::Manifest { digest: *digest, error }
+        Self::Manifest { digest: *digest, error: error.into() }
     }
 }

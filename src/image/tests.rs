@@ -251,7 +251,7 @@ fn configs_that_do_not_fit_are_refused() {
         (0, b"garbage".to_vec(), "not JSON"),
         (1, br#"{"rootfs":{"diff_ids":["sha256:1"]}}"#.to_vec(), "diff_ids"),
         (1, br#"{"rootfs":{"diff_ids":[null]}}"#.to_vec(), "not a string"),
-        (0, br#"{"created":""}"#.to_vec(), "created: \"\" is not a time"),
+        (0, br#"{"created":""}"#.to_vec(), "`created` is the string \"\", not a time"),
         (1, br#"{"rootfs":[]}"#.to_vec(), "not an object"),
         (1, vec![b' '; (4 << 20) + 1], "at most 4194304"),
         (501, config("amd64", 501), "501 layers"),

@@ -1,8 +1,7 @@
 //! JSON as Go's `encoding/json` reads and writes it.
 
-#[cfg(feature = "front")]
 mod read;
 pub mod write;
 
-#[cfg(feature = "front")]
-pub use read::{Document, Error, View};
+pub(crate) use read::shown;
+pub use read::{DEPTH_MAX, Document, Error, Kind, Raw, View, is_key};

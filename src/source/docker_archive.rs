@@ -9,6 +9,7 @@
 //! layers          always uncompressed; their digests are the diffIDs
 //! ```
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::{self, Cursor, Read};
 use std::num::NonZero;
@@ -234,9 +235,9 @@ impl DockerArchive {
 impl Item {
     fn parse(view: &View<'_>) -> Result<Self, json::Error> {
         let texts = |key| -> Result<Vec<String>, json::Error> {
-            view.get_items(key)?.iter().map(|item| item.text().map(str::to_owned)).collect()
+            view.get_items(key)?.iter().map(|item| item.text().map(Cow::into_owned)).collect()
         };
-        Ok(Self { config: view.get_text("Config")?.to_owned(), layers: texts("Layers")?, tags: texts("RepoTags")? })
+        Ok(Self { config: view.get_text("Config")?.into_owned(), layers: texts("Layers")?, tags: texts("RepoTags")? })
     }
 
     fn references(&self) -> impl Iterator<Item = Reference> {

@@ -110,7 +110,7 @@ fn get(shown: &str, host: &str, mut connection: Box<dyn Connection>, name: &str)
     let mut text = Vec::new();
     let _ = body.take(MESSAGE_MAX).read_to_end(&mut text); // it is only for the message
     let message = Document::parse(&text).ok().and_then(|document| {
-        let message = document.top().get_text("message").ok()?.to_owned();
+        let message = document.top().get_text("message").ok()?.into_owned();
         Some(message).filter(|message| !message.is_empty())
     });
     let message = message.unwrap_or_else(|| String::from_utf8_lossy(&text[..text.len().min(200)]).into_owned());

@@ -4,6 +4,7 @@
 //! `index.json` is parsed once, however many of its images are used. It is not part of an image: where several of its entries are
 //! one image for several platforms, [`ImageSource::choices`] lists them, and the platform decides.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::io::Read;
 use std::path::Path;
@@ -52,6 +53,8 @@ pub(super) struct LayoutImage<F> {
 #[derive(Debug)]
 struct Entry {
     digest: String,
+    /// Size of the manifest, in bytes. It may be wrong, and is compared when the manifest is read.
+    size: i64,
     media_type: String,
     ref_name: Option<String>,
     containerd_name: Option<String>,
@@ -75,22 +78,23 @@ pub(super) fn open(path: &Path) -> Result<Layout<Directory>, Error> {
 
 impl Entry {
     fn parse(view: &View<'_>) -> Result<Self, json::Error> {
-        let text = |key| Ok::<_, json::Error>(view.get_text(key)?.to_owned());
+        let text = |key| Ok::<_, json::Error>(view.get_text(key)?.into_owned());
         let annotation = |key| -> Result<Option<String>, json::Error> {
             let Some(annotations) = view.get("annotations")? else { return Ok(None) };
-            Ok(annotations.entry(key)?.map(str::to_owned))
+            Ok(annotations.entry(key)?.map(Cow::into_owned))
         };
         let platform = match view.get("platform")? {
             Some(platform) => Some(Platform {
-                os: platform.get_text("os")?.to_owned(),
-                architecture: platform.get_text("architecture")?.to_owned(),
-                variant: platform.get_text("variant")?.to_owned(),
+                os: platform.get_text("os")?.into_owned(),
+                architecture: platform.get_text("architecture")?.into_owned(),
+                variant: platform.get_text("variant")?.into_owned(),
             }),
             None => None,
         };
         let is_unknown = platform.as_ref().is_some_and(|platform| platform.os == "unknown");
         Ok(Self {
             digest: text("digest")?,
+            size: view.get("size")?.map(|size| size.number()).transpose()?.flatten().unwrap_or(0),
             media_type: text("mediaType")?,
             ref_name: annotation(REF_NAME)?,
             containerd_name: annotation(CONTAINERD_NAME)?,
@@ -184,6 +188,12 @@ impl<F: Files> Layout<F> {
         let mut chosen = Vec::with_capacity(by_digest.len());
         for (digest, entries) in &by_digest {
             let digest = digest.parse().map_err(|error| Error::Invalid(format!("{shown}: index.json: {error}")))?;
+            let size = self.entries[entries[0]].size;
+            if let Some(other) = entries.iter().map(|at| self.entries[*at].size).find(|other| *other != size) {
+                return Err(Error::Invalid(format!(
+                    "{shown}: index.json has the sizes {size} and {other} for {digest}"
+                )));
+            }
             chosen.push((digest, entries[0]));
         }
         let mut names = Vec::new();
@@ -275,12 +285,14 @@ impl<F: Files> ImageSource for LayoutImage<F> {
             return Ok(None);
         }
         let describe = |(digest, at): &(Digest, usize)| {
-            let Entry { media_type, platform, is_zstd, .. } = &self.layout.entries[*at];
+            let Entry { size, media_type, platform, is_zstd, .. } = &self.layout.entries[*at];
             let platform = platform.as_ref().map(|Platform { os, architecture, variant }| {
                 json!({"os": os, "architecture": architecture, "variant": variant})
             });
             let annotations = json!({ZSTD: is_zstd.to_string()});
-            json!({"mediaType": media_type, "digest": digest, "platform": platform, "annotations": annotations})
+            json!({
+                "mediaType": media_type, "digest": digest, "size": size, "platform": platform, "annotations": annotations,
+            })
         };
         let manifests: Vec<_> = self.chosen.iter().map(describe).collect();
         let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests});
@@ -289,7 +301,8 @@ impl<F: Files> ImageSource for LayoutImage<F> {
 
     fn manifest(&self, instance: Option<&Digest>) -> Result<RawManifest, Error> {
         let Layout { files, entries, by_digest, .. } = &*self.layout;
-        let digest = instance.unwrap_or(&self.chosen[0].0);
+        let (first, at) = &self.chosen[0];
+        let digest = instance.unwrap_or(first);
         let name = blob_name(digest);
         let Some(bytes) = files.read(&name, MANIFEST_MAX)? else {
             let hint = if instance.is_some() { " (the layout has only some of the index's images)" } else { "" };
@@ -299,6 +312,14 @@ impl<F: Files> ImageSource for LayoutImage<F> {
         let found = Digest::of(&bytes);
         if found != *digest {
             return Err(Error::Invalid(format!("{}: {name} is damaged: its digest is {found}", files.shown())));
+        }
+        let (size, found) = (entries[*at].size, bytes.len());
+        // The size of another entry is compared with what chose it.
+        if instance.is_none() && i64::try_from(found).ok() != Some(size) {
+            let shown = files.shown();
+            return Err(Error::Invalid(format!(
+                "{shown}: index.json has the size {size} for {name}, which has {found} bytes"
+            )));
         }
         let entry = by_digest.get(&digest.to_string()).and_then(|entries| entries.first()).map(|at| &entries[*at]);
         let media_type = entry.map(|entry| essence(&entry.media_type).to_owned()).filter(|text| !text.is_empty());

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::link_name;
 use crate::digest::Digest;
+use crate::go_types::go_time;
 pub use crate::helper::publish::record::OWNERS_MAX;
 use crate::helper::publish::record::{ImageRecord, LayerRecord};
 use crate::image::{Image, Layer};
@@ -187,37 +188,6 @@ impl StoreImage {
     }
 }
 
-/// A time of RFC 3339 as Go writes it again: the zone kept, trailing zeros of the fraction cut. `None` if Go cannot read it.
-#[must_use]
-pub fn go_time(text: &str) -> Option<String> {
-    seconds_since_epoch(text)?;
-    let (date, rest) = text.split_at_checked(19)?;
-    let zone_at = rest.find(['Z', '+', '-'])?;
-    let (fraction, zone) = rest.split_at(zone_at);
-    let fraction = fraction.get(..fraction.len().min(10))?.trim_end_matches('0').replace(',', ".");
-    let fraction = fraction.trim_end_matches('.');
-    let zone = if matches!(zone, "+00:00" | "-00:00") { "Z" } else { zone };
-    Some(format!("{date}{fraction}{zone}"))
-}
-
-/// The time of RFC 3339 `text` in seconds since 1970.
-#[must_use]
-pub fn seconds_since_epoch(text: &str) -> Option<i64> {
-    let bytes = text.as_bytes();
-    // jiff takes more forms than Go does.
-    let shape = bytes.len() >= 20 && bytes[4] == b'-' && bytes[10] == b'T' && bytes[13] == b':' && bytes[16] == b':';
-    if !shape || bytes.contains(&b'[') || !text.ends_with(|last: char| last == 'Z' || last.is_ascii_digit()) {
-        return None;
-    }
-    text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_second)
-}
-
-/// `seconds` since 1970 as Go writes a UTC time.
-#[must_use]
-pub fn utc(seconds: i64) -> String {
-    jiff::Timestamp::from_second(seconds).unwrap_or_default().to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,23 +215,5 @@ mod tests {
         assert_eq!((read.uidset.last(), read.gidset.last()), (Some(&(u32::MAX - 1)), Some(&69_999)));
         let few = Facts { uids: vec![0, 7], gids: vec![0], ..facts };
         assert_eq!(layer_record(&digest, None, &few, "").uidset, [0, 7]);
-    }
-
-    #[test]
-    fn times_are_written_as_go_writes_them_again() {
-        for (text, written) in [
-            ("2024-01-02T03:04:05Z", "2024-01-02T03:04:05Z"),
-            ("2024-01-02T03:04:05.120Z", "2024-01-02T03:04:05.12Z"),
-            ("2024-01-02T03:04:05.000000000Z", "2024-01-02T03:04:05Z"),
-            ("2024-01-02T03:04:05+02:00", "2024-01-02T03:04:05+02:00"),
-            ("2024-01-02T03:04:05.5+00:00", "2024-01-02T03:04:05.5Z"),
-            ("0001-01-01T00:00:00Z", "0001-01-01T00:00:00Z"),
-        ] {
-            assert_eq!(go_time(text).as_deref(), Some(written), "{text}");
-        }
-        for bad in ["", "now", "2024-01-02", "2024-01-02 03:04:05Z", "2024-01-02T03:04:05"] {
-            assert_eq!(go_time(bad), None, "{bad}");
-        }
-        assert_eq!(utc(1_700_000_000), "2023-11-14T22:13:20Z");
     }
 }

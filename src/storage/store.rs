@@ -12,11 +12,12 @@ use std::sync::Arc;
 
 use super::machine::{self, Losses};
 use super::opaque::{MergedView, has_opaque_directories};
-use super::record::{StoreImage, layer_record, utc};
+use super::record::{StoreImage, layer_record};
 use super::restore::{self, Helper, Manifest};
 use super::{big_data_file_name, link_name};
 use crate::digest::Digest;
 use crate::entry::{Device, Entry, Kind, Meta, Timestamp};
+use crate::go_types::utc;
 use crate::helper::publish::record::LayerRecord;
 use crate::helper::receive;
 use crate::json;

@@ -181,7 +181,7 @@ impl Judge<'_> {
         let Some(bytes) = self.document(path) else { return };
         let config = Document::parse(&bytes).and_then(|document| {
             let config = document.top().get("config")?;
-            config.map(|config| config.get_text("digest").map(str::to_owned)).transpose()
+            config.map(|config| config.get_text("digest").map(|text| text.into_owned())).transpose()
         });
         match config {
             Err(error) => self.add(Rule::ImageMalformed, path.to_owned(), error.to_string()),
@@ -309,7 +309,7 @@ impl Judge<'_> {
 fn diff_ids(config: &[u8]) -> Result<Vec<String>, crate::json::Error> {
     let document = Document::parse(config)?;
     let Some(rootfs) = document.top().get("rootfs")? else { return Ok(Vec::new()) };
-    rootfs.get_items("diff_ids")?.iter().map(|item| item.text().map(str::to_owned)).collect()
+    rootfs.get_items("diff_ids")?.iter().map(|item| item.text().map(|text| text.into_owned())).collect()
 }
 
 /// An image for people: its first name, else its id.

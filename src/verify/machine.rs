@@ -153,7 +153,8 @@ fn default_requirements(bytes: &[u8]) -> Result<Vec<String>, String> {
     if items.is_empty() {
         return Err("has no default".to_owned());
     }
-    let types: Result<Vec<String>, _> = items.iter().map(|item| item.get_text("type").map(str::to_owned)).collect();
+    let types: Result<Vec<String>, _> =
+        items.iter().map(|item| item.get_text("type").map(|text| text.into_owned())).collect();
     let types = types.map_err(|error| error.to_string())?;
     match types.iter().find(|kind| !REQUIREMENTS.contains(&&kind[..])) {
         Some(kind) => Err(format!("has an unknown requirement {kind:?}")),

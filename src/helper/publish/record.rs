@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use super::super::Error;
 use super::super::policy::number;
 use super::super::receive::is_id;
+use crate::go_types::is_time;
 
 /// The most names, and the most files, of one image. While they are compared with the store's, others wait for its locks.
 pub(super) const PER_IMAGE_MAX: usize = 1000;
@@ -350,47 +351,6 @@ fn is_component(text: &str) -> bool {
             .all(|text| matches!(text, [b'.' | b'_'] | [b'_', b'_']) || text.iter().all(|byte| *byte == b'-'))
 }
 
-/// RFC 3339 as Go reads it into a time; another one, and the whole file is not loaded.
-#[must_use]
-pub fn is_time(text: &str) -> bool {
-    let number = |range: std::ops::Range<usize>| {
-        text.get(range).filter(|text| text.bytes().all(|byte| byte.is_ascii_digit())).and_then(|text| text.parse().ok())
-    };
-    let is_at = |at: usize, byte| text.as_bytes().get(at) == Some(&byte);
-    let shape = is_at(4, b'-') && is_at(7, b'-') && is_at(10, b'T') && is_at(13, b':') && is_at(16, b':');
-    let parts: [Option<u32>; 6] = [0..4, 5..7, 8..10, 11..13, 14..16, 17..19].map(number);
-    let [Some(year), Some(month), Some(day), Some(hour), Some(minute), Some(second)] = parts else { return false };
-    let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    let days = match month {
-        1 | 3 | 5 | 7 | 8 | 10 | 12 => 31,
-        4 | 6 | 9 | 11 => 30,
-        2 => 28 + u32::from(is_leap),
-        _ => 0,
-    };
-    let rest = text.get(19..).unwrap_or_default();
-    let zone = match rest.strip_prefix('.') {
-        Some(fraction) => {
-            let digits = fraction.bytes().take_while(u8::is_ascii_digit).count();
-            if (1..=9).contains(&digits) { &fraction[digits..] } else { "" }
-        }
-        None => rest,
-    };
-    let at = text.len() - zone.len();
-    let is_offset = zone.len() == 6
-        && zone.starts_with(['+', '-'])
-        && is_at(at + 3, b':')
-        && number(at + 1..at + 3).is_some_and(|hours: u32| hours < 24)
-        && number(at + 4..at + 6).is_some_and(|minutes: u32| minutes < 60);
-    // Later years are not in every library.
-    shape
-        && (1..=9998).contains(&year)
-        && (1..=days).contains(&day)
-        && hour < 24
-        && minute < 60
-        && second < 60
-        && (zone == "Z" || is_offset)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -447,40 +407,6 @@ mod tests {
                     proptest::prop_assert!(reference.is_storable());
                 }
             }
-        }
-
-        #[test]
-        fn what_is_a_time_here_is_one_for_the_front_end(
-            time in "[0-9]{4}-(0[0-9]|1[0-3])-[0-3][0-9]T[0-2][0-9]:[0-6][0-9]:[0-6][0-9](\\.[0-9]{1,10})?(Z|[+-][0-2][0-9]:[0-6][0-9])",
-        ) {
-            if is_time(&time) {
-                proptest::prop_assert!(crate::storage::record::seconds_since_epoch(&time).is_some(), "{}", time);
-            }
-        }
-    }
-
-    #[test]
-    fn times_are_those_that_go_reads() {
-        for good in ["2024-02-29T00:00:00Z", "0001-01-01T23:59:59.1Z", "2024-01-02T03:04:05.123456789+02:00"] {
-            assert!(is_time(good), "{good}");
-        }
-        for bad in [
-            "",
-            "2023-02-29T00:00:00Z",
-            "2024-01-02T24:00:00Z",
-            "2024-01-02T03:04:05",
-            "2024-01-02T03:04:05.Z",
-            "2024-01-02 03:04:05Z",
-            "2024-01-02T03:04:05.1234567890Z",
-            "2024-01-02T03:04:05+2:00",
-            "2024-13-02T03:04:05Z",
-            "2024-01-00T03:04:05Z",
-            "+024-01-02T03:04:05Z",
-            "2024-01-02T03:04:60Z",
-            "2024-01-02T03:04:05+24:00",
-            "2024-01-02T03:04:05z",
-        ] {
-            assert!(!is_time(bad), "{bad}");
         }
     }
 }
