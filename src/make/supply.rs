@@ -413,7 +413,7 @@ impl Work {
     }
 
     fn key(&self, layer: &StoreLayer) -> Digest {
-        Cache::key(&layer.id, &layer.layer.descriptor.digest, &body_prefix(&self.graphroot, &layer.id))
+        Cache::key(&layer.id, &layer.layer.descriptor, &body_prefix(&self.graphroot, &layer.id))
     }
 }
 

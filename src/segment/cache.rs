@@ -24,6 +24,7 @@ use super::file::{BodyTar, Error, Segment, Trailer, Trust};
 use super::witness::Stamp;
 use crate::atomic::{Temporary, Unnamed, is_left, keep_only, remove_unfinished_in};
 use crate::digest::{Digest, Hasher};
+use crate::source::Descriptor;
 
 /// Changes whenever the bytes of a segment for the same layer would.
 const FORMAT: &str = "prepull segment 5";
@@ -214,13 +215,18 @@ impl Cache {
         Some(Pack { number, file, name: Mutex::new(name), segments: Mutex::default() })
     }
 
-    /// What a segment depends on: the layer (which stands for all layers below it), the blob it comes from and the path in front.
+    /// Returns the key of a segment: of the layer (which stands for all layers below it), the blob it comes from and the path
+    /// in front.
+    ///
+    /// The blob's size is the descriptor's, so that a wrong one finds no segment: the blob is read again and refused, as it is
+    /// with an empty cache.
     #[must_use]
-    pub fn key(layer_id: &Digest, blob: &Digest, prefix: &[u8]) -> Digest {
+    pub fn key(layer_id: &Digest, blob: &Descriptor, prefix: &[u8]) -> Digest {
         let mut hasher = Hasher::new();
         hasher.update(FORMAT.as_bytes());
         hasher.update(layer_id.as_bytes());
-        hasher.update(blob.as_bytes());
+        hasher.update(blob.digest.as_bytes());
+        hasher.update(&blob.size.to_le_bytes());
         hasher.update(prefix);
         hasher.finish()
     }
