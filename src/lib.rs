@@ -30,13 +30,13 @@
 //! | helper | entry, go_types, json, wire |
 //! | reference | digest |
 //! | registry | config, digest, threads |
-//! | source | compression, digest, json, media_type, reference, registry, threads |
+//! | source | compression, digest, go_types, json, media_type, reference, registry, threads |
 //! | image | digest, go_types, json, media_type, source |
 //! | layer | compression, digest, entry, json, source, threads |
 //! | segment | atomic, compression, digest, entry, layer, source, threads, wire |
 //! | storage | digest, entry, go_types, helper, image, json, layer, segment, wire |
 //! | install | entry, helper, threads, wire |
-//! | inspect | compression, entry, layer, reference, storage |
+//! | inspect | compression, entry, go_types, layer, reference, storage |
 //! | sink | atomic, digest, segment, storage, threads |
 //! | plan | compression, digest, go_types, image, reference, source, storage, threads |
 //! | make | atomic, compression, digest, entry, image, layer, media_type, plan, segment, sink, source, storage, threads |

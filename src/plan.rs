@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::compression::SizeLimit;
 use crate::digest::Digest;
 use crate::go_types::seconds_since_epoch;
-use crate::image::{self, Image, Platform};
+use crate::image::{self, Image, OLD_LAYERS_MAX, Platform};
 use crate::reference::{Item, Location};
 use crate::source::{self, Descriptor, ImageSource};
 use crate::storage::record::StoreImage;
@@ -63,6 +63,20 @@ pub enum Error {
         item: String,
         /// The name.
         name: String,
+    },
+    /// Two manifests give one blob two sizes, so at least one of them is wrong.
+    #[error("blob {blob} has {size} bytes in the manifest of image {image}, but {other_size} in that of {other}")]
+    BlobSize {
+        /// Digest of the blob.
+        blob: Digest,
+        /// Name or id of an image.
+        image: String,
+        /// Size in its manifest, in bytes.
+        size: u64,
+        /// Name or id of the other image.
+        other: String,
+        /// Size in the other's manifest, in bytes.
+        other_size: u64,
     },
     /// One name for two images.
     #[error("{first} and {second} are different images ({first_id} and {second_id}), but both would be called {name}")]
@@ -152,6 +166,13 @@ impl Plan {
             if image.platform() != platform && image.index().is_none() && platform.rank(image.platform()).is_none() {
                 self.warnings.push(format!("{item}: the image is for {}, not for {platform}", image.platform()));
             }
+            if image.layers().len() > OLD_LAYERS_MAX {
+                let layers = image.layers().len();
+                self.warnings.push(format!(
+                    "{item}: the image has {layers} layers: CRI-O 1.24 and 1.25 and podman up to 4.3 start no container of an image \
+                     with more than {OLD_LAYERS_MAX}"
+                ));
+            }
             let seconds = image.created().and_then(seconds_since_epoch).unwrap_or(0);
             self.newest = self.newest.max(seconds);
             let blob = BlobSource { item: item.typed.clone(), source };
@@ -165,6 +186,7 @@ impl Plan {
         for (image, blob) in remote {
             self.add_blobs(&image, &blob);
         }
+        self.check_sizes()?;
         Ok(names)
     }
 
@@ -184,8 +206,11 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Takes in the images of another plan. Who has had one of their names loses it, and an image that had no other goes.
-    pub fn take_over(&mut self, other: Self) {
+    /// Takes in the images of another plan. An image that had one of their names loses it, and goes with its last name.
+    ///
+    /// # Errors
+    /// [`Error::BlobSize`] if an image here and one there disagree on the size of a blob.
+    pub fn take_over(&mut self, other: Self) -> Result<(), Error> {
         for name in other.names.keys() {
             self.forget_name(name);
         }
@@ -198,6 +223,24 @@ impl Plan {
         self.limit = other.limit;
         self.names.extend(other.names);
         self.blobs.extend(other.blobs);
+        self.check_sizes()
+    }
+
+    /// Checks that all manifests agree on the size of each blob. Only one of them would be compared with the blob.
+    fn check_sizes(&self) -> Result<(), Error> {
+        let mut sizes: BTreeMap<Digest, (u64, &StoreImage)> = BTreeMap::new();
+        for image in self.images.values() {
+            for Descriptor { digest, size, .. } in image.manifest_layers().flatten().map(|layer| &layer.descriptor) {
+                let (first, of) = *sizes.entry(*digest).or_insert((*size, image));
+                if first != *size {
+                    let shown =
+                        |image: &StoreImage| image.names().next().map_or_else(|| image.id().hex(), str::to_owned);
+                    let (image, other) = (shown(of), shown(image));
+                    return Err(Error::BlobSize { blob: *digest, image, size: first, other, other_size: *size });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Takes a name from the image that has it, which goes with its last. Gives whether there was one.

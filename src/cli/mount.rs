@@ -364,7 +364,7 @@ fn add(args: &MountAddArgs, printer: &Printer) -> Result<(), Failure> {
         if let Some(sources) = sources {
             note_sources(sources, &new)?;
         }
-        plan.take_over(new);
+        plan.take_over(new).map_err(plan_failure)?;
         Ok(Some(Change { force: args.force, ..Change::default() }))
     };
     self::change(Way::At(&place(&args.mountpoint)?), &args.what.cache, printer, &mut change)

@@ -25,12 +25,22 @@ use tables::{INDEX, Layout, MANIFEST, MANIFEST_LIST, SCHEMA1, SCHEMA2};
 
 pub use time::{go_time, is_time, seconds_since_epoch, utc};
 
+/// Maximum size of a config, in bytes (containers/image `internal/iolimits`, `MaxConfigBodySize`).
+pub const CONFIG_MAX: u64 = 4 << 20;
+
+/// Maximum number of layers of an image that every containers/storage mounts, up to 1.43, which CRI-O 1.24 and 1.25 and podman
+/// 4.3 have (`drivers/overlay/overlay.go`, `maxDepth`: 128 up to v1.43.0, 500 since v1.44.0).
+pub const OLD_LAYERS_MAX: usize = 128;
+
 /// Error from reading a config or a manifest as Go's types.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The bytes are not JSON, or a field has a value of the wrong type.
     #[error(transparent)]
     Json(#[from] json::Error),
+    /// The config has more than [`CONFIG_MAX`] bytes.
+    #[error("{0} bytes, at most {CONFIG_MAX} are allowed")]
+    Size(u64),
     /// The document has a field of another kind of manifest (CVE-2021-41190).
     #[error("ambiguous, it has the field `{0}` of another kind of manifest")]
     Ambiguous(&'static str),
@@ -116,8 +126,11 @@ const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 /// Checks that Go can unmarshal the config of an image.
 ///
 /// # Errors
-/// [`Error::Json`] if it is not JSON, or names the field of the wrong type.
+/// [`Error::Size`] if it is too large, [`Error::Json`] if it is not JSON or has a field of the wrong type.
 pub fn check_config(bytes: &[u8]) -> Result<(), Error> {
+    if bytes.len() as u64 > CONFIG_MAX {
+        return Err(Error::Size(bytes.len() as u64));
+    }
     check_config_document(&Document::parse(bytes)?)
 }
 
@@ -148,6 +161,15 @@ pub fn check_manifest(bytes: &[u8]) -> Result<Kind, Error> {
     check_kind(&document, kind)?;
     check_stored(&document, kind)?;
     Ok(kind)
+}
+
+/// Checks a manifest or an index that a store keeps beside the image's own manifest, for names with its digest.
+///
+/// # Errors
+/// As [`check_manifest`] and [`check_index`].
+pub fn check_further_manifest(bytes: &[u8]) -> Result<Kind, Error> {
+    let kind = guess(&Document::parse(bytes)?)?;
+    if kind.is_index() { check_index(bytes) } else { check_manifest(bytes) }
 }
 
 /// Checks that Go can unmarshal an index or a manifest list. A store keeps it beside the image's manifest, and
@@ -249,6 +271,22 @@ pub fn check_stored(document: &Document, kind: Kind) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Returns the paths of all fields whose type is checked in a document of `kind`, or in a config. An element of a list is `[]`, a value
+/// of a map `{}`: `history[].created`, `config.Labels{}`. Tests take them to compare prepull with other programs.
+#[must_use]
+pub fn fields(kind: Option<Kind>) -> Vec<String> {
+    let mut paths = Vec::new();
+    match kind {
+        Some(kind) => tables::paths(kind.layout(), "", &mut paths),
+        None => {
+            [&tables::IMAGE, &tables::SCHEMA2_IMAGE].iter().for_each(|layout| tables::paths(layout, "", &mut paths))
+        }
+    }
+    paths.sort_unstable();
+    paths.dedup();
+    paths
 }
 
 /// Returns the `schemaVersion` of a document that fits [`tables::VERSIONED`]; 0 if it has none.

@@ -51,6 +51,24 @@ impl Layout {
     }
 }
 
+/// Appends the paths of all fields of `layout`, with `[]` for an element of a list and `{}` for a value of a map.
+pub(super) fn paths(layout: &Layout, within: &str, out: &mut Vec<String>) {
+    for (name, of) in layout.fields() {
+        let path = format!("{within}{name}");
+        out.push(path.clone());
+        match of {
+            Type::Strings | Type::StrSlice | Type::Bytes => out.push(format!("{path}[]")),
+            Type::StringMap | Type::Set => out.push(format!("{path}{{}}")),
+            Type::Struct(layout) => paths(layout, &format!("{path}."), out),
+            Type::List(layout) => {
+                out.push(format!("{path}[]"));
+                paths(layout, &format!("{path}[]."), out);
+            }
+            Type::String | Type::Bool | Type::Int | Type::Time | Type::Byte | Type::Empty => {}
+        }
+    }
+}
+
 /// `imgspecv1.Platform` (image-spec `specs-go/v1/descriptor.go`).
 static PLATFORM: Layout = Layout {
     embedded: &[],

@@ -20,9 +20,12 @@ use std::io::Read;
 use crate::digest::{Digest, Hasher, ParseDigestError, VerifyReader};
 use crate::go_types;
 use crate::json;
+use crate::media_type::essence;
 use crate::source::{self, CONFIG_MAX, Descriptor, ImageSource, MANIFEST_MAX, RawManifest};
 
 pub use platform::{ParsePlatformError, Platform};
+
+pub use crate::go_types::OLD_LAYERS_MAX;
 
 /// The most layers that an image may have: containers/storage's overlay driver refuses a deeper chain
 /// (`drivers/overlay/overlay.go`, `maxDepth`).
@@ -59,6 +62,31 @@ pub struct Layer {
 
 /// Maximum number of a layer's `urls` that a message lists.
 pub const URLS_SHOWN: usize = 3;
+
+impl Layer {
+    /// Returns how well other tools can use the blob, as far as the media type tells: 0 for gzip, 1 for a plain tar, 2 for zstd, 3
+    /// for bzip2 and xz.
+    ///
+    /// If several images share the layer, its record in the store names one blob. containers/image up to 5.23 cannot write an
+    /// image in a Docker format (`podman save --format docker-dir`) if that blob is in zstd.
+    #[must_use]
+    pub fn rank(&self) -> u8 {
+        let Descriptor { media_type, digest, .. } = &self.descriptor;
+        // An archive that docker save has written is plain, although its manifest has Docker's only type.
+        match essence(media_type).rsplit(['.', '+']).next() {
+            _ if *digest == self.diff_id => 1,
+            Some("gzip") => 0,
+            Some("zstd") => 2,
+            Some("bzip2" | "xz") => 3,
+            _ => 1,
+        }
+    }
+
+    /// Returns the order in which blobs of one layer are preferred.
+    pub(crate) fn preference(&self) -> (u8, Digest) {
+        (self.rank(), self.descriptor.digest)
+    }
+}
 
 impl Image {
     /// Fetches manifest and config from `source`, chooses the manifest for `platform` where there is an index, and

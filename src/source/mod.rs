@@ -30,8 +30,7 @@ pub use opened::Opened;
 /// (`internal/iolimits`, `MaxManifestBodySize`) and the OCI distribution specification tells registries to accept.
 pub const MANIFEST_MAX: u64 = 4 << 20;
 
-/// The largest config that is read, in bytes (containers/image `internal/iolimits`, `MaxConfigBodySize`).
-pub const CONFIG_MAX: u64 = 4 << 20;
+pub use crate::go_types::CONFIG_MAX;
 
 /// A manifest or index exactly as the source gave it. Never serialised again: its digest is over these bytes.
 #[derive(Clone, PartialEq, Eq)]

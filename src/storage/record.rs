@@ -37,8 +37,8 @@ fn owners(all: &[u32]) -> Vec<u32> {
 /// One image of a store: all that refers to one config.
 ///
 /// The record does not depend on the order in which references were given: names and manifests are sorted, an index goes before
-/// a manifest, and of several manifests (one config, layers compressed in several ways) the one with the smallest digest is
-/// the image's.
+/// a manifest, and of several manifests (one config, layers compressed in several ways) the one whose layers have the lowest
+/// [`Layer::rank`] is the image's, of those with the same rank the one with the smallest digest.
 #[derive(Debug)]
 pub struct StoreImage {
     id: Digest,
@@ -118,7 +118,7 @@ impl StoreImage {
     /// The digest that a registry answers for the image: the index's if it came through one.
     #[must_use]
     pub fn digest(&self) -> Digest {
-        self.indexes.keys().chain(self.manifests.keys()).next().copied().unwrap_or(self.id)
+        self.indexes.keys().next().or(self.manifest_digest()).copied().unwrap_or(self.id)
     }
 
     /// All names, sorted.
@@ -132,16 +132,21 @@ impl StoreImage {
         &self.chain
     }
 
-    /// The layers of the image's own manifest, lowest first, as many as [`Self::chain`].
-    #[must_use]
-    pub fn layers(&self) -> &[Layer] {
-        self.manifests.values().next().map_or(&[], |(_, layers)| layers)
+    /// Returns the layers of each manifest, lowest first, as many as [`Self::chain`].
+    pub fn manifest_layers(&self) -> impl Iterator<Item = &[Layer]> {
+        self.manifests.values().map(|(_, layers)| &layers[..])
     }
 
-    /// The digest of the image's own manifest.
+    /// Returns the digest of the image's own manifest.
     #[must_use]
     pub fn manifest_digest(&self) -> Option<&Digest> {
-        self.manifests.keys().next()
+        self.own_manifest().map(|(digest, _)| digest)
+    }
+
+    fn own_manifest(&self) -> Option<(&Digest, &[u8])> {
+        let rank = |layers: &[Layer]| layers.iter().map(Layer::rank).max();
+        let own = self.manifests.iter().min_by_key(|(digest, (_, layers))| (rank(layers), **digest));
+        own.map(|(digest, (bytes, _))| (digest, &bytes[..]))
     }
 
     /// Time of creation in Go's form, if the config has one.
@@ -158,7 +163,7 @@ impl StoreImage {
         for (digest, bytes) in self.indexes.iter().chain(manifests) {
             items.push((format!("{MANIFEST_KEY}-{digest}"), bytes));
         }
-        if let Some((bytes, _)) = self.manifests.values().next() {
+        if let Some((_, bytes)) = self.own_manifest() {
             items.push((MANIFEST_KEY.to_owned(), bytes));
         }
         items

@@ -143,21 +143,23 @@ pub struct StoreLayer {
 
 /// All layers of `images`, each once, parents before children.
 ///
-/// The order follows from the set of images. Of two blobs for one layer (compressed differently in two images) the one with
-/// the smaller digest is taken.
+/// The order follows from the set of images. Of several blobs for one layer (compressed differently in several manifests) the
+/// one of the lowest [`Layer::rank`](crate::image::Layer::rank) is taken, of those with the same rank the one with the smallest digest.
 #[must_use]
 pub fn layers_of(images: &BTreeMap<Digest, StoreImage>) -> Vec<StoreLayer> {
     let mut order: Vec<StoreLayer> = Vec::new();
     let mut place: BTreeMap<Digest, usize> = BTreeMap::new();
     for image in images.values() {
         let mut parent = None;
-        for (id, layer) in image.chain().iter().zip(image.layers()) {
-            match place.get(id) {
-                Some(&at) if order[at].layer.descriptor.digest <= layer.descriptor.digest => {}
-                Some(&at) => order[at].layer = layer.clone(),
-                None => {
-                    place.insert(*id, order.len());
-                    order.push(StoreLayer { id: *id, parent, layer: layer.clone() });
+        for (number, id) in image.chain().iter().enumerate() {
+            for layer in image.manifest_layers().filter_map(|layers| layers.get(number)) {
+                match place.get(id) {
+                    Some(&at) if order[at].layer.preference() <= layer.preference() => {}
+                    Some(&at) => order[at].layer = layer.clone(),
+                    None => {
+                        place.insert(*id, order.len());
+                        order.push(StoreLayer { id: *id, parent, layer: layer.clone() });
+                    }
                 }
             }
             parent = Some(*id);
