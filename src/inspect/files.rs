@@ -69,15 +69,16 @@ enum Entry {
 /// Whether a tar's file is kept. `path` has no `./` and no `/` in front.
 fn is_wanted(path: &str) -> bool {
     CONFIGURATION.iter().any(|of| path == *of || path.strip_prefix(of).is_some_and(|rest| rest.starts_with('/')))
-        || is_image_config(path)
+        || is_image_document(path)
 }
 
-/// `…/DRIVER-images/ID/=BASE64` with a key that begins with `sha256:`: containers/storage `store.go`, makeBigDataBaseName.
-fn is_image_config(path: &str) -> bool {
+/// Returns whether this is the config or the manifest of an image: `…/DRIVER-images/ID/=BASE64` with a key that begins with
+/// `sha256:`, or `…/DRIVER-images/ID/manifest` (containers/storage `store.go`, `makeBigDataBaseName`).
+fn is_image_document(path: &str) -> bool {
     let mut parts = path.rsplit('/');
     let (file, _, images) = (parts.next(), parts.next(), parts.next());
     // base64 of `sha256:`, as far as it does not depend on the digest.
-    file.is_some_and(|file| file.starts_with("=c2hhMjU2O"))
+    file.is_some_and(|file| file == "manifest" || file.starts_with("=c2hhMjU2O"))
         && images.is_some_and(|directory| directory.ends_with("-images"))
 }
 

@@ -16,6 +16,7 @@ use super::files::{self, Files};
 use super::find::Found;
 use super::list::{self, list};
 use super::machine::{DEFAULT_PAUSE, MachineConfig, Origin, Set};
+use crate::go_types::{self, OLD_LAYERS_MAX};
 use crate::reference::Reference;
 use near::suggestions;
 use stores::{At, Image, Stores, is_digest, parse};
@@ -370,23 +371,57 @@ fn repo_digests(image: &Image) -> Vec<String> {
     all.into_iter().collect()
 }
 
-/// From the image's config, if that can be read.
-fn platform(files: &Files, found: &Found, image: &Image) -> Result<Option<String>, files::Error> {
+/// Returns the config of an image, if the store has it.
+fn config(files: &Files, found: &Found, image: &Image) -> Result<Option<Vec<u8>>, files::Error> {
     use base64::Engine as _;
+    let Some(key) = image.big_data.iter().find(|key| is_digest(key)) else { return Ok(None) };
+    data(files, found, image, &format!("={}", base64::engine::general_purpose::STANDARD.encode(key)))
+}
+
+/// Returns a file of an image, if the store has it.
+fn data(files: &Files, found: &Found, image: &Image, file: &str) -> Result<Option<Vec<u8>>, files::Error> {
+    // An id names a directory, so images.json must not lead out of the store.
+    if image.id.contains(['/', '\0']) {
+        return Ok(None);
+    }
+    let directory = format!("{}-images/{}/{file}", found.driver, image.id);
+    files.read(&if found.graphroot.is_empty() { directory } else { format!("{}/{directory}", found.graphroot) })
+}
+
+/// Adds the images that podman and CRI-O cannot read. Listing reads the manifest and the config of every image of every
+/// store, so one of these hides all images.
+fn check_listing(stores: &Stores<'_>, files: &Files, problems: &mut Vec<String>) -> Result<(), files::Error> {
+    type Check = fn(&[u8]) -> Result<(), go_types::Error>;
+    let manifest: Check = |bytes| go_types::check_manifest(bytes).map(drop);
+    for (store, image) in stores.used().flat_map(|(_, store)| store.images.iter().map(move |image| (store, image))) {
+        let manifest = ("manifest", data(files, store.found, image, "manifest"), manifest);
+        let config: (_, _, Check) = ("config", config(files, store.found, image), go_types::check_config);
+        for (what, bytes, check) in [manifest, config] {
+            let error = match bytes {
+                Ok(Some(bytes)) => check(&bytes).err().map(|error| error.to_string()),
+                // A document that is missing is told of the image that was found.
+                Ok(None) => None,
+                Err(error @ files::Error::Size(_)) => Some(error.to_string()),
+                Err(error) => return Err(error),
+            };
+            if let Some(error) = error {
+                let name = image.names.first().unwrap_or(&image.id);
+                problems.push(format!("the {what} of {name}: {error}: CRI-O cannot list any image"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Returns the platform in the image's config, if that can be read.
+fn platform(files: &Files, found: &Found, image: &Image) -> Result<Option<String>, files::Error> {
     #[derive(Deserialize)]
     struct Config {
         os: Option<String>,
         architecture: Option<String>,
         variant: Option<String>,
     }
-    // An id is a name of a directory, whatever images.json says.
-    let Some(key) = image.big_data.iter().find(|key| is_digest(key)).filter(|_| !image.id.contains(['/', '\0'])) else {
-        return Ok(None);
-    };
-    let file = base64::engine::general_purpose::STANDARD.encode(key);
-    let directory = format!("{}-images/{}/={file}", found.driver, image.id);
-    let path = if found.graphroot.is_empty() { directory } else { format!("{}/{directory}", found.graphroot) };
-    let Some(bytes) = files.read(&path)? else { return Ok(None) };
+    let Some(bytes) = config(files, found, image)? else { return Ok(None) };
     let Ok(Config { os, architecture, variant }) = serde_json::from_slice(&bytes) else { return Ok(None) };
     let parts = [os, architecture, variant].into_iter().flatten().filter(|part| !part.is_empty());
     Ok(Some(parts.collect::<Vec<_>>().join("/")))
@@ -425,6 +460,7 @@ pub fn why(name: &str, found: &[Found], files: &Files, config: &MachineConfig) -
     let (mut notes, mut problems) = (Vec::new(), Vec::new());
     let mut stores = Stores::load(found, config, &mut notes)?;
     stores.settle(&mut problems);
+    check_listing(&stores, files, &mut problems)?;
     if let Some(set) = config.pinned.iter().flatten().find(|set| set.value == "*") {
         // `pattern[1 : len(pattern)-1]` of one byte.
         problems.push(format!(
@@ -487,7 +523,7 @@ pub fn why(name: &str, found: &[Found], files: &Files, config: &MachineConfig) -
     let image = match &hit {
         Some((at, found_by, resolved)) => {
             pin = Some(pinned(stores.image(*at), resolved.as_ref(), config));
-            Some(image_info(&stores, *at, *found_by, resolved.clone(), found, files, &mut problems)?)
+            Some(image_info(&stores, *at, *found_by, resolved.clone(), found, files, &mut problems, &mut notes)?)
         }
         None => None,
     };
@@ -534,9 +570,16 @@ fn image_info(
     found: &[Found],
     files: &Files,
     problems: &mut Vec<String>,
+    notes: &mut Vec<String>,
 ) -> Result<ImageInfo, Error> {
     let (store, image) = (&stores.0[at.0], stores.image(at));
     let listed = list(found)?.into_iter().find(|listed| listed.id == image.id && listed.store == store.found.graphroot);
+    if let Some(layers) = listed.as_ref().map(|listed| listed.layers).filter(|layers| *layers > OLD_LAYERS_MAX) {
+        notes.push(format!(
+            "the image has {layers} layers: CRI-O 1.24 and 1.25 and podman up to 4.3 start none of its containers \
+             (containers/storage before 1.44 mounts {OLD_LAYERS_MAX} layers)"
+        ));
+    }
     let size = listed.and_then(|listed| listed.size);
     if size.is_none() {
         problems.push("a layer of the image, or its size, is missing: CRI-O refuses it".into());

@@ -7,7 +7,8 @@ use super::records::{ImageRecord, LayerRecord};
 use super::rule::Rule;
 use super::{End, Judge, Layers};
 use crate::digest::{Digest, Hasher};
-use crate::image::LAYERS_MAX;
+use crate::go_types;
+use crate::image::{LAYERS_MAX, OLD_LAYERS_MAX};
 use crate::inspect::contents::InodeKind;
 use crate::json::Document;
 use crate::reference::{ParseReferenceError, Reference};
@@ -102,6 +103,13 @@ impl Judge<'_> {
                 self.add(Rule::ImageDataSize, path.clone(), what);
             }
             self.data_digest(image, key, &path, &digest);
+            let is_further = key.starts_with(MANIFEST) && key != MANIFEST;
+            if is_further
+                && let Some(bytes) = self.document(&path)
+                && let Err(error) = go_types::check_further_manifest(&bytes)
+            {
+                self.add(Rule::ImageManifestMalformed, path.clone(), error.to_string());
+            }
             if key.starts_with(MANIFEST) {
                 digests.insert(digest);
             }
@@ -176,9 +184,13 @@ impl Judge<'_> {
         }
     }
 
-    /// Whether the manifest says what the record says.
+    /// Checks that the image's own manifest can be read, and that it names a config that the record has.
     fn manifest(&mut self, path: &str, image: &ImageRecord) {
         let Some(bytes) = self.document(path) else { return };
+        if let Err(error) = go_types::check_manifest(&bytes) {
+            self.add(Rule::ImageMalformed, path.to_owned(), error.to_string());
+            return;
+        }
         let config = Document::parse(&bytes).and_then(|document| {
             let config = document.top().get("config")?;
             config.map(|config| config.get_text("digest").map(|text| text.into_owned())).transpose()
@@ -218,6 +230,9 @@ impl Judge<'_> {
             End::Bottom if chain.len() > LAYERS_MAX => {
                 self.add(Rule::LayerCount, shown.to_owned(), format!("has {} layers", chain.len()));
             }
+            End::Bottom if chain.len() > OLD_LAYERS_MAX => {
+                self.add(Rule::LayerCountOld, shown.to_owned(), format!("has {} layers", chain.len()));
+            }
             End::Bottom => {}
         }
         // containers/image `storage/storage_image.go`, `getSize`.
@@ -230,6 +245,10 @@ impl Judge<'_> {
             self.add(Rule::LayerSizeUnknown, shown.to_owned(), what);
         }
         let Some(config) = config else { return };
+        if let Err(error) = go_types::check_config(config) {
+            self.add(Rule::ImageMalformed, shown.to_owned(), format!("its config: {error}"));
+            return;
+        }
         match diff_ids(config) {
             Err(error) => {
                 self.add(Rule::ImageMalformed, shown.to_owned(), format!("its config: {error}"));

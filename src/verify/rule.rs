@@ -157,7 +157,8 @@ rules! {
     ImageNoName "image-no-name" Note Note Kept Kept "pods find it by its digest or id only" "give it a name";
     ImageManifest "image-manifest" Error Error ListFails ImageDeleted "listing fails for all images" AGAIN;
     ImageConfig "image-config" Error Error ListFails ImageDeleted "listing fails for all images" AGAIN;
-    ImageMalformed "image-malformed" Error Error ListFails ListFails "CRI-O cannot read the image" AGAIN;
+    ImageMalformed "image-malformed" Error Error ListFails ListFails "CRI-O cannot list any image, nor can podman: both read every manifest and config when they list images" "remove the image, or write the store again with `prepull make`";
+    ImageManifestMalformed "image-manifest-malformed" Warning Warning Kept Kept "a pod that names the image by this manifest's digest does not find it" AGAIN;
     ImageData "image-data" Error Error Kept ImageDeleted "after a power cut CRI-O deletes the image" AGAIN;
     ImageDataSize "image-data-size" Error Error Kept ImageDeleted "after a power cut CRI-O deletes the image" AGAIN;
     ImageDataDigest "image-data-digest" Warning Warning Kept Kept "the image is listed with a digest that is not its own" AGAIN;
@@ -177,6 +178,7 @@ rules! {
     LayerIncomplete "layer-incomplete" Error Error ListFails ImageDeleted "it counts as half written: CRI-O deletes it, and listing fails" AGAIN;
     LayerSizeUnknown "layer-size-unknown" Error Error ListFails ListFails "the image's size is unknown, so listing fails for all images" AGAIN;
     LayerChain "layer-chain" Warning Warning Kept Kept "a later pull does not find the layer, and fetches it again" AGAIN;
+    LayerCountOld "layer-count-old" Warning Warning Kept Kept "its containers do not start with containers/storage before 1.44 (CRI-O 1.24 and 1.25, podman up to 4.3), which mounts 128 layers" "build the image with fewer layers, or use a newer CRI-O";
     LayerCount "layer-count" Error Error PodFails ImageDeleted "overlay takes at most 500 layers" "build the image with fewer layers";
     LayerUnused "layer-unused" Note Note Kept Kept "no image has this layer" REMOVE;
     LayerUnverified "layer-unverified" Note Note Kept Kept "it was pulled in part, by a table of contents: there is no diffID to compare its files with" "pull it whole, or take it from prepull";
