@@ -20,6 +20,8 @@ mod time;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
+
 use crate::json::{self, Document, Raw};
 use tables::{INDEX, Layout, MANIFEST, MANIFEST_LIST, SCHEMA1, SCHEMA2};
 
@@ -53,12 +55,12 @@ pub enum Error {
     /// An OCI manifest whose config is not an image's.
     #[error("an artifact with a config of type {0:?}, not a container image")]
     Artifact(String),
-    /// A layer of a Docker manifest has a media type that containers/image does not know.
-    #[error("`layers[{layer}].mediaType` is {media_type:?}, which containers/image refuses in a Docker manifest")]
-    Layer {
-        /// Index of the layer.
-        layer: usize,
-        /// Media type as written.
+    /// A Docker manifest has, for itself or a layer, a media type that containers/image does not know.
+    #[error("`{field}` is {media_type:?}, which containers/image refuses in a Docker manifest")]
+    MediaType {
+        /// Path of the field.
+        field: String,
+        /// Media type as written; empty if there is none.
         media_type: String,
     },
 }
@@ -216,7 +218,7 @@ pub fn check_kind(document: &Document, kind: Kind) -> Result<(), Error> {
     Ok(())
 }
 
-/// Media types that a layer of a Docker manifest may have (containers/image `manifest/manifest.go`,
+/// Media types that a Docker manifest and its layers may have (containers/image `manifest/manifest.go`,
 /// `SupportedSchema2MediaType`).
 const DOCKER_TYPES: [&str; 10] = [
     "application/vnd.docker.distribution.manifest.list.v2+json",
@@ -257,20 +259,27 @@ pub fn guess(document: &Document) -> Result<Kind, Error> {
 /// `kind`. A store keeps the bytes alone, without a media type.
 ///
 /// # Errors
-/// [`Error::Unrecognized`] if it is taken for another kind, [`Error::Layer`] if a layer has an unknown media type.
+/// [`Error::Unrecognized`] if it is taken for another kind, [`Error::MediaType`] if a Docker manifest has an unknown one.
 pub fn check_stored(document: &Document, kind: Kind) -> Result<(), Error> {
     if guess(document)? != kind {
         return Err(Error::Unrecognized(version(document)));
     }
     if kind == Kind::DockerManifest {
-        for (layer, item) in document.top().get_items("layers")?.iter().enumerate() {
-            let media_type = item.get_text("mediaType")?;
-            if !DOCKER_TYPES.contains(&&*media_type) {
-                return Err(Error::Layer { layer, media_type: media_type.into_owned() });
-            }
+        let top = document.top();
+        check_docker_type("mediaType", top.get_text("mediaType")?)?;
+        for (layer, item) in top.get_items("layers")?.iter().enumerate() {
+            check_docker_type(&format!("layers[{layer}].mediaType"), item.get_text("mediaType")?)?;
         }
     }
     Ok(())
+}
+
+/// Checks a media type in a Docker manifest (containers/image `manifest/docker_schema2.go`, `Schema2FromManifest`).
+fn check_docker_type(field: &str, media_type: Cow<'_, str>) -> Result<(), Error> {
+    if DOCKER_TYPES.contains(&&*media_type) {
+        return Ok(());
+    }
+    Err(Error::MediaType { field: field.to_owned(), media_type: media_type.into_owned() })
 }
 
 /// Returns the paths of all fields whose type is checked in a document of `kind`, or in a config. An element of a list is `[]`, a value

@@ -1,7 +1,7 @@
 //! The fields of Go's structs, each struct with the file that declares it.
 //!
 //! Each table is the newest declaration. Older versions of these structs have fewer fields and none of another type
-//! (compared: image-spec 1.0.2, 1.1.0-rc2 and 1.1.1; containers/image 5.21.1, 5.29.5 and 5.38.0), so what fits the newest
+//! (compared: image-spec 1.0.2, 1.1.0-rc2 and 1.1.1; containers/image 5.21.1 and 5.38.0), so what fits the newest
 //! fits all. A field is under the name in its `json` tag, or under its own if the tag has none.
 
 /// Type of a field.

@@ -107,6 +107,10 @@ fn manifests_are_recognized_as_containers_image_recognizes_them() {
         (format!(r#"{OCI},"HISTORY":[]"#), "ambiguous, it has the field `history`"),
         (format!(r#"{OCI},"mani\u0066ests":0"#), "ambiguous, it has the field `manifests`"),
         (r#""schemaVersion":2,"manifests":[{}]"#.to_owned(), "ambiguous, it has the field `manifests`"),
+        (
+            r#""schemaVersion":2,"config":{"mediaType":"application/vnd.docker.container.image.v1+json"}"#.to_owned(),
+            "`mediaType` is \"\", which containers/image refuses",
+        ),
         (format!(r#"{OCI},"layers":[{{"size":"7"}}]"#), "`layers[0].size` is the string \"7\", not an integer"),
         (
             format!(r#"{OCI},"layers":[{{"data":"e30"}}]"#),
