@@ -174,6 +174,9 @@ pub struct ImageInfo {
     pub repo_digests: Vec<String>,
     /// Bytes.
     pub size: Option<u64>,
+    /// Number of layers.
+    #[serde(skip)]
+    pub layers: usize,
     /// `linux/amd64`; nothing when its config is not there.
     pub platform: Option<String>,
     /// Other stores that have the image too; CRI-O lists it once more for each.
@@ -523,10 +526,16 @@ pub fn why(name: &str, found: &[Found], files: &Files, config: &MachineConfig) -
     let image = match &hit {
         Some((at, found_by, resolved)) => {
             pin = Some(pinned(stores.image(*at), resolved.as_ref(), config));
-            Some(image_info(&stores, *at, *found_by, resolved.clone(), found, files, &mut problems, &mut notes)?)
+            Some(image_info(&stores, *at, *found_by, resolved.clone(), found, files, &mut problems)?)
         }
         None => None,
     };
+    if let Some(layers) = image.as_ref().map(|image| image.layers).filter(|layers| *layers > OLD_LAYERS_MAX) {
+        notes.push(format!(
+            "the image has {layers} layers: CRI-O 1.24 and 1.25 and podman up to 4.3 start none of its containers \
+             (containers/storage before 1.44 mounts {OLD_LAYERS_MAX} layers)"
+        ));
+    }
     let is_name = matches!(lookup.kind, Kind::Full | Kind::Short);
     let pull = (is_name && !names.is_empty()).then(|| pull(name, image.is_some()));
     let suggestions = if image.is_some() { Vec::new() } else { suggestions(name, &names, &stores) };
@@ -570,16 +579,10 @@ fn image_info(
     found: &[Found],
     files: &Files,
     problems: &mut Vec<String>,
-    notes: &mut Vec<String>,
 ) -> Result<ImageInfo, Error> {
     let (store, image) = (&stores.0[at.0], stores.image(at));
     let listed = list(found)?.into_iter().find(|listed| listed.id == image.id && listed.store == store.found.graphroot);
-    if let Some(layers) = listed.as_ref().map(|listed| listed.layers).filter(|layers| *layers > OLD_LAYERS_MAX) {
-        notes.push(format!(
-            "the image has {layers} layers: CRI-O 1.24 and 1.25 and podman up to 4.3 start none of its containers \
-             (containers/storage before 1.44 mounts {OLD_LAYERS_MAX} layers)"
-        ));
-    }
+    let layers = listed.as_ref().map_or(0, |listed| listed.layers);
     let size = listed.and_then(|listed| listed.size);
     if size.is_none() {
         problems.push("a layer of the image, or its size, is missing: CRI-O refuses it".into());
@@ -607,6 +610,7 @@ fn image_info(
         lost_names: image.lost.clone(),
         repo_digests: repo_digests(image),
         size,
+        layers,
         platform,
         also_in: others.map(|(_, store)| store.found.graphroot.clone()).collect(),
     })
