@@ -248,14 +248,12 @@ fn entries<R: BufRead>(
     }
 }
 
-/// Returns whether an entry of this name is in a store: a file of its locks and records, or a link of its layers.
+/// Returns whether an entry of this name is one of a store's directories, or a file in one of them.
 fn is_of_store(name: &[u8]) -> bool {
-    let mut parts = name.rsplit(|&byte| byte == b'/').filter(|part| !part.is_empty()).skip(1);
-    match parts.next() {
-        Some(b"l") => parts.next() == Some(b"overlay"),
-        Some(directory) => [&b"-images"[..], b"-layers", b"-containers"].iter().any(|end| directory.ends_with(end)),
-        None => false,
-    }
+    const DIRECTORIES: [&[u8]; 6] =
+        [b"overlay-images", b"overlay-layers", b"overlay-containers", b"vfs-images", b"vfs-layers", b"vfs-containers"];
+    let mut parts = name.rsplit(|&byte| byte == b'/').filter(|part| !part.is_empty());
+    parts.by_ref().take(2).any(|part| DIRECTORIES.contains(&part))
 }
 
 fn content<R: BufRead>(reader: &mut TarReader<R>) -> Result<Vec<u8>, TarError> {

@@ -82,8 +82,8 @@ fn what_is_no_store_is_refused() {
     let at = scratch.path();
     fs_err::write(at.join("text"), "This is no tar at all, but there is enough of it. ".repeat(20)).unwrap();
     let path = |name: &str| at.join(name).display().to_string();
-    fails(prepull(at).args(["ls", &path("none")]), 1, "none");
-    fails(prepull(at).args(["ls", &path("text")]), 1, "is this a tar?");
+    fails(prepull(at).args(["ls", &path("none")]), 2, "none");
+    fails(prepull(at).args(["ls", &path("text")]), 2, "is this a tar?");
     fails(prepull(at).args(["ls", &path("")]), 2, "no store in it");
     fails(prepull(at).args(["ls", "-"]).stdin(Stdio::null()), 2, "standard input: no store in it");
     fails(prepull(at).arg("ls"), 2, "Usage: prepull ls");

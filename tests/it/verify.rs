@@ -98,7 +98,9 @@ impl Numbers {
 fn class(base: &Base, changed: &[u8], position: usize) -> String {
     let archive = Archive::of(base);
     let mut start = 0;
-    for item in &archive.items {
+    for (number, item) in archive.items.iter().enumerate() {
+        // Of a directory, the last header counts.
+        let comes_again = archive.items[number + 1..].iter().any(|other| other.entry.path == item.entry.path);
         let mut one = Archive::of(base);
         one.items = vec![item.clone()];
         one.end.clear();
@@ -126,7 +128,11 @@ fn class(base: &Base, changed: &[u8], position: usize) -> String {
             _ if at < content - 512 && at >= 512 => {
                 let size = std::str::from_utf8(&base.tar[start + 124..start + 135]).unwrap();
                 let size = usize::from_str_radix(size, 8).unwrap();
-                if at - 512 < size { "records" } else { "padding" }
+                match at - 512 < size {
+                    true if comes_again => "first records",
+                    true => "records",
+                    false => "padding",
+                }
             }
             0..100 => "name",
             100..108 => "mode",
@@ -211,6 +217,7 @@ const HARMLESS: &[&str] = &[
     // Nobody reads what fills a block, or what follows a checksum's digits.
     "padding",
     "padding of a PAX header",
+    "first records of a PAX header",
     "checksum",
     "checksum of a PAX header",
     // The time and the system of the compressor, and another distance to the same bytes.

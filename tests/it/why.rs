@@ -155,7 +155,7 @@ fn what_is_no_good_is_refused() {
     let run = |arguments: &[&str], code, part: &str| {
         fails(prepull(at).current_dir(at).arg("why").args(arguments), code, part);
     };
-    run(&["none", "a:1"], 1, "none");
+    run(&["none", "a:1"], 2, "none");
     run(&["root/etc", "a:1"], 2, "no store in it");
     run(&["all.tar"], 2, "Usage: prepull why");
     run(&["all.tar", &"a".repeat(2000)], 2, "a name of 2000 bytes");
@@ -168,7 +168,7 @@ fn what_is_no_good_is_refused() {
         let path = at.join("root").join(file);
         let before = fs_err::read(&path).ok();
         fs_err::write(&path, text).unwrap();
-        run(&["root", "a:1"], 1, part);
+        run(&["root", "a:1"], 2, part);
         match before {
             Some(bytes) => fs_err::write(&path, bytes).unwrap(),
             None => fs_err::remove_file(&path).unwrap(),
