@@ -10,6 +10,7 @@ use std::io::Read as _;
 use std::sync::Arc;
 
 use prepull::image::Platform;
+use prepull::inspect::contents::Contents;
 use prepull::make::{Advance, Output, Progress, make};
 use prepull::mount::scene::{Fetch, Scene, Staged};
 use prepull::mount::view::View;
@@ -125,7 +126,8 @@ pub fn staged() -> ([Staged; 2], Vec<u8>) {
     make(&plan, &settings, cache, Output::Stream(stream), Arc::new(Silent)).expect("a tar");
     let path = scratch().join("stage.tar");
     fs_err::write(&path, &bytes).expect("a scratch file");
-    let tar = Scene::of_tar(&path).expect("a scene");
+    let contents = Contents::of(&path).expect("a tar");
+    let tar = Scene::of_tar(&path, &contents).expect("a scene");
     fs_err::remove_file(&path).expect("a scratch file");
     ([images, tar], bytes)
 }
