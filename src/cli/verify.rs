@@ -103,6 +103,7 @@ fn outcome(fate: Fate) -> &'static str {
         Fate::PodFails => "pods fail, or pull",
         Fate::Unseen => "CRI-O does not see the images",
         Fate::ListFails => "CRI-O cannot list any image",
+        Fate::NoStart => "CRI-O does not start",
         Fate::ImageDeleted => "CRI-O deletes images",
         Fate::StoreWiped => "CRI-O deletes the whole store",
     }

@@ -1,33 +1,31 @@
 //! `prepull why`.
 
 use std::fmt::Write as _;
-use std::io;
 use std::path::Path;
-use std::sync::Arc;
 
 use super::args::WhyArgs;
 use super::output::{self, human, printable};
 use super::{Exit, Failure, readable, unreadable};
-use crate::inspect::files::Files;
-use crate::inspect::find::{self, Found};
-use crate::inspect::machine::{MachineConfig, Origin};
-use crate::inspect::root::Root;
+use crate::inspect::contents::Contents;
+use crate::inspect::machine::Origin;
 use crate::inspect::why::{self, Fits, FoundBy, Kind, Pinned, Role, StoreInfo, Verdict, Why};
+use crate::verify::rule::{Fate, Rule};
+use crate::verify::verify_image;
 
 /// Runs it. The answer is on standard output, also when it is that there is no such image.
 pub fn run(args: &WhyArgs) -> Result<Exit, Failure> {
     let shown = if args.path == Path::new("-") { "standard input".into() } else { args.path.display().to_string() };
-    let input = find(&args.path).map_err(|error| unreadable(&shown, error))?;
-    let Input { mut stores, files, root } = input;
-    let config = MachineConfig::read(&files).map_err(|error| unreadable(&shown, error))?;
-    if let Some(root) = &root {
-        find::add_configured(&mut stores, root, &config).map_err(|error| unreadable(&shown, error))?;
-    }
-    readable(&shown, &stores)?;
-    let why = why::why(&args.name, &stores, &files, &config).map_err(|error| match error {
+    let contents = Contents::without_trees(&args.path).map_err(|error| unreadable(&shown, error))?;
+    let stores = contents.stores();
+    let config = contents.config().map_err(|error| unreadable(&shown, anyhow::anyhow!("{error}")))?;
+    readable(&shown, stores)?;
+    let mut why = why::why(&args.name, stores, contents.files(), config).map_err(|error| match error {
         why::Error::Name(_) => Failure::usage(error),
+        why::Error::Record(_) => anyhow::anyhow!("{shown}: {error}: {}", Rule::ImagesJsonSyntax.info().then).into(),
         error => unreadable(&shown, error),
     })?;
+    judge(&contents, &mut why);
+    contents.failure().map_or(Ok(()), |error| Err(Failure::usage(anyhow::anyhow!("{shown}: {error}"))))?;
     if args.json {
         output::data(&format!("{}\n", serde_json::to_string(&why)?))?;
     } else {
@@ -35,30 +33,33 @@ pub fn run(args: &WhyArgs) -> Result<Exit, Failure> {
     }
     Ok(match why.verdict {
         Verdict::Usable => Exit::Success,
-        Verdict::Pulls | Verdict::Broken => Exit::Failure,
+        Verdict::Pulls | Verdict::Broken | Verdict::IdOnly => Exit::Failure,
         Verdict::NotFound | Verdict::Invalid => Exit::Usage,
     })
 }
 
-/// An input: its stores, its small files, and the directory if it is one.
-struct Input {
-    stores: Vec<Found>,
-    files: Files,
-    root: Option<Arc<Root>>,
-}
-
-fn find(path: &Path) -> Result<Input, find::Error> {
-    if path != Path::new("-") && fs_err::metadata(path)?.is_dir() {
-        let root = Arc::new(Root::open(path)?);
-        let files = Files::of_directory(Arc::clone(&root));
-        return Ok(Input { stores: find::in_directory(&root)?, files, root: Some(root) });
-    }
-    let (stores, files) = if path == Path::new("-") {
-        find::in_stream_with_files(io::stdin().lock())?
-    } else {
-        find::in_tar_with_files(fs_err::File::open(path)?.into_file())?
+/// Adds what `verify` finds wrong with the image, its layers, and the stores that CRI-O reads.
+fn judge(contents: &Contents, why: &mut Why) {
+    let number = |path: &str, driver: &str| {
+        contents.stores().iter().position(|found| found.graphroot == path && found.driver == driver)
     };
-    Ok(Input { stores, files, root: None })
+    let used = why.stores.iter().filter(|store| store.role != Role::Unused);
+    let used: Vec<(usize, bool)> =
+        used.filter_map(|store| Some((number(&store.path, &store.driver)?, store.role == Role::Additional))).collect();
+    let image = why.image.as_ref().and_then(|image| {
+        let (at, _) = used.iter().find(|(at, _)| contents.stores()[*at].graphroot == image.store)?;
+        Some((*at, &image.id[..]))
+    });
+    let (mut problems, mut notes) = (Vec::new(), Vec::new());
+    for finding in verify_image(contents, &used, image) {
+        let line = format!("{}: {}: {}", finding.place, finding.what, finding.then);
+        if finding.start < Fate::WrongContent || finding.orphan {
+            notes.push(line);
+        } else {
+            problems.push(line);
+        }
+    }
+    why.add(problems, notes);
 }
 
 /// The verdict, and below it the steps.

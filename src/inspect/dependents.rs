@@ -9,7 +9,7 @@
 //! layer with ID"), and CRI-O, which asks for the size of every image (cri-o `internal/storage/image.go`, ListImages), lists
 //! none at all.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -137,6 +137,42 @@ impl Dependents {
             }
         }
         Ok(dependents)
+    }
+
+    /// Returns the layers that the store at `graphroot` below `machine` would lose with the images of these names, or with ids
+    /// that begin so: those that no other image of the store has. An image goes with its last name.
+    ///
+    /// # Errors
+    /// When a record cannot be read.
+    pub fn layers_freed(
+        machine: &Path,
+        graphroot: &str,
+        names: &[String],
+        ids: &[String],
+    ) -> Result<BTreeSet<String>, Error> {
+        let mut freed = BTreeSet::new();
+        let root = Root::open(machine).map_err(find::Error::Io)?;
+        for found in in_directory_at(&root, &within(graphroot))? {
+            let layers = list::parse::<LayerRecord>(&found, &found.layers, "layers/layers.json")?;
+            let images = list::parse::<ImageRecord>(&found, &found.images, "images/images.json")?;
+            let by_id: BTreeMap<&str, &LayerRecord> = layers.iter().map(|layer| (layer.id.as_str(), layer)).collect();
+            let chain = |image: &ImageRecord, into: &mut BTreeSet<String>| {
+                let mut next = image.layer.as_deref();
+                // A chain may be a circle; one that is in the set already is in it to its end.
+                while let Some(id) = next.filter(|id| into.insert((*id).to_owned())) {
+                    next = by_id.get(id).and_then(|layer| layer.parent.as_deref());
+                }
+            };
+            let (mut gone, mut kept) = (BTreeSet::new(), BTreeSet::new());
+            for image in &images {
+                let all = image.names.as_deref().unwrap_or_default();
+                let untagged = !all.is_empty() && all.iter().all(|name| names.contains(name));
+                let goes = untagged || ids.iter().any(|id| image.id.starts_with(id.as_str()));
+                chain(image, if goes { &mut gone } else { &mut kept });
+            }
+            freed.extend(gone.difference(&kept).cloned());
+        }
+        Ok(freed)
     }
 
     /// Returns whether nothing would lose a layer.

@@ -98,6 +98,8 @@ pub struct MachineConfig {
     pub rootless_storage_path: Option<Set<String>>,
     /// The additional stores in their order.
     pub additional: Vec<Set<String>>,
+    /// Whether CRI-O checks its store after an unclean shutdown, of the last file that says so; the default is yes since 1.31.
+    pub internal_repair: Option<bool>,
     /// pinned_images of the last file that has it: a later list replaces an earlier one.
     pub pinned: Option<Vec<Set<String>>>,
     /// pause_image of the last file that has it.
@@ -145,6 +147,7 @@ struct CrioTable {
     runroot: Option<Spanned<String>>,
     storage_driver: Option<Spanned<String>>,
     imagestore: Option<Spanned<String>>,
+    internal_repair: Option<bool>,
     #[serde(default)]
     storage_option: Vec<Spanned<String>>,
     #[serde(default)]
@@ -331,6 +334,7 @@ impl MachineConfig {
         self.additional.reverse();
         self.additional.retain(|store| seen.insert(store.value.clone()));
         self.additional.reverse();
+        self.internal_repair = crio.internal_repair.or(self.internal_repair);
         let CrioImage { pause_image, pinned_images, short_name_mode } = crio.image;
         if let Some(pause) = pause_image {
             self.pause = Some(text.set(pause));
@@ -363,6 +367,13 @@ impl MachineConfig {
         Ok(())
     }
 
+    /// Returns whether `pinned_images` or `pause_image` pins this name (cri-o `internal/storage/image.go`,
+    /// CompileRegexpsForPinnedImages).
+    #[must_use]
+    pub fn pins(&self, name: &str) -> bool {
+        self.pinned.iter().flatten().chain(&self.pause).any(|set| super::why::fits(&set.value, name).is_some())
+    }
+
     /// The graphroot as a path within the input.
     #[must_use]
     pub fn graphroot_within(&self) -> String {
@@ -374,6 +385,16 @@ impl MachineConfig {
     pub fn driver_or_default(&self) -> &str {
         self.driver.as_ref().map_or("overlay", |set| &set.value)
     }
+}
+
+/// Returns the path of the file whose `pinned_images` CRI-O takes: the last one of those read that has the key.
+#[must_use]
+pub fn pinned_by(files: &Files, config: &MachineConfig) -> Option<String> {
+    let has = |path: &&String| {
+        let text = Text::of(files, path).ok().flatten();
+        text.and_then(|text| text.parse::<CrioFile>().ok()).is_some_and(|file| file.crio.image.pinned_images.is_some())
+    };
+    config.files.iter().rev().filter(|path| path.starts_with("etc/crio/")).find(has).cloned()
 }
 
 /// An absolute path of the machine as one within the input.

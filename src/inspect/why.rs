@@ -16,7 +16,7 @@ use super::files::{self, Files};
 use super::find::Found;
 use super::list::{self, list};
 use super::machine::{DEFAULT_PAUSE, MachineConfig, Origin, Set};
-use crate::go_types::{self, OLD_LAYERS_MAX};
+use crate::go_types::OLD_LAYERS_MAX;
 use crate::reference::Reference;
 use near::suggestions;
 use stores::{At, Image, Stores, is_digest, parse};
@@ -34,8 +34,11 @@ pub enum Verdict {
     Usable,
     /// Found, but by default the kubelet asks the registry all the same.
     Pulls,
-    /// Found, but CRI-O will stumble over something.
+    /// Found, but its pods do not start, or CRI-O does not start, list it or keep it.
     Broken,
+    /// Found by its id, or the beginning of it, which only crictl takes: the kubelet refuses 64 digits as a name
+    /// (Kubernetes `pkg/util/parsers`, ParseImageName), and asks a registry for fewer.
+    IdOnly,
     /// CRI-O would pull it.
     NotFound,
     /// No name at all, or one that CRI-O refuses.
@@ -391,31 +394,6 @@ fn data(files: &Files, found: &Found, image: &Image, file: &str) -> Result<Optio
     files.read(&if found.graphroot.is_empty() { directory } else { format!("{}/{directory}", found.graphroot) })
 }
 
-/// Adds the images that podman and CRI-O cannot read. Listing reads the manifest and the config of every image of every
-/// store, so one of these hides all images.
-fn check_listing(stores: &Stores<'_>, files: &Files, problems: &mut Vec<String>) -> Result<(), files::Error> {
-    type Check = fn(&[u8]) -> Result<(), go_types::Error>;
-    let manifest: Check = |bytes| go_types::check_manifest(bytes).map(drop);
-    for (store, image) in stores.used().flat_map(|(_, store)| store.images.iter().map(move |image| (store, image))) {
-        let manifest = ("manifest", data(files, store.found, image, "manifest"), manifest);
-        let config: (_, _, Check) = ("config", config(files, store.found, image), go_types::check_config);
-        for (what, bytes, check) in [manifest, config] {
-            let error = match bytes {
-                Ok(Some(bytes)) => check(&bytes).err().map(|error| error.to_string()),
-                // A document that is missing is told of the image that was found.
-                Ok(None) => None,
-                Err(error @ files::Error::Size(_)) => Some(error.to_string()),
-                Err(error) => return Err(error),
-            };
-            if let Some(error) = error {
-                let name = image.names.first().unwrap_or(&image.id);
-                problems.push(format!("the {what} of {name}: {error}: CRI-O cannot list any image"));
-            }
-        }
-    }
-    Ok(())
-}
-
 /// Returns the platform in the image's config, if that can be read.
 fn platform(files: &Files, found: &Found, image: &Image) -> Result<Option<String>, files::Error> {
     #[derive(Deserialize)]
@@ -462,8 +440,7 @@ pub fn why(name: &str, found: &[Found], files: &Files, config: &MachineConfig) -
     }
     let (mut notes, mut problems) = (Vec::new(), Vec::new());
     let mut stores = Stores::load(found, config, &mut notes)?;
-    stores.settle(&mut problems);
-    check_listing(&stores, files, &mut problems)?;
+    stores.settle();
     if let Some(set) = config.pinned.iter().flatten().find(|set| set.value == "*") {
         // `pattern[1 : len(pattern)-1]` of one byte.
         problems.push(format!(
@@ -484,7 +461,6 @@ pub fn why(name: &str, found: &[Found], files: &Files, config: &MachineConfig) -
     {
         lookup.kind = Kind::IdPrefix;
         hit = Some((at, FoundBy::Id, None));
-        notes.push("crictl takes the beginning of an id; in a pod, this is a name".into());
     } else {
         lookup.normalized = parse(name).map(|name| name.to_string());
         match candidates(name, config, &mut problems) {
@@ -526,7 +502,7 @@ pub fn why(name: &str, found: &[Found], files: &Files, config: &MachineConfig) -
     let image = match &hit {
         Some((at, found_by, resolved)) => {
             pin = Some(pinned(stores.image(*at), resolved.as_ref(), config));
-            Some(image_info(&stores, *at, *found_by, resolved.clone(), found, files, &mut problems)?)
+            Some(image_info(&stores, *at, *found_by, resolved.clone(), found, files)?)
         }
         None => None,
     };
@@ -539,13 +515,6 @@ pub fn why(name: &str, found: &[Found], files: &Files, config: &MachineConfig) -
     let is_name = matches!(lookup.kind, Kind::Full | Kind::Short);
     let pull = (is_name && !names.is_empty()).then(|| pull(name, image.is_some()));
     let suggestions = if image.is_some() { Vec::new() } else { suggestions(name, &names, &stores) };
-    let verdict = match (&image, &pull) {
-        (None, _) if lookup.kind == Kind::Invalid || (is_name && names.is_empty()) => Verdict::Invalid,
-        (None, _) => Verdict::NotFound,
-        (Some(_), _) if !problems.is_empty() => Verdict::Broken,
-        (Some(_), Some(pull)) if pull.contacts_registry => Verdict::Pulls,
-        (Some(_), _) => Verdict::Usable,
-    };
     let stores = stores.0.iter().map(|store| StoreInfo {
         path: store.found.graphroot.clone(),
         driver: store.found.driver.clone(),
@@ -555,7 +524,7 @@ pub fn why(name: &str, found: &[Found], files: &Files, config: &MachineConfig) -
     });
     let mut why = Why {
         name: name.to_owned(),
-        verdict,
+        verdict: Verdict::NotFound,
         summary: String::new(),
         lookup,
         stores: stores.collect(),
@@ -567,7 +536,7 @@ pub fn why(name: &str, found: &[Found], files: &Files, config: &MachineConfig) -
         problems,
         notes,
     };
-    why.summary = why.summarize();
+    why.conclude();
     Ok(why)
 }
 
@@ -578,26 +547,12 @@ fn image_info(
     resolved: Option<String>,
     found: &[Found],
     files: &Files,
-    problems: &mut Vec<String>,
 ) -> Result<ImageInfo, Error> {
     let (store, image) = (&stores.0[at.0], stores.image(at));
     let listed = list(found)?.into_iter().find(|listed| listed.id == image.id && listed.store == store.found.graphroot);
     let layers = listed.as_ref().map_or(0, |listed| listed.layers);
     let size = listed.and_then(|listed| listed.size);
-    if size.is_none() {
-        problems.push("a layer of the image, or its size, is missing: CRI-O refuses it".into());
-    }
     let platform = platform(files, store.found, image)?;
-    if platform.is_none() {
-        problems.push("the image's config is missing: CRI-O lists no image at all".into());
-    }
-    // CRI-O `internal/storage/image.go`, parseImageNames: 1.29 and newer.
-    let bad = |name: &&String| !Reference::parse(name).is_ok_and(|name| name.is_storable());
-    if let Some(name) = image.names.iter().find(bad) {
-        problems.push(format!(
-            "the image is also called {name:?}, which is no full name: CRI-O 1.29 and newer list no image at all"
-        ));
-    }
     let others = stores
         .used()
         .filter(|(number, store)| *number != at.0 && store.images.iter().any(|other| other.id == image.id));
@@ -625,6 +580,28 @@ fn pull(name: &str, present: bool) -> Pull {
 }
 
 impl Why {
+    /// Adds what was found wrong with the image, its layers or the stores, and what is worth knowing of them.
+    pub fn add(&mut self, problems: Vec<String>, notes: Vec<String>) {
+        self.problems.extend(problems);
+        self.notes.extend(notes);
+        self.conclude();
+    }
+
+    /// Sets the verdict and the summary, which follow from the rest.
+    fn conclude(&mut self) {
+        let Lookup { kind, candidates, .. } = &self.lookup;
+        let is_name = matches!(kind, Kind::Full | Kind::Short);
+        self.verdict = match (&self.image, &self.pull) {
+            (None, _) if *kind == Kind::Invalid || (is_name && candidates.is_empty()) => Verdict::Invalid,
+            (None, _) => Verdict::NotFound,
+            (Some(_), _) if !self.problems.is_empty() => Verdict::Broken,
+            (Some(_), None) => Verdict::IdOnly,
+            (Some(_), Some(pull)) if pull.contacts_registry => Verdict::Pulls,
+            (Some(_), Some(_)) => Verdict::Usable,
+        };
+        self.summary = self.summarize();
+    }
+
     fn summarize(&self) -> String {
         let Some(image) = &self.image else {
             return match (self.verdict, &self.lookup.error) {
@@ -645,9 +622,9 @@ impl Why {
         let pinned = if self.pinned.as_ref().is_some_and(|pinned| pinned.pinned) { "pinned" } else { "not pinned" };
         let found = if image.found_by == FoundBy::Digest { "found by its digest" } else { "found" };
         let rest = match self.verdict {
-            Verdict::Broken => "but CRI-O stumbles over it",
+            Verdict::Broken => "but its pods do not start, or CRI-O does not keep it",
             Verdict::Pulls => "but by default the kubelet asks the registry (imagePullPolicy Always)",
-            _ if self.pull.is_none() => "crictl finds it by its id, pods do not",
+            Verdict::IdOnly => "crictl takes an id, but a pod needs a name",
             _ if !self.pause.wanted.iter().any(|image| image.present) => {
                 "it is not pulled, but every pod pulls the pause image"
             }

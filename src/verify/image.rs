@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read as _};
 
 use super::records::{ImageRecord, LayerRecord};
-use super::rule::Rule;
+use super::rule::{Rule, Severity};
 use super::{End, Judge, Layers};
 use crate::digest::{Digest, Hasher};
 use crate::go_types;
@@ -26,6 +26,7 @@ impl Judge<'_> {
         let (mut ids, mut names) = (BTreeSet::new(), BTreeMap::new());
         for image in images {
             let shown = shown(image);
+            self.about = Some(image.id.clone());
             if Digest::from_hex(&image.id).is_err() {
                 let what = format!("its id {:?} is not 64 hexadecimal digits", image.id);
                 self.add(Rule::ImageId, self.records("images/images.json"), what);
@@ -39,6 +40,7 @@ impl Judge<'_> {
             let config = self.data(image, &shown, layers);
             self.chain(image, &shown, config.as_deref(), layers);
         }
+        self.about = None;
         self.image_orphans(&ids);
     }
 
@@ -116,7 +118,9 @@ impl Judge<'_> {
             // The key of the config, and of manifests, is a digest.
             let in_key = key.strip_prefix("manifest-").unwrap_or(key).parse::<Digest>();
             if in_key.is_ok_and(|in_key| in_key != digest) {
-                self.add(Rule::ImageDataContent, path.clone(), format!("its digest is {digest}, not {key}"));
+                let is_config = key.starts_with("sha256:");
+                let rule = if is_config { Rule::ImageConfigContent } else { Rule::ImageDataContent };
+                self.add(rule, path.clone(), format!("its digest is {digest}, not {key}"));
             }
             if key.starts_with("sha256:") {
                 // Where the id is no config's digest, the first is as good as any.
@@ -127,10 +131,23 @@ impl Judge<'_> {
                 self.manifest(&path, image);
             }
         }
+        // Nothing but the file's name is needed to read an item: one that is not listed is found all the same.
+        let there = |judge: &Self, key: &str| {
+            let path = format!("{directory}/{}", big_data_file_name(key));
+            Some(path).filter(|path| judge.contents.rest().get(path.as_bytes()).is_some())
+        };
         if !image.data().iter().any(|key| key == MANIFEST) {
-            self.add(Rule::ImageManifest, shown.to_owned(), "has no manifest among its big-data-names".to_owned());
+            match there(self, MANIFEST) {
+                Some(path) => self.manifest(&path, image),
+                None => {
+                    let what = "has no manifest among its big-data-names".to_owned();
+                    self.add(Rule::ImageManifest, shown.to_owned(), what);
+                }
+            }
         }
-        if !has_config {
+        if !has_config && let Some(path) = there(self, &config_key) {
+            config = self.document(&path);
+        } else if !has_config {
             self.add(Rule::ImageConfig, shown.to_owned(), "has no config among its big-data-names".to_owned());
         } else if !image.data().contains(&config_key) && !layers.is_on_partial(image.top()) {
             self.add(Rule::ImageIdConfig, shown.to_owned(), "its id is not the digest of its config".to_owned());
@@ -197,7 +214,7 @@ impl Judge<'_> {
         });
         match config {
             Err(error) => self.add(Rule::ImageMalformed, path.to_owned(), error.to_string()),
-            Ok(Some(digest)) if !image.data().contains(&digest) => {
+            Ok(Some(digest)) if !image.data().contains(&digest) && digest != format!("sha256:{}", image.id) => {
                 self.add(Rule::ImageConfig, path.to_owned(), format!("its config {digest} is not in the store"));
             }
             Ok(_) => {}
@@ -281,8 +298,11 @@ impl Judge<'_> {
     /// Directories of images that no record has.
     fn image_orphans(&mut self, ids: &BTreeSet<&String>) {
         let directory = self.below("overlay-images");
-        for name in self.image_directories().into_iter().filter(|name| !ids.contains(name)) {
-            self.add(Rule::ImageDirectory, format!("{directory}/{name}"), "images.json has no such image".to_owned());
+        // Without any record, the record is what is missing, which has been said.
+        for name in self.image_directories().into_iter().filter(|name| !ids.is_empty() && !ids.contains(name)) {
+            let severity = if Digest::from_hex(&name).is_ok() { Severity::Error } else { Severity::Warning };
+            let what = "images.json has no such image".to_owned();
+            self.add_as(Rule::ImageDirectory, severity, format!("{directory}/{name}"), what);
         }
     }
 
@@ -332,7 +352,7 @@ fn diff_ids(config: &[u8]) -> Result<Vec<String>, crate::json::Error> {
 }
 
 /// An image for people: its first name, else its id.
-fn shown(image: &ImageRecord) -> String {
+pub(super) fn shown(image: &ImageRecord) -> String {
     let id = short(&image.id);
     image.names().first().map_or_else(|| format!("image {id}"), |name| format!("image {name} ({id})"))
 }

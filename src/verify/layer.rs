@@ -1,10 +1,10 @@
 //! Layers: their records, what stands beside their trees, and the short links.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::image::short;
-use super::records::LayerRecord;
+use super::records::{ImageRecord, LayerRecord};
 use super::replay::{Error, Replayed, replay};
 use super::rule::{Rule, Severity};
 use super::tree::Tree;
@@ -32,6 +32,7 @@ impl Judge<'_> {
         let mut ids = BTreeSet::new();
         for record in records {
             let id = short(&record.id).to_owned();
+            self.about = Some(record.id.clone());
             if Digest::from_hex(&record.id).is_err() {
                 let what = format!("id {:?} is not 64 hexadecimal digits", record.id);
                 self.add(Rule::LayerId, place.clone(), what);
@@ -49,6 +50,7 @@ impl Judge<'_> {
                 self.layer_id(&place, record, digest);
             }
         }
+        self.about = None;
     }
 
     /// An id follows from the layer's diffID and the layer below (containers/image `storage/storage_dest.go`, `layerID`).
@@ -73,12 +75,14 @@ impl Judge<'_> {
     }
 
     /// What stands in `overlay/` beside the trees.
-    pub(super) fn skeletons(&mut self, records: &[LayerRecord], layers: &Layers<'_>) {
+    pub(super) fn skeletons(&mut self, records: &[LayerRecord], images: &[ImageRecord], layers: &Layers<'_>) {
         let links = self.links();
+        let targets: HashSet<&str> = links.values().map(String::as_str).collect();
         let mut used = BTreeMap::new();
         let mut link_of = HashMap::new();
         for record in records {
-            let Some(link) = self.skeleton(record, &links) else { continue };
+            self.about = Some(record.id.clone());
+            let Some(link) = self.skeleton(record, &links, &targets, layers) else { continue };
             link_of.insert(&record.id[..], link.clone());
             if let Some(other) = used.insert(link.clone(), record.id.clone())
                 && other != record.id
@@ -88,8 +92,10 @@ impl Judge<'_> {
             }
         }
         for record in records.iter().filter(|record| layers.is_used(&record.id)) {
+            self.about = Some(record.id.clone());
             self.lowers(record, layers, &link_of);
         }
+        self.about = None;
         for id in &self.containers {
             let path = self.below(&format!("overlay/{id}/link"));
             used.extend(small_text(self.contents, &path, SMALL_MAX).map(|link| (link, id.clone())));
@@ -98,7 +104,7 @@ impl Judge<'_> {
             let what = "is the link of no layer".to_owned();
             self.add(Rule::LinkUnused, self.below(&format!("overlay/l/{link}")), what);
         }
-        self.unknown(records);
+        self.unknown(records, images);
     }
 
     fn links(&mut self) -> Links {
@@ -126,7 +132,13 @@ impl Judge<'_> {
     }
 
     /// Directories and `link` of a layer; gives the link's name.
-    fn skeleton(&mut self, record: &LayerRecord, links: &Links) -> Option<String> {
+    fn skeleton(
+        &mut self,
+        record: &LayerRecord,
+        links: &Links,
+        targets: &HashSet<&str>,
+        layers: &Layers<'_>,
+    ) -> Option<String> {
         let directory = self.below(&format!("overlay/{}", record.id));
         let has = |judge: &Self, name: &str| {
             let inode = judge.contents.rest().get(format!("{directory}/{name}").as_bytes());
@@ -137,12 +149,12 @@ impl Judge<'_> {
             self.add(Rule::LayerDirectory, format!("{directory}/diff"), "is missing, or no directory".to_owned());
         }
         if record.parent().is_none() && !has(self, "empty") {
-            self.add(Rule::LayerEmpty, format!("{directory}/empty"), "is missing".to_owned());
+            self.add(Rule::LayerEmpty, format!("{directory}/empty"), "is missing, or no directory".to_owned());
         }
-        for name in ["empty", "merged", "work"] {
+        for name in ["merged", "work"] {
             let path = format!("{directory}/{name}");
             if !has(self, name) && self.contents.rest().get(path.as_bytes()).is_some() {
-                self.add(Rule::StoreType, path, "is no directory".to_owned());
+                self.add(Rule::LayerMountpoint, path, "is not a directory".to_owned());
             }
         }
         let missing: Vec<&str> = ["merged", "work"].into_iter().filter(|name| !has(self, name)).collect();
@@ -151,7 +163,11 @@ impl Judge<'_> {
         }
         let path = format!("{directory}/link");
         let Some(link) = small_text(self.contents, &path, SMALL_MAX) else {
-            self.add(Rule::LayerLink, path, "is missing".to_owned());
+            // `drivers/overlay/overlay.go`, recreateSymlinks and getLowerDirs: `lower` leads to the layers below by overlay/l alone.
+            let is_linked = targets.contains(&format!("../{}/diff", record.id)[..]);
+            let is_needed = !is_linked || self.additional && layers.is_top(&record.id);
+            let severity = if is_needed { Severity::Error } else { Severity::Warning };
+            self.add_as(Rule::LayerLink, severity, path, "is missing".to_owned());
             return None;
         };
         if link.is_empty() || !link.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
@@ -161,6 +177,10 @@ impl Judge<'_> {
         let expected = format!("../{}/diff", record.id);
         let place = self.below(&format!("overlay/l/{link}"));
         match links.get(&link) {
+            None if targets.contains(&expected[..]) => {
+                let what = format!("has {link:?}, and overlay/l has another link to this layer");
+                self.add(Rule::LayerLinkContent, path, what);
+            }
             None => self.add(Rule::Link, place, format!("the link of layer {} is missing", short(&record.id))),
             Some(target) if *target == expected => {}
             Some(target) if target.starts_with('/') && target.ends_with(&format!("/overlay/{}/diff", record.id)) => {
@@ -216,10 +236,12 @@ impl Judge<'_> {
     }
 
     /// What lies in `overlay/` and `overlay-layers/` and belongs to no layer.
-    fn unknown(&mut self, records: &[LayerRecord]) {
+    fn unknown(&mut self, records: &[LayerRecord], images: &[ImageRecord]) {
         let containers = self.containers.clone();
         let known = records.iter().map(|record| &record.id[..]).chain(containers.iter().map(String::as_str));
         let known: BTreeSet<&str> = known.collect();
+        let tops = images.iter().filter_map(ImageRecord::top);
+        let wanted: BTreeSet<&str> = records.iter().filter_map(LayerRecord::parent).chain(tops).collect();
         let directory = self.below("overlay");
         let names = |directory: &str| -> Vec<(String, bool)> {
             let children = self.contents.rest().children(directory.as_bytes());
@@ -238,7 +260,12 @@ impl Judge<'_> {
                 continue;
             }
             let what = "layers.json has no such layer".to_owned();
-            self.add(Rule::OverlayUnknown, format!("{directory}/{name}"), what);
+            // A record that is missing where another one refers to it has been reported.
+            let is_wanted = records.is_empty() || wanted.contains(&name[..]);
+            let has_tree = self.contents.layers(self.store).contains_key(&name);
+            let is_orphan = has_tree && Digest::from_hex(&name).is_ok() && !is_wanted;
+            let rule = if is_orphan { Rule::LayerOrphan } else { Rule::OverlayUnknown };
+            self.add(rule, format!("{directory}/{name}"), what);
         }
         for (name, _) in splits {
             if let Some(id) = name.strip_suffix(".tar-split.gz").filter(|id| !known.contains(id)) {

@@ -10,6 +10,7 @@
 //! Each layer is put together again from its files, which gives its digest, and what unpacking that would leave is compared
 //! with what is there. Rules, and what happens when one is broken, are in [`rule`].
 
+mod beside;
 mod image;
 mod input;
 mod layer;
@@ -40,7 +41,7 @@ use crate::threads;
 use records::{ImageRecord, LayerRecord};
 use replay::Replayed;
 use report::{Finding, Report, StoreSummary};
-use rule::{Rule, Severity};
+use rule::{Fate, Rule, Severity};
 
 /// The most entries that the tar-splits of one store may give, beyond twice as many as there are files: two million, as one layer
 /// may have. Each takes some 300 bytes of memory, and a few bytes of gzip can ask for one.
@@ -48,6 +49,9 @@ const ENTRIES_SPARE: u64 = 2_000_000;
 
 /// Maximum size of the file `link` of a layer, in bytes: a name has 26.
 const LINK_MAX: u64 = 64;
+
+/// Maximum number of findings of one rule about one image.
+const IMAGE_FINDINGS_MAX: usize = 5;
 
 /// What is known beside the store.
 #[derive(Debug, Clone, Copy, Default)]
@@ -89,12 +93,61 @@ pub fn verify(path: &Path, options: &Options) -> Result<Report, find::Error> {
     machine::judge(&contents, &mut report);
     for store in 0..contents.stores().len() {
         let mut judge = Judge::new(&contents, store, options, unpacker);
-        let summary = judge.judge();
+        let summary = judge.judge(None);
         report.merge(judge.report);
         report.stores.push(summary);
     }
     // Not what is wrong with the store, but that nobody knows.
     contents.failure().map_or(Ok(report), |error| Err(error.into()))
+}
+
+/// A finding about one image.
+#[derive(Debug)]
+pub struct ImageFinding {
+    /// Place of the fault: a path in the input, or an image.
+    pub place: String,
+    /// The fault.
+    pub what: String,
+    /// Consequence for people.
+    pub then: &'static str,
+    /// Fate at a start of CRI-O.
+    pub start: Fate,
+    /// True if it is about data that no record names any more.
+    pub orphan: bool,
+}
+
+/// Verifies what `image` (the number of its store, and its id) needs to be listed and run by a machine that reads the stores
+/// `used` (number, and whether it is an additional one): records and files, its layers' directories and links, and whatever
+/// keeps CRI-O from starting or from listing every image. No layer's files are compared. Returns the errors, the worst first.
+#[must_use]
+pub fn verify_image(contents: &Contents, used: &[(usize, bool)], image: Option<(usize, &str)>) -> Vec<ImageFinding> {
+    let judge = |(store, additional)| {
+        let options = Options { additional: Some(additional), ..Options::default() };
+        Judge::new(contents, store, &options, Unpacker::Root)
+    };
+    let mut focus = BTreeSet::new();
+    if let Some((store, id)) = image {
+        let mut judge = judge((store, false));
+        let (images, foreign) = (judge.image_records(), judge.foreign_layers());
+        let records = judge.layer_records_or_none(false);
+        let layers = Layers::new(&records, &foreign, &images);
+        let top = images.iter().find(|image| image.id == id).and_then(ImageRecord::top);
+        focus.insert(id.to_owned());
+        focus.extend(layers.chain(top).0.into_iter().map(|layer| layer.id.clone()));
+    }
+    let mut all = Vec::new();
+    for &(store, additional) in used {
+        let mut judge = judge((store, additional));
+        judge.judge(Some(&focus));
+        for (rule, _, group) in judge.report.groups().filter(|(_, severity, _)| *severity == Severity::Error) {
+            let (start, _) = if additional { rule.fates_in_additional() } else { rule.fates() };
+            let first = group.first.iter().take(IMAGE_FINDINGS_MAX).cloned();
+            let (then, orphan) = (rule.info().then, rule.is_orphan());
+            all.extend(first.map(|Finding { place, what }| ImageFinding { place, what, then, start, orphan }));
+        }
+    }
+    all.sort_by_key(|finding| std::cmp::Reverse(finding.start));
+    all
 }
 
 fn is_additional(contents: &Contents, found: &Found, options: &Options) -> bool {
@@ -116,6 +169,10 @@ struct Judge<'a> {
     unreadable: Vec<records::Unreadable>,
     /// Size and digest of files beside the layers, by the numbers of their inodes.
     digests: HashMap<u32, (u64, Digest)>,
+    /// Id of the image or layer that findings are about; `None`: the store as a whole.
+    about: Option<String>,
+    /// Ids of the image and layers whose findings are kept, beside those that concern every image; `None`: all.
+    focus: Option<BTreeSet<String>>,
     report: Report,
 }
 
@@ -133,6 +190,8 @@ impl<'a> Judge<'a> {
             containers,
             unreadable,
             digests: HashMap::new(),
+            about: None,
+            focus: None,
             report: Report::default(),
         }
     }
@@ -143,6 +202,12 @@ impl<'a> Judge<'a> {
     }
 
     fn add_as(&mut self, rule: Rule, severity: Severity, place: String, what: String) {
+        if let (Some(focus), Some(about)) = (&self.focus, &self.about)
+            && !focus.contains(about)
+            && !rule.concerns_all_images(self.additional)
+        {
+            return;
+        }
         self.report.add(rule, severity, !self.additional, Finding { place, what });
     }
 
@@ -156,12 +221,14 @@ impl<'a> Judge<'a> {
         self.below(&format!("{}-{file}", self.found.driver))
     }
 
-    fn judge(&mut self) -> StoreSummary {
+    /// Judges the store; with `focus`, only what these images and layers, or all, depend on, without comparing files.
+    fn judge(&mut self, focus: Option<&BTreeSet<String>>) -> StoreSummary {
         let mut summary = StoreSummary {
             graphroot: self.found.graphroot.clone(),
             additional: self.additional,
             ..StoreSummary::default()
         };
+        self.focus = focus.cloned();
         if self.found.driver != "overlay" {
             let what = format!("the store is of the driver {:?}", self.found.driver);
             self.add(Rule::Driver, self.below(&format!("{}-images", self.found.driver)), what);
@@ -176,9 +243,13 @@ impl<'a> Judge<'a> {
         self.containers.retain(|id| !layers.is_used(id));
         self.images(&images, &layers);
         self.layer_records(&records, &layers);
-        self.skeletons(&records, &layers);
+        self.skeletons(&records, &images, &layers);
         self.store_files();
         self.runtime_records();
+        self.beside_additional(&images, &records);
+        if focus.is_some() {
+            return summary;
+        }
         let replayed = self.replay_all(&records);
         for (record, layer) in records.iter().zip(&replayed) {
             if let Some(layer) = layer {
@@ -284,9 +355,21 @@ impl<'a> Judge<'a> {
             let report = Report::default();
             let containers = BTreeSet::new();
             let digests = HashMap::new();
-            let unreadable = Vec::new();
-            let mut judge =
-                Judge { contents, store, found, additional, unpacker, blind, containers, unreadable, digests, report };
+            let (unreadable, about, focus) = (Vec::new(), None, None);
+            let mut judge = Judge {
+                contents,
+                store,
+                found,
+                additional,
+                unpacker,
+                blind,
+                containers,
+                unreadable,
+                digests,
+                about,
+                focus,
+                report,
+            };
             let replayed = judge.replay(record, files, &spare);
             let mut results = results.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             results.0[number] = replayed;

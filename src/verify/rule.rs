@@ -1,10 +1,11 @@
 //! What is looked for, what happens when it is not so, and what to do about it: all in one table.
 //!
-//! What happens was measured with CRI-O 1.24, 1.29 and a version after 1.36, and with containers/storage 1.24 to 1.64. "After a
+//! What happens was measured with CRI-O 1.24, 1.29 and a version after 1.36 (docs/format/damage.tsv), and with containers/storage
+//! 1.24 to 1.64. Where versions differ, the worst is said. "After a
 //! power cut" is the check that CRI-O makes after an unclean shutdown (cri-o `internal/lib/container_server.go`, `InternalRepair`;
 //! containers/storage `check.go`, `repair.go`): 1.24 has none, in 1.29 it is off unless `internal_repair` is set, later it is on.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -19,7 +20,7 @@ pub enum Severity {
 }
 
 /// What CRI-O makes of a store in which it is so.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fate {
     /// Nothing happens.
@@ -36,6 +37,8 @@ pub enum Fate {
     Unseen,
     /// Listing images fails, for all of them.
     ListFails,
+    /// CRI-O does not start.
+    NoStart,
     /// It deletes the image.
     ImageDeleted,
     /// It deletes the whole store.
@@ -65,6 +68,8 @@ pub struct Info {
 const AGAIN: &str =
     "find out what changed it, and write the store again with `prepull make`, or pull the image again if it was pulled";
 const REMOVE: &str = "leave it out";
+const OVER: &str =
+    "unpack such a tar into an empty store only, and put more images into a store with `prepull install`";
 const CONFIG: &str = "mend the file, or leave it out (`prepull make` writes a good one)";
 
 macro_rules! rules {
@@ -122,7 +127,7 @@ rules! {
     CrioState "crio-state" Error Error Kept ImageDeleted "CRI-O takes it for its own from before: it believes in a power cut or an upgrade, and checks or wipes the store" REMOVE;
     RuntimeState "runtime-state" Warning Warning Kept Kept "it is about containers and paths of the machine that made the store" REMOVE;
     Driver "driver" Error Error Unseen Unseen "CRI-O's driver is overlay: it sees no image of another driver" "make the store with the overlay driver";
-    StorageConf "storage-conf" Error Error ListFails ListFails "CRI-O and podman fail to start" CONFIG;
+    StorageConf "storage-conf" Error Error NoStart NoStart "CRI-O and podman fail to start" CONFIG;
     StorageDriver "storage-conf-driver" Error Error Unseen Unseen "CRI-O uses another driver, and sees no image" CONFIG;
     StorageGraphroot "storage-conf-graphroot" Error Error Unseen Unseen "CRI-O looks for its images elsewhere" CONFIG;
     StorageRunroot "storage-conf-runroot" Error Error Kept Kept "mounts and locks of one boot are found by the next" CONFIG;
@@ -130,7 +135,7 @@ rules! {
     RegistriesConf "registries-conf" Error Error Kept Kept "CRI-O and podman cannot pull, nor look up short names" CONFIG;
     PolicyJson "policy-json" Error Error Kept Kept "every pull of another image fails" CONFIG;
     PolicyReject "policy-reject" Warning Warning Kept Kept "pulls are refused; what is in the store runs" CONFIG;
-    CrioConf "crio-conf" Error Error ListFails ListFails "CRI-O does not start" CONFIG;
+    CrioConf "crio-conf" Error Error NoStart NoStart "CRI-O does not start" CONFIG;
     CrioPinned "crio-pinned" Warning Warning Kept Kept "the kubelet's garbage collection and `crictl rmi --prune` may remove the image" "list it in pinned_images of etc/crio/crio.conf.d";
     CrioPause "crio-pause" Error Error PodFails PodFails "every pod pulls the pause image first" "`prepull make --pause IMAGE` puts it into the store";
 
@@ -141,41 +146,44 @@ rules! {
     MountProgram "has-mount-program" Note Note Healed Healed "the first start walks over all files of all layers" AGAIN;
     MountProgramTrue "has-mount-program-true" Warning Warning Kept Kept "containers/storage believes that the store needs fuse-overlayfs" AGAIN;
     Lock "lock" Note Error Healed Healed "in a read-only store it cannot be made: nothing is listed, or every call fails" AGAIN;
-    StoreType "store-type" Error Error ListFails StoreWiped "containers/storage cannot open it: nothing is listed" AGAIN;
+    StoreType "store-type" Error Error NoStart NoStart "containers/storage cannot open it: CRI-O does not start, or lists nothing" AGAIN;
+    OwnStoreAtRisk "own-store-at-risk" Error Error Kept StoreWiped "once a pod or container, also one that has ended, has its image in the additional store, CRI-O 1.31 and newer delete the whole own store after a power cut" "put every image that must stay into additional stores, or set internal_repair = false in crio.conf";
+    OwnImageOnAdditional "own-image-on-additional" Error Error Kept ImageDeleted "CRI-O 1.31 and newer delete an image on layers of an additional store after a power cut" "put the image into an additional store, or set internal_repair = false in crio.conf";
     OverlayUnknown "overlay-unknown" Warning Warning Removed Removed "nothing refers to it: CRI-O deletes it, and `podman system check` complains" REMOVE;
     LinkUnused "overlay-link-unused" Note Note Kept Kept "no layer has this link" REMOVE;
 
     // images.json.
-    ImagesJson "images-json" Error Error Unseen Unseen "the list of images is empty, and CRI-O deletes overlay-images/*" AGAIN;
-    ImagesJsonSyntax "images-json-syntax" Error Error ListFails StoreWiped "no image can be listed" AGAIN;
-    ImageId "image-id" Error Error ListFails ListFails "CRI-O refuses the whole list" AGAIN;
-    ImageTwice "image-twice" Error Error PodFails PodFails "one of the two is not found" AGAIN;
+    ImagesJson "images-json" Error Error ImageDeleted ImageDeleted "the list of images is empty, and CRI-O 1.29 and newer delete overlay-images/*" AGAIN;
+    ImagesJsonSyntax "images-json-syntax" Error Error NoStart NoStart "CRI-O does not start" AGAIN;
+    ImageId "image-id" Error Error ListFails ImageDeleted "CRI-O refuses the whole list" AGAIN;
+    ImageTwice "image-twice" Warning Error Kept Kept "the last record counts; with a read-only store like that CRI-O does not start" AGAIN;
     ImageIdConfig "image-id-config" Warning Warning Kept Kept "a later pull of the image does not find it, and fetches it again" AGAIN;
     ImageName "image-name" Error Error ListFails ListFails "CRI-O refuses the whole list; 1.24 shows the name, but no pod finds it" "give it a full name with a tag";
     ImageNameShort "image-name-short" Error Error PodFails PodFails "it is listed under its full name, but pods do not find it and pull" "store the full name, for instance docker.io/library/NAME:TAG";
-    ImageNameTwice "image-name-twice" Warning Error Kept Kept "the last image in images.json keeps the name; a read-only store is refused" AGAIN;
+    ImageNameTwice "image-name-twice" Warning Error Kept Kept "the last image in images.json keeps the name; with a read-only store like that CRI-O does not start" AGAIN;
     ImageNoName "image-no-name" Note Note Kept Kept "pods find it by its digest or id only" "give it a name";
     ImageManifest "image-manifest" Error Error ListFails ImageDeleted "listing fails for all images" AGAIN;
     ImageConfig "image-config" Error Error ListFails ImageDeleted "listing fails for all images" AGAIN;
     ImageMalformed "image-malformed" Error Error ListFails ListFails "CRI-O cannot list any image, nor can podman: both read every manifest and config when they list images" "remove the image, or write the store again with `prepull make`";
     ImageManifestMalformed "image-manifest-malformed" Warning Warning Kept Kept "a pod that names the image by this manifest's digest does not find it" AGAIN;
-    ImageData "image-data" Error Error Kept ImageDeleted "after a power cut CRI-O deletes the image" AGAIN;
-    ImageDataSize "image-data-size" Error Error Kept ImageDeleted "after a power cut CRI-O deletes the image" AGAIN;
+    ImageData "image-data" Error Warning Kept ImageDeleted "after a power cut CRI-O deletes the image" AGAIN;
+    ImageDataSize "image-data-size" Error Warning Kept ImageDeleted "after a power cut CRI-O deletes the image" AGAIN;
     ImageDataDigest "image-data-digest" Warning Warning Kept Kept "the image is listed with a digest that is not its own" AGAIN;
-    ImageDataContent "image-data-content" Error Error WrongContent WrongContent "it is not what the image's digest says" AGAIN;
+    ImageDataContent "image-data-content" Error Error WrongContent WrongContent "it is not what its key says, and nothing finds the image by that digest" AGAIN;
+    ImageConfigContent "image-config-content" Error Error ListFails ListFails "CRI-O compares the config of every image with its digest, and lists no image" AGAIN;
     ImageDataUnlisted "image-data-unlisted" Note Note Kept Kept "no record has this file" REMOVE;
-    ImageDirectory "image-directory" Warning Warning Removed Removed "no image has this directory: CRI-O deletes it" REMOVE;
+    ImageDirectory "image-directory" Error Error ImageDeleted ImageDeleted "the image is lost, and CRI-O deletes its data at the next start: probably a second tar for a machine's own store was unpacked over a store that had images" OVER;
     ImageLayer "image-layer" Error Error ListFails ImageDeleted "listing fails for all images, unless an additional store has the layer" AGAIN;
     ImageLayers "image-layers" Error Error WrongContent WrongContent "containers see other files than the image has" AGAIN;
     ImageDigest "image-digest" Warning Warning Kept Kept "the image is listed with a digest that is not its own" AGAIN;
 
     // layers.json.
     LayersJson "layers-json" Error Error ListFails ImageDeleted "listing fails for all images, and CRI-O deletes the layers that are not in it" AGAIN;
-    LayersJsonSyntax "layers-json-syntax" Error Error ListFails StoreWiped "listing fails, and after a power cut CRI-O deletes the whole store" AGAIN;
-    LayerId "layer-id" Error Error ListFails ImageDeleted "no image can have this layer" AGAIN;
-    LayerTwice "layer-twice" Error Error ListFails ImageDeleted "one of the two is not found" AGAIN;
+    LayersJsonSyntax "layers-json-syntax" Error Error ListFails StoreWiped "listing fails for all images, and after a power cut CRI-O 1.31 and newer delete the machine's own store" AGAIN;
+    LayerId "layer-id" Error Error ListFails StoreWiped "no image can have this layer" AGAIN;
+    LayerTwice "layer-twice" Warning Warning Kept Kept "the last record counts" AGAIN;
     LayerParent "layer-parent" Error Error ListFails ImageDeleted "listing fails for all images, unless an additional store has the layer" AGAIN;
-    LayerIncomplete "layer-incomplete" Error Error ListFails ImageDeleted "it counts as half written: CRI-O deletes it, and listing fails" AGAIN;
+    LayerIncomplete "layer-incomplete" Error Warning ListFails ImageDeleted "it counts as half written: CRI-O deletes it, and listing fails; in a read-only store it is used as it is" AGAIN;
     LayerSizeUnknown "layer-size-unknown" Error Error ListFails ListFails "the image's size is unknown, so listing fails for all images" AGAIN;
     LayerChain "layer-chain" Warning Warning Kept Kept "a later pull does not find the layer, and fetches it again" AGAIN;
     LayerCountOld "layer-count-old" Warning Warning Kept Kept "its containers do not start with containers/storage before 1.44 (CRI-O 1.24 and 1.25, podman up to 4.3), which mounts 128 layers" "build the image with fewer layers, or use a newer CRI-O";
@@ -192,8 +200,9 @@ rules! {
     // overlay/<layer>.
     LayerDirectory "layer-directory" Error Error PodFails ImageDeleted "its containers do not start" AGAIN;
     LayerEmpty "layer-empty" Error Note Kept ImageDeleted "after a power cut CRI-O deletes all images with this layer" AGAIN;
+    LayerMountpoint "layer-mountpoint" Error Note Kept ImageDeleted "after a power cut CRI-O deletes all images with this layer" AGAIN;
     LayerWork "layer-work" Note Note Healed Healed "`podman system check` complains until the layer is mounted" AGAIN;
-    LayerLink "layer-link" Error Error PodFails ImageDeleted "its containers do not start" AGAIN;
+    LayerLink "layer-link" Warning Error PodFails ImageDeleted "containers/storage takes the name from overlay/l, but cannot where that has no link, or for an image's top layer in a read-only store: then its containers do not start" AGAIN;
     LayerLinkContent "layer-link-content" Error Error PodFails ImageDeleted "its containers do not start" AGAIN;
     Link "overlay-link" Warning Error Healed Healed "containers/storage makes it again, but not since 1.64, and never in a read-only store" AGAIN;
     LinkTarget "overlay-link-target" Error Error WrongContent ImageDeleted "podman and CRI-O merge the directory that it leads to into containers, also one of the host; where there is none they do not start" AGAIN;
@@ -203,6 +212,7 @@ rules! {
     LayerLowerLayers "layer-lower-layers" Error Error WrongContent ImageDeleted "containers/storage since 1.64 believes it, and mounts other layers" AGAIN;
     LayerLowerLayersMissing "layer-lower-layers-missing" Note Note Kept Kept "containers/storage since 1.64 falls back to `lower`" AGAIN;
     LayerRootMode "layer-root-mode" Error Error PodFails PodFails "the containers' `/` is closed for whoever is not root: exec fails with EACCES" AGAIN;
+    LayerOrphan "layer-orphan" Error Error ImageDeleted ImageDeleted "the layer's images are lost, and CRI-O deletes it at the next start: probably a second tar for a machine's own store was unpacked over a store that had images" OVER;
     TarSplit "tar-split" Warning Warning Kept Kept "the image cannot be pushed, saved or checked, and its files could not be compared" AGAIN;
     TarSplitMalformed "tar-split-malformed" Error Error Kept Kept "the image cannot be pushed, saved or checked, and its files could not be compared" AGAIN;
     TarSplitUnused "tar-split-unused" Note Note Removed Removed "no layer has it: CRI-O deletes it" REMOVE;
@@ -249,11 +259,27 @@ impl Rule {
     #[must_use]
     pub const fn fates_in_additional(self) -> (Fate, Fate) {
         let fate = match self {
-            Self::Lock | Self::ImageNameTwice => Fate::ListFails,
+            Self::Lock | Self::Driver | Self::ImageTwice | Self::ImageNameTwice => Fate::NoStart,
             Self::Link => Fate::PodFails,
+            Self::ImagesJson | Self::ImageDirectory | Self::LayerOrphan => Fate::Unseen,
+            // The check reads the layers of all stores, and what it deletes is the machine's own (CRI-O 1.37, measured).
+            Self::LayersJsonSyntax => return (Fate::ListFails, Fate::StoreWiped),
             _ => self.info().start,
         };
         (fate, fate)
+    }
+
+    /// Returns whether it is about data that no record names any more: no image that is listed suffers from it.
+    #[must_use]
+    pub const fn is_orphan(self) -> bool {
+        matches!(self, Self::ImageDirectory | Self::LayerOrphan)
+    }
+
+    /// Returns whether one image or layer of which it is true is enough for no image of the store to be listed, or kept.
+    #[must_use]
+    pub const fn concerns_all_images(self, additional: bool) -> bool {
+        let (start, crash) = if additional { self.fates_in_additional() } else { self.fates() };
+        matches!(start, Fate::Unseen | Fate::ListFails | Fate::NoStart) || matches!(crash, Fate::StoreWiped)
     }
 }
 

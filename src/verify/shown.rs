@@ -57,7 +57,7 @@ impl Judge<'_> {
         self.containers.clear();
         self.images(&images, &layers);
         self.layer_records(&records, &layers);
-        self.skeletons(&records, &layers);
+        self.skeletons(&records, &images, &layers);
         self.store_files();
         self.other_links();
     }

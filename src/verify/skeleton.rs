@@ -40,7 +40,9 @@ impl Judge<'_> {
                 Some(_) => self.add(Rule::StoreType, path, "is no file".to_owned()),
             }
         }
-        for directory in DIRECTORIES {
+        // Of containers an additional store has none.
+        let additional = self.additional;
+        for directory in DIRECTORIES.iter().filter(|name| !additional || **name != "overlay-containers") {
             let path = self.below(directory);
             let inode = self.contents.rest().get(path.as_bytes());
             if inode.is_some_and(|inode| inode.kind != InodeKind::Directory) {

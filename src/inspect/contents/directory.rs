@@ -78,6 +78,9 @@ impl Walk<'_> {
             };
             for name in names {
                 let path = join(&path, &name);
+                if self.contents.is_left_out(&path) {
+                    continue;
+                }
                 match self.one(directory.as_fd(), &name, &path) {
                     Ok(Some((inode, stat))) => {
                         if inode.kind == InodeKind::Directory {
@@ -125,7 +128,7 @@ impl Walk<'_> {
 
     fn insert(&mut self, path: Vec<u8>, inode: Inode, stat: &Stat) -> Result<(), Error> {
         self.contents.count(path.len() + xattrs_len(&inode.xattrs))?;
-        let (files, start) = self.contents.files(&path);
+        let (files, start) = self.contents.files_of(&path);
         if stat.st_nlink > 1 && inode.kind != InodeKind::Directory {
             let key = (stat.st_dev, stat.st_ino);
             // A name in another layer is another file there, since layers are compared one by one.

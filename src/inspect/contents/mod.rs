@@ -234,6 +234,10 @@ pub struct Contents {
     metadata: u64,
     /// `GRAPHROOT/overlay/` of each store.
     overlays: Vec<Vec<u8>>,
+    /// True if layers' trees are read, and not only their roots.
+    trees: bool,
+    /// Configuration, and the configs of images.
+    files: small::Files,
 }
 
 #[derive(Debug)]
@@ -255,26 +259,46 @@ impl Contents {
     /// # Errors
     /// As [`find`], and when a directory cannot be read.
     pub fn of(path: &Path) -> Result<Self, find::Error> {
+        Self::read(path, true)
+    }
+
+    /// Reads the same without what is below the roots of the layers' trees, which a directory is then not searched for.
+    ///
+    /// # Errors
+    /// As [`Self::of`].
+    pub fn without_trees(path: &Path) -> Result<Self, find::Error> {
+        Self::read(path, false)
+    }
+
+    fn read(path: &Path, trees: bool) -> Result<Self, find::Error> {
         if path != Path::new("-") && fs_err::metadata(path)?.is_dir() {
             let root = Arc::new(Root::open(path)?);
-            let config = MachineConfig::read(&small::Files::of_directory(Arc::clone(&root)));
+            let files = small::Files::of_directory(Arc::clone(&root));
+            let config = MachineConfig::read(&files);
             let mut stores = find::in_directory(&root)?;
             if let Ok(config) = &config {
                 find::add_configured(&mut stores, &root, config)?;
             }
-            let mut contents = Self::new(Source::Directory(Arc::clone(&root)), stores, config);
+            let mut contents = Self::new(Source::Directory(Arc::clone(&root)), stores, config, files, trees);
             directory::read(&mut contents, &root)?;
             return Ok(contents);
         }
         let file = input::plain_tar(path)?;
         let (stores, files) = find::in_tar_with_files(file.try_clone()?)?;
-        let mut contents = Self::new(Source::Tar(file.try_clone()?), stores, MachineConfig::read(&files));
+        let config = MachineConfig::read(&files);
+        let mut contents = Self::new(Source::Tar(file.try_clone()?), stores, config, files, trees);
         let has_store = !contents.stores.is_empty();
         tar::read(&mut contents, file).map_err(|error| error.after_store(has_store))?;
         Ok(contents)
     }
 
-    fn new(source: Source, stores: Vec<Found>, config: Result<MachineConfig, machine::Error>) -> Self {
+    fn new(
+        source: Source,
+        stores: Vec<Found>,
+        config: Result<MachineConfig, machine::Error>,
+        files: small::Files,
+        trees: bool,
+    ) -> Self {
         let overlay = |found: &Found| join(found.graphroot.as_bytes(), b"overlay/");
         Self {
             source,
@@ -287,6 +311,8 @@ impl Contents {
             oddities: BTreeMap::new(),
             entries: 0,
             metadata: 0,
+            trees,
+            files,
         }
     }
 
@@ -302,6 +328,12 @@ impl Contents {
     /// When that cannot be read.
     pub fn config(&self) -> Result<&MachineConfig, &machine::Error> {
         self.config.as_ref()
+    }
+
+    /// Returns the small files beside the stores: configuration, and the configs of images.
+    #[must_use]
+    pub fn files(&self) -> &small::Files {
+        &self.files
     }
 
     /// All that is in no layer's tree, by its path in the input.
@@ -413,7 +445,12 @@ impl Contents {
         Area::Rest
     }
 
-    fn files(&mut self, path: &[u8]) -> (&mut Files, usize) {
+    /// Returns whether `path` is one that [`Self::without_trees`] leaves out.
+    fn is_left_out(&self, path: &[u8]) -> bool {
+        !self.trees && matches!(self.area(path), Area::Layer { path, .. } if !path.is_empty())
+    }
+
+    fn files_of(&mut self, path: &[u8]) -> (&mut Files, usize) {
         match self.area(path) {
             Area::Rest => (&mut self.rest, 0),
             Area::Layer { store, id, path: below } => {

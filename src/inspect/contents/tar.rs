@@ -66,6 +66,9 @@ impl Here {
             return Ok(());
         }
         let path = below_root(&header.name);
+        if contents.is_left_out(&path) {
+            return Ok(());
+        }
         if path.len() > PATH_MAX || path.split(|&byte| byte == b'/').any(|part| part.len() > NAME_MAX) {
             contents.odd(OddityKind::LongName, &path[..path.len().min(PATH_MAX)]);
             return Ok(());
@@ -102,7 +105,7 @@ impl Here {
             whiteout: false,
             xattrs: header.xattrs,
         };
-        let (files, start) = contents.files(&path);
+        let (files, start) = contents.files_of(&path);
         let mut odd = None;
         match files.number(&path[start..]) {
             Some(number) if files.inodes[number as usize].kind == InodeKind::Directory => {
@@ -158,7 +161,7 @@ fn make_parents(contents: &mut Contents, path: &[u8]) -> Result<bool, Error> {
         if contents.stores.iter().any(|found| in_store(&found.graphroot)) {
             contents.odd(OddityKind::NoDirectory, path);
         }
-        let (files, start) = contents.files(path);
+        let (files, start) = contents.files_of(path);
         files.insert(&path[start..], Inode::made_directory());
     }
     Ok(true)
@@ -166,7 +169,7 @@ fn make_parents(contents: &mut Contents, path: &[u8]) -> Result<bool, Error> {
 
 fn link(contents: &mut Contents, header: &Header, path: &[u8]) {
     let target = below_root(&header.link);
-    let (files, start) = contents.files(path);
+    let (files, start) = contents.files_of(path);
     let prefix = path[..start].to_vec();
     let number = target.strip_prefix(&prefix[..]).and_then(|target| files.number(target));
     match number {

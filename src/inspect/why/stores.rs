@@ -115,34 +115,18 @@ impl<'a> Stores<'a> {
         Ok(Self(stores.into_iter().map(load).collect::<Result<_, _>>()?))
     }
 
-    /// What containers/storage does with names that two images have, and what it does not stand.
-    pub fn settle(&mut self, problems: &mut Vec<String>) {
+    /// Takes a name that two images of a store have from all but the last, as containers/storage does (`images.go`, load).
+    pub fn settle(&mut self) {
         for store in &mut self.0 {
             let mut owner: BTreeMap<String, usize> = BTreeMap::new();
-            let mut duplicate = None;
             for number in 0..store.images.len() {
                 for name in store.images[number].names.clone() {
                     if let Some(other) = owner.insert(name.clone(), number).filter(|other| *other != number) {
                         let other = &mut store.images[other];
                         other.names.retain(|kept| *kept != name);
-                        other.lost.push(name.clone());
-                        duplicate = Some(name);
+                        other.lost.push(name);
                     }
                 }
-            }
-            let place = format!("/{}", store.found.graphroot);
-            // `images.go`, load: only a store that can be written is mended.
-            if let (Some(name), Role::Additional) = (duplicate, store.role) {
-                problems.push(format!(
-                    "{place}: two images are called {name}: CRI-O cannot read an additional store like that"
-                ));
-            }
-            if store.role != Role::Unused
-                && let Some(digest) = store.images.iter().flat_map(|image| &image.digests).find(|text| !is_digest(text))
-            {
-                problems.push(format!(
-                    "{place}: images.json has {digest:?}, which is no digest: CRI-O cannot read the store"
-                ));
             }
         }
     }

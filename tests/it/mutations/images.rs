@@ -1,7 +1,7 @@
 //! images.json, and the files of images.
 
-use prepull::verify::rule::Fate::{ImageDeleted, Kept, ListFails, PodFails, StoreWiped, Unseen, WrongContent};
-use prepull::verify::rule::Severity::Error;
+use prepull::verify::rule::Fate::{ImageDeleted, Kept, ListFails, NoStart, PodFails, WrongContent};
+use prepull::verify::rule::Severity::{Error, Warning};
 use serde_json::json;
 
 use super::{Row, drop_key, row};
@@ -14,12 +14,10 @@ pub fn rows() -> Vec<Row> {
 
 fn whole() -> Vec<Row> {
     vec![
-        row("no images.json", |tar| tar.remove(IMAGES)).error("images-json").fate(Unseen, Unseen),
-        row("an empty images.json", |tar| tar.set(IMAGES, "")).error("images-json").fate(Unseen, Unseen),
-        row("images.json is []", |tar| tar.set(IMAGES, "[]")).error("images-json").fate(Unseen, Unseen),
-        row("images.json is an object", |tar| tar.set(IMAGES, "{}"))
-            .error("images-json-syntax")
-            .fate(ListFails, StoreWiped),
+        row("no images.json", |tar| tar.remove(IMAGES)).error("images-json").fate(ImageDeleted, ImageDeleted),
+        row("an empty images.json", |tar| tar.set(IMAGES, "")).error("images-json").fate(ImageDeleted, ImageDeleted),
+        row("images.json is []", |tar| tar.set(IMAGES, "[]")).error("images-json").fate(ImageDeleted, ImageDeleted),
+        row("images.json is an object", |tar| tar.set(IMAGES, "{}")).error("images-json-syntax").fate(NoStart, NoStart),
         row("images.json is cut off", |tar| {
             let content = tar.content(IMAGES);
             content.truncate(content.len() / 2);
@@ -27,12 +25,15 @@ fn whole() -> Vec<Row> {
         .error("images-json-syntax"),
         row("a null record", |tar| tar.images_json(|images| images.push(json!(null)))).error("images-json-syntax"),
         row("images in another order", |tar| tar.images_json(|images| images.reverse())),
-        row("an image twice", |tar| tar.images_json(|images| images.push(images[0].clone()))).error("image-twice"),
+        row("an image twice", |tar| tar.images_json(|images| images.push(images[0].clone())))
+            .warning("image-twice")
+            .additional(Error, "image-twice")
+            .fate(Kept, Kept),
         row("no record of an image", |tar| {
             tar.images_json(|images| images.retain(|image| image["names"][0] != "localhost/zero:1"));
         })
-        .warning("image-directory")
-        .fate(Kept, Kept),
+        .error("image-directory")
+        .fate(ImageDeleted, ImageDeleted),
     ]
 }
 
@@ -90,12 +91,15 @@ fn fields() -> Vec<Row> {
     vec![
         row("no image id", |tar| tar.image_record("zero", |image| drop_key(image, "id")))
             .error("image-id")
-            .fate(ListFails, ListFails),
+            .also(&["image-directory"]),
         row("an image id in capitals", |tar| {
             tar.image_record("zero", |image| image["id"] = json!(image["id"].as_str().unwrap().to_uppercase()));
         })
-        .error("image-id"),
-        row("a short image id", |tar| tar.image_record("zero", |image| image["id"] = json!("12ab"))).error("image-id"),
+        .error("image-id")
+        .also(&["image-directory"]),
+        row("a short image id", |tar| tar.image_record("zero", |image| image["id"] = json!("12ab")))
+            .error("image-id")
+            .also(&["image-directory"]),
         row("an image id that is no config", |tar| {
             let new = "2".repeat(64);
             tar.image_record("app", |image| image["id"] = json!(new));
@@ -107,8 +111,8 @@ fn fields() -> Vec<Row> {
             tar.image_record("app", |image| image["id"] = json!("2".repeat(64)));
         })
         .error("image-manifest")
-        .also(&["image-config", "image-data"])
-        .fate(ListFails, ImageDeleted),
+        .also(&["image-config", "image-data", "image-directory"])
+        .fate(ImageDeleted, ImageDeleted),
         row("no layer", |tar| tar.image_record("app", |image| drop_key(image, "layer"))).error("image-layers"),
         row("the layer below", |tar| {
             let id = tar.layer(1).to_owned();
@@ -145,7 +149,7 @@ fn fields() -> Vec<Row> {
             .error("images-json-syntax"),
         row("metadata that are no text", |tar| tar.image_record("app", |image| image["metadata"] = json!({})))
             .error("images-json-syntax")
-            .fate(ListFails, StoreWiped),
+            .fate(NoStart, NoStart),
         row("old names that are no texts", |tar| tar.image_record("app", |image| image["names-history"] = json!([1])))
             .error("images-json-syntax"),
         row("no metadata", |tar| tar.image_record("app", |image| drop_key(image, "metadata"))),
@@ -159,22 +163,23 @@ fn fields() -> Vec<Row> {
             });
         }),
         row("no big data", |tar| tar.image_record("app", |image| drop_key(image, "big-data-names")))
-            .error("image-manifest")
-            .error("image-config"),
+            .note("image-data-unlisted")
+            .fate(Kept, Kept),
         row("no manifest listed", |tar| {
             tar.image_record("app", |image| {
                 image["big-data-names"].as_array_mut().unwrap().retain(|name| name != "manifest");
             });
         })
-        .error("image-manifest")
-        .note("image-data-unlisted"),
+        .note("image-data-unlisted")
+        .fate(Kept, Kept),
         row("no config listed", |tar| {
             tar.image_record("app", |image| {
                 let names = image["big-data-names"].as_array_mut().unwrap();
                 names.retain(|name| !name.as_str().unwrap().starts_with("sha256:"));
             });
         })
-        .error("image-config"),
+        .note("image-data-unlisted")
+        .fate(Kept, Kept),
         row("big data that is not there", |tar| {
             tar.image_record("app", |image| {
                 image["big-data-names"].as_array_mut().unwrap().push(json!("signature-1234"));
@@ -182,12 +187,15 @@ fn fields() -> Vec<Row> {
             });
         })
         .error("image-data")
+        .additional(Warning, "image-data")
         .fate(Kept, ImageDeleted),
         row("no sizes", |tar| tar.image_record("app", |image| drop_key(image, "big-data-sizes")))
             .error("image-data-size")
+            .additional(Warning, "image-data-size")
             .fate(Kept, ImageDeleted),
         row("another size", |tar| tar.image_record("app", |image| image["big-data-sizes"]["manifest"] = json!(1)))
             .error("image-data-size")
+            .additional(Warning, "image-data-size")
             .fate(Kept, ImageDeleted),
         row("a size that is no number", |tar| {
             tar.image_record("app", |image| image["big-data-sizes"]["manifest"] = json!(1.5));
@@ -225,6 +233,7 @@ fn data() -> Vec<Row> {
             tar.remove(&key);
         })
         .error("image-data")
+        .additional(Warning, "image-data")
         .fate(Kept, ImageDeleted),
         row("no image directory", |tar| tar.remove_tree("overlay-images/{app}"))
             .error("image-manifest")
@@ -237,7 +246,10 @@ fn data() -> Vec<Row> {
         .also(&["image-config", "image-data"]),
         row("an empty manifest", |tar| tar.set("overlay-images/{app}/manifest", ""))
             .error("image-data-size")
-            .error("image-malformed"),
+            .error("image-malformed")
+            .additional(Warning, "image-data-size")
+            .additional(Error, "image-malformed")
+            .fate(ListFails, ImageDeleted),
         row("a manifest that is no JSON", |tar| {
             let content = tar.content("overlay-images/{app}/manifest");
             content[0] = b'x';
@@ -255,7 +267,8 @@ fn data() -> Vec<Row> {
             let at = content.windows(5).position(|part| part == b"amd64").unwrap();
             content[at] ^= 1;
         })
-        .error("image-data-content"),
+        .error("image-config-content")
+        .fate(ListFails, ListFails),
         row("the manifest is a directory", |tar| {
             tar.edit("overlay-images/{app}/manifest", |entry| entry.kind = prepull::entry::Kind::Directory);
         })

@@ -1,6 +1,7 @@
 //! layers.json.
 
 use prepull::verify::rule::Fate::{ImageDeleted, Kept, ListFails, StoreWiped, WrongContent};
+use prepull::verify::rule::Severity::Warning;
 use serde_json::json;
 
 use super::{Row, drop_key, row};
@@ -63,7 +64,7 @@ fn whole() -> Vec<Row> {
         row("no record of a layer between", |tar| tar.layers_json(|layers| drop(layers.remove(1))))
             .error("layer-parent")
             .also(&["image-layer"]),
-        row("a record twice", |tar| tar.layers_json(|layers| layers.push(layers[2].clone()))).error("layer-twice"),
+        row("a record twice", |tar| tar.layers_json(|layers| layers.push(layers[2].clone()))).warning("layer-twice"),
         row("children first", |tar| tar.layers_json(|layers| layers.reverse())),
         row("an unused layer", |tar| {
             tar.images_json(|images| images.retain(|image| image["names"][0] != "localhost/app:1"));
@@ -79,7 +80,7 @@ fn fields() -> Vec<Row> {
         row("no layer id", |tar| tar.layer_record(2, |layer| drop_key(layer, "id")))
             .error("layer-id")
             .also(&["image-layer", "layer-directory", "layer-link", "layer-lower"])
-            .fate(ListFails, ImageDeleted),
+            .fate(ListFails, StoreWiped),
         row("a layer id in capitals", |tar| {
             tar.layer_record(2, |layer| layer["id"] = json!(layer["id"].as_str().unwrap().to_uppercase()));
         })
@@ -134,6 +135,7 @@ fn fields() -> Vec<Row> {
         .also(&["layer-lower", "layer-lower-content", "layer-lower-layers"]),
         row("an incomplete layer", |tar| tar.layer_record(2, |layer| layer["flags"] = json!({"incomplete": true})))
             .error("layer-incomplete")
+            .additional(Warning, "layer-incomplete")
             .fate(ListFails, ImageDeleted),
         row("a complete layer", |tar| tar.layer_record(2, |layer| layer["flags"] = json!({"incomplete": false}))),
         row("no diff-digest and no diff-size", |tar| {

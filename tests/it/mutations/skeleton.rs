@@ -1,7 +1,7 @@
 //! The store's directories, locks and links.
 
 use prepull::entry::Kind;
-use prepull::verify::rule::Fate::{ImageDeleted, Kept, ListFails, PodFails, StoreWiped, WrongContent};
+use prepull::verify::rule::Fate::{ImageDeleted, Kept, NoStart, PodFails, WrongContent};
 use prepull::verify::rule::Severity::{Error, Warning};
 
 use super::{Row, row};
@@ -24,7 +24,7 @@ fn files() -> Vec<Row> {
             tar.edit("overlay-images/images.lock", |entry| entry.kind = Kind::Directory);
         })
         .error("store-type")
-        .fate(ListFails, StoreWiped),
+        .fate(NoStart, NoStart),
         row("a lock that is a link", |tar| {
             tar.edit("overlay-layers/layers.lock", |entry| entry.kind = Kind::Symlink(b"gone".to_vec()));
         })
@@ -40,7 +40,8 @@ fn files() -> Vec<Row> {
             tar.remove_tree("overlay-containers");
             tar.add_file("overlay-containers", "");
         })
-        .error("store-type"),
+        .error("store-type")
+        .not_additional(),
         row("overlay-images is a link", |tar| {
             tar.edit("overlay-images", |entry| entry.kind = Kind::Symlink(b"/tmp".to_vec()));
         })
@@ -73,15 +74,16 @@ fn files() -> Vec<Row> {
             tar.add_directory(&format!("overlay/{NOWHERE}"));
             tar.add_directory(&format!("overlay/{NOWHERE}/diff"));
         })
-        .warning("overlay-unknown"),
+        .error("layer-orphan")
+        .fate(ImageDeleted, ImageDeleted),
         row("only the tree of a layer without a record", |tar| tar.add_directory(&format!("overlay/{NOWHERE}/diff")))
-            .warning("overlay-unknown"),
+            .error("layer-orphan"),
         row("overlay/tempdirs", |tar| tar.add_directory("overlay/tempdirs")).warning("overlay-unknown"),
         row("overlay/staging", |tar| tar.add_directory("overlay/staging")),
         row("a file in overlay", |tar| tar.add_file("overlay/file", "")),
         row("an image without a record", |tar| tar.add_directory(&format!("overlay-images/{NOWHERE}")))
-            .warning("image-directory")
-            .fate(Kept, Kept),
+            .error("image-directory")
+            .fate(ImageDeleted, ImageDeleted),
         row("a tar-split without a layer", |tar| tar.add_file(&format!("overlay-layers/{NOWHERE}.tar-split.gz"), ""))
             .note("tar-split-unused"),
         row("a link of no layer", |tar| {
@@ -138,8 +140,9 @@ fn layers() -> Vec<Row> {
         row("empty is a file", |tar| {
             tar.edit("overlay/{0}/empty", |entry| entry.kind = Kind::Regular { size: 0 });
         })
-        .error("store-type")
-        .also(&["layer-empty"]),
+        .error("layer-empty")
+        .additional(prepull::verify::rule::Severity::Note, "layer-empty")
+        .fate(Kept, ImageDeleted),
         row("no merged", |tar| tar.remove("overlay/{2}/merged")).note("layer-work").not_additional(),
         row("no work and no merged", |tar| {
             for layer in ["{0}", "{1}", "{2}"] {
@@ -153,7 +156,9 @@ fn layers() -> Vec<Row> {
         row("merged is a file", |tar| {
             tar.edit("overlay/{1}/merged", |entry| entry.kind = Kind::Regular { size: 0 });
         })
-        .error("store-type"),
+        .error("layer-mountpoint")
+        .additional(prepull::verify::rule::Severity::Note, "layer-mountpoint")
+        .fate(Kept, ImageDeleted),
         row("no diff", |tar| tar.remove_tree("overlay/{2}/diff")).error("layer-directory").fate(PodFails, ImageDeleted),
         row("no layer's directory", |tar| tar.remove_tree("overlay/{1}")).error("layer-directory").also(&[
             "layer-link",
@@ -173,8 +178,11 @@ fn layers() -> Vec<Row> {
         })
         .error("entry-missing")
         .error("whiteout-missing"),
-        row("no link", |tar| tar.remove("overlay/{2}/link")).error("layer-link").fate(PodFails, ImageDeleted),
-        row("no link of the lowest layer", |tar| tar.remove("overlay/{0}/link")).error("layer-link"),
+        row("no link", |tar| tar.remove("overlay/{2}/link"))
+            .warning("layer-link")
+            .additional(Error, "layer-link")
+            .fate(Kept, Kept),
+        row("no link of the lowest layer", |tar| tar.remove("overlay/{0}/link")).warning("layer-link").fate(Kept, Kept),
         row("no links at all", |tar| {
             for layer in ["0", "1", "2"] {
                 tar.remove(&format!("overlay/{{{layer}}}/link"));
@@ -184,7 +192,7 @@ fn layers() -> Vec<Row> {
         .error("layer-link")
         .fate(PodFails, ImageDeleted),
         row("link is a directory", |tar| tar.edit("overlay/{0}/link", |entry| entry.kind = Kind::Directory))
-            .error("layer-link"),
+            .warning("layer-link"),
         row("link with a line end", |tar| tar.set("overlay/{2}/link", "{l2}\n")).error("layer-link-content"),
         row("an empty link", |tar| tar.set("overlay/{0}/link", "")).error("layer-link-content"),
         row("a link with a slash", |tar| tar.set("overlay/{2}/link", "../../x")).error("layer-link-content"),
@@ -192,8 +200,8 @@ fn layers() -> Vec<Row> {
             .error("layer-link-content")
             .also(&["overlay-link-target"]),
         row("a link that is nowhere", |tar| tar.set("overlay/{2}/link", "NOWHERE"))
-            .warning("overlay-link")
-            .additional(Error, "overlay-link"),
+            .error("layer-link-content")
+            .fate(PodFails, ImageDeleted),
         row("short links", |tar| {
             for layer in ["0", "1", "2"] {
                 let to = format!("SHORT{layer}");
