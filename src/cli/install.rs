@@ -1,6 +1,7 @@
 //! `prepull install`, `rm` and `gc`: the store of a directory.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::anyhow;
@@ -8,20 +9,26 @@ use serde::Serialize;
 
 use super::args::{GcArgs, InstallArgs, RmArgs, TargetArgs, ViaArg};
 use super::make::{
-    GRAPHROOT, STAMP_MAX, all_items, epoch, graphroot, make_failure, open_cache, plan_failure, source_options,
+    GRAPHROOT, STAMP_MAX, add_pause, all_items, epoch, graphroot, make_failure, open_cache, plan_failure,
+    source_options,
 };
 use super::output::{self, Printer};
+use super::pins::{self, Pins};
 use super::progress::Bars;
 use super::{Exit, Failure};
 use crate::digest::Digest;
 use crate::go_types::utc;
 use crate::helper::Answer;
 use crate::image::Platform;
+use crate::inspect::dependents::{self, Dependents};
+use crate::inspect::machine::within;
+use crate::inspect::stores::{Stores, User};
 use crate::install::{Asked, Error, Request, Target, Way, ask, probe};
 use crate::make::{Error as MakeError, Lacking, Output, make};
 use crate::plan::Plan;
 use crate::reference::Reference;
 use crate::sink::{self, TarStream};
+use crate::storage::machine::Beside;
 use crate::storage::store::{Settings, StoreKind, Unpacker, layers_of};
 
 /// How often an install begins again when somebody removes layers that it counted on.
@@ -29,6 +36,9 @@ const ATTEMPTS: usize = 5;
 
 /// Said when the second request failed.
 const LEFT: &str = "what was taken out of the store could not be removed yet, and still takes its room (prepull gc)";
+
+/// What makes CRI-O read `pinned_images` again (cri-o `pkg/config/reload.go`, ReloadPinnedImages).
+const RELOAD: &str = "after `systemctl reload crio`";
 
 /// The fewest digits of an id: with fewer it may be a name.
 const ID_MIN: usize = 12;
@@ -43,6 +53,7 @@ struct Summary<'a> {
     layers_written: u64,
     layers_there: u64,
     names: u64,
+    pinned: Vec<String>,
     warnings: Vec<String>,
 }
 
@@ -63,7 +74,8 @@ pub fn install(args: &InstallArgs, printer: &Printer) -> Result<(), Failure> {
     // Whoever may not write is told before anything is fetched.
     let way = working_way(&args.target, &target)?;
 
-    let plan = Plan::new(&items, &platform, &options).map_err(plan_failure)?;
+    let mut plan = Plan::new(&items, &platform, &options).map_err(plan_failure)?;
+    let pause = add_pause(args.pause.as_deref(), &mut plan, &platform, &options)?;
     printer.warn_all(&plan.warnings);
     let settings = Settings {
         graphroot: target.graphroot.clone(),
@@ -72,7 +84,8 @@ pub fn install(args: &InstallArgs, printer: &Printer) -> Result<(), Failure> {
         config: args.rootfs,
         merge: !args.rootfs,
         helper: None,
-        pause: None,
+        pause,
+        beside: Beside::default(),
         stamp: epoch.unwrap_or_else(|| plan.newest.clamp(0, STAMP_MAX)),
     };
     let job = Install { args, plan: &plan, settings: &settings, target: &target, way: &way, printer };
@@ -92,6 +105,10 @@ pub fn install(args: &InstallArgs, printer: &Printer) -> Result<(), Failure> {
     if answer.left {
         warnings.push(LEFT.to_owned());
     }
+    let names: Vec<String> = plan.images.values().flat_map(|image| image.names().map(str::to_owned)).collect();
+    // A whole tree has its own drop-in.
+    let pins = if args.rootfs { Pins::default() } else { pins::add(&target.root, &names, args.pin) };
+    warnings.extend(pins.warnings);
     printer.warn_all(&warnings);
     let summary = Summary {
         root: target.root.display().to_string(),
@@ -109,6 +126,7 @@ pub fn install(args: &InstallArgs, printer: &Printer) -> Result<(), Failure> {
         layers_written: if args.rootfs { all } else { answer.done.layers },
         layers_there: if args.rootfs { 0 } else { all.saturating_sub(answer.done.layers) },
         names: answer.done.names,
+        pinned: pins.changed,
         warnings,
     };
     if args.json {
@@ -123,6 +141,11 @@ pub fn install(args: &InstallArgs, printer: &Printer) -> Result<(), Failure> {
             summary.layers_written,
             summary.layers_there
         ));
+    }
+    if !args.json {
+        for name in &summary.pinned {
+            printer.say(&format!("pinned {name} ({RELOAD})"));
+        }
     }
     Ok(())
 }
@@ -143,8 +166,9 @@ impl Install<'_> {
 
     /// What tells this tree from others: all that its bytes depend on.
     fn identity(&self) -> String {
-        let Settings { graphroot, stamp, .. } = self.settings;
+        let Settings { graphroot, stamp, pause, .. } = self.settings;
         let mut text = format!("{} {graphroot} {stamp}", env!("CARGO_PKG_VERSION"));
+        text.extend(pause.iter().flat_map(|name| [" pause ", name]));
         for image in self.plan.images.values() {
             text.extend([" ", &image.id().hex()]);
             text.extend(image.names().flat_map(|name| [" ", name]));
@@ -231,8 +255,46 @@ pub fn selected(typed: &[String]) -> Result<Selected, Failure> {
 /// Runs `rm`.
 pub fn remove(args: &RmArgs, printer: &Printer) -> Result<(), Failure> {
     let Selected { names, ids } = selected(&args.names)?;
+    if !args.force {
+        refuse_if_used(&target(&args.target, false)?, &names, &ids)?;
+    }
     let answer = ask_any(&args.target, Request::Remove(&names, &ids))?;
-    report(&answer, args.json, printer)
+    report(&answer, args.json, printer)?;
+    let pins = pins::remove(&args.target.root, &answer.gone.names);
+    printer.warn_all(&pins.warnings);
+    if !args.json {
+        for name in &pins.changed {
+            printer.say(&format!("no longer pinned {name} ({RELOAD})"));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses to remove images from an additional store if an image or a container of the machine's own store needs their layers.
+fn refuse_if_used(target: &Target, names: &[String], ids: &[String]) -> Result<(), Failure> {
+    let shown = format!("{}{}", target.root.display(), target.graphroot);
+    // The machine's tools run as its root, whoever runs this process.
+    let root = User { id: 0, variable: &|_| None };
+    let used = Stores::of(&target.root, &root).map_err(dependents::Error::from).and_then(|stores| {
+        if within(&stores.graphroot) == within(&target.graphroot) {
+            return Ok(Dependents::default());
+        }
+        let freed = Dependents::layers_freed(&target.root, &target.graphroot, names, ids)?;
+        Dependents::find(&target.root, &stores, Path::new(&target.graphroot), &freed)
+    });
+    match used {
+        Ok(used) if used.is_empty() => Ok(()),
+        Ok(used) => Err(anyhow!(
+            "{shown}: nothing removed: {used} would lose layers that only this store has, and CRI-O and podman could not list any \
+             image then (remove those first, or --force)"
+        )
+        .into()),
+        Err(error) => Err(anyhow!(
+            "{shown}: nothing removed: checking whether the machine's own store needs these layers: {error} (--force: remove them \
+             unchecked)"
+        )
+        .into()),
+    }
 }
 
 /// Runs `gc`.

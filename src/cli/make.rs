@@ -1,7 +1,7 @@
 //! `prepull make`.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -56,6 +56,9 @@ pub fn run(args: MakeArgs, printer: &Printer, begin: &Begin<'_>) -> Result<(), F
         UnpackerArg::Busybox => args.restore_helper.find(&platform).map_err(Failure::usage)?,
         UnpackerArg::Gnu => None,
     };
+    let additional = matches!(args.store, StoreArg::Additional);
+    let (beside, warnings) = super::beside::read(&args.beside, &graphroot, additional)?;
+    printer.warn_all(&warnings);
     let tar = args.tar.clone().unwrap_or_else(default_tar);
     let pause: Vec<Item> = args.pause.iter().filter_map(|typed| Item::parse(typed).ok()).collect();
     begin.confined(&of_fetching(items.iter().chain(&pause), &args.registry, &args.cache, Some(&tar)))?;
@@ -63,7 +66,7 @@ pub fn run(args: MakeArgs, printer: &Printer, begin: &Begin<'_>) -> Result<(), F
     let target = Target::open(&tar)?;
 
     let mut plan = Plan::new(&items, &platform, &options).map_err(plan_failure)?;
-    let pause = add_pause(&args, &mut plan, &platform, &options)?;
+    let pause = add_pause(args.pause.as_deref(), &mut plan, &platform, &options)?;
     printer.warn_all(&plan.warnings);
     let stamp = epoch.unwrap_or_else(|| plan.newest.clamp(0, STAMP_MAX));
     let settings = Settings {
@@ -71,6 +74,7 @@ pub fn run(args: MakeArgs, printer: &Printer, begin: &Begin<'_>) -> Result<(), F
         kind: args.store.into(),
         unpacker: args.unpacker.into(),
         config: !args.no_config,
+        beside,
         merge: false,
         pause,
         stamp,
@@ -85,8 +89,9 @@ pub fn run(args: MakeArgs, printer: &Printer, begin: &Begin<'_>) -> Result<(), F
     printer.warn_all(&report.warnings);
     if report.bytes > ISO_FILE_MAX {
         printer.warn(&format!(
-            "the tar has {}: genisoimage (`xc mkcdrom`) takes no file of 4 GiB or more; make two tars with some of the images each, \
-             the second with --store additional (see \"4 GiB\" in the README)",
+            "the tar has {}: genisoimage (`xc mkcdrom`) takes no file of 4 GiB or more; make several tars with some of the \
+             images each, all with --store additional and a --graphroot of their own, and name the earlier ones with --beside \
+             (see \"4 GiB\" in the README)",
             human(report.bytes)
         ));
     }
@@ -95,7 +100,12 @@ pub fn run(args: MakeArgs, printer: &Printer, begin: &Begin<'_>) -> Result<(), F
         (true, false) => output::data(&format!("{}\n", serde_json::to_string(&summary)?))?,
         // Standard output is the tar.
         (true, true) => output::data_aside(&serde_json::to_string(&summary)?),
-        (false, _) => printer.say(&summary.table()),
+        (false, _) => {
+            printer.say(&summary.table());
+            if additional {
+                printer.say(&format!("note: {}", super::beside::OWN_STORE_AT_RISK));
+            }
+        }
     }
     Ok(())
 }
@@ -146,14 +156,14 @@ fn read_list(path: &Path) -> Result<Vec<Item>, Failure> {
     parse_list(&bytes).with_context(|| path.display().to_string()).map_err(Failure::usage)
 }
 
-/// The pause image is an image like any other; it is fetched only if no item is called so.
-fn add_pause(
-    args: &MakeArgs,
+/// Adds the pause image, which is fetched only if no item is called so. Returns its name.
+pub fn add_pause(
+    typed: Option<&OsStr>,
     plan: &mut Plan,
     platform: &Platform,
     options: &source::Options,
 ) -> Result<Option<String>, Failure> {
-    let Some(typed) = &args.pause else { return Ok(None) };
+    let Some(typed) = typed else { return Ok(None) };
     let item = Item::parse(typed).map_err(Failure::usage)?;
     if let crate::reference::Location::Registry(reference) = &item.location {
         let name = if reference.tag().is_some() { reference.without_digest() } else { reference.clone() }.to_string();

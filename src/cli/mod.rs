@@ -3,6 +3,7 @@
 //! Data go to standard output, talk goes to standard error; `make --tar -` and the `tar` contract of xcluster depend on it.
 
 pub mod args;
+mod beside;
 mod cache;
 mod diff;
 mod doctor;
@@ -13,6 +14,7 @@ mod make;
 mod mount;
 mod output;
 mod ovl;
+mod pins;
 mod privilege;
 mod progress;
 mod restore_helper;

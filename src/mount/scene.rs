@@ -170,6 +170,7 @@ impl Scene {
             kind: StoreKind::Additional,
             unpacker: if marks_opaque { Unpacker::Root } else { Unpacker::Helper },
             config: false,
+            beside: crate::storage::machine::Beside::default(),
             merge: false,
             pause: None,
             stamp,

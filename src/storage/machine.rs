@@ -25,19 +25,45 @@ pub const WRITTEN: &str = "# Written by prepull";
 /// Default graphroot and runroot of root (containers/storage `types/options_linux.go`).
 const ROOT_STORE: [&str; 2] = ["/var/lib/containers/storage", "/run/containers/storage"];
 
-/// Returns `etc/containers/storage.conf` for a store at `graphroot` (absolute).
-#[must_use]
-pub fn storage_conf(graphroot: &str, additional: bool) -> String {
-    if additional {
-        return storage_conf_beside(ROOT_STORE, graphroot);
-    }
-    STORAGE.replace("@GRAPHROOT@", &toml_escape(graphroot))
+/// CRI-O's directory of drop-ins, relative to the machine's root (crio.conf.d(5)).
+pub const CRIO_DROP_INS: &str = "etc/crio/crio.conf.d";
+/// Number in the name of a drop-in that depends on no other store. CRI-O reads drop-ins in the order of their names.
+pub const DROP_IN_NUMBER: u32 = 10;
+
+/// Configuration of the stores beside which a store is put. Of `pinned_images` and `pause_image` CRI-O takes the last file's value
+/// (cri-o `pkg/config/config.go`, UpdateFromDropInFile: TOML is decoded over what there is, and a list replaces a list), and there
+/// is one storage.conf, so the files of each store repeat what the files of earlier ones say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Beside {
+    /// Names that are pinned.
+    pub pinned: Vec<String>,
+    /// The pause image.
+    pub pause: Option<String>,
+    /// Graphroots of additional stores, absolute.
+    pub stores: Vec<String>,
+    /// The largest number of a drop-in that prepull has written.
+    pub number: Option<u32>,
 }
 
-/// Returns a storage.conf with a store's graphroot and runroot, and `additional` as an additional store (all absolute).
+/// Returns `etc/containers/storage.conf` for a store at `graphroot` (absolute) beside others.
 #[must_use]
-pub fn storage_conf_beside([graphroot, runroot]: [&str; 2], additional: &str) -> String {
-    let values = [("@GRAPHROOT@", additional), ("@OWN@", graphroot), ("@RUNROOT@", runroot)];
+pub fn storage_conf(graphroot: &str, additional: bool, beside: &Beside) -> String {
+    if !additional {
+        return STORAGE.replace("@GRAPHROOT@", &toml_escape(graphroot));
+    }
+    let stores: Vec<&str> = all_stores(graphroot, beside).collect();
+    storage_conf_beside(ROOT_STORE, &stores)
+}
+
+/// Returns a storage.conf with a store's graphroot and runroot, and the stores `additional` beside it (all absolute).
+#[must_use]
+pub fn storage_conf_beside([graphroot, runroot]: [&str; 2], additional: &[&str]) -> String {
+    let additional: Vec<String> = additional.iter().map(|store| toml_escape(store)).collect();
+    let values = [
+        ("@GRAPHROOT@", additional.join("\", \"")),
+        ("@OWN@", toml_escape(graphroot)),
+        ("@RUNROOT@", toml_escape(runroot)),
+    ];
     // Each in one pass over the template, since a path may look like one of the marks.
     let mut out = String::new();
     let mut rest = STORAGE_ADDITIONAL;
@@ -45,24 +71,104 @@ pub fn storage_conf_beside([graphroot, runroot]: [&str; 2], additional: &str) ->
         values.iter().filter_map(|entry| Some((rest.find(entry.0)?, entry))).min_by_key(|(at, _)| *at)
     {
         out += &rest[..at];
-        out += &toml_escape(value);
+        out += value;
         rest = &rest[at + mark.len()..];
     }
     out + rest
 }
 
-/// `etc/crio/crio.conf.d/10-prepull.conf`: pins `names`, and sets the pause image if there is one.
+/// All additional stores, those that were there first in front.
+fn all_stores<'a>(graphroot: &'a str, beside: &'a Beside) -> impl Iterator<Item = &'a str> {
+    let others = beside.stores.iter().map(String::as_str).filter(move |store| *store != graphroot);
+    others.chain([graphroot])
+}
+
+/// Returns the path of the drop-in for the store at `graphroot`: of the machine's own store always the same, of an additional store
+/// one of its own, which sorts after those that it repeats.
 #[must_use]
-pub fn crio_conf<'a>(names: impl Iterator<Item = &'a str>, pause: Option<&str>) -> String {
-    let mut pinned = String::new();
-    for name in names {
-        let _ = write!(pinned, "\n    \"{}\",", toml_escape(name));
+pub fn drop_in_path(graphroot: &str, additional: bool, beside: &Beside) -> String {
+    let number = beside.number.map_or(DROP_IN_NUMBER, |number| number.saturating_add(1));
+    let store = graphroot.trim_matches('/').replace('/', "-");
+    let store = if additional { format!("-{store}") } else { String::new() };
+    format!("{CRIO_DROP_INS}/{number:02}-prepull{store}.conf")
+}
+
+/// Returns the number in the name of a drop-in that [`drop_in_path`] has given; `None` for other names.
+#[must_use]
+pub fn drop_in_number(file_name: &str) -> Option<u32> {
+    let (number, rest) = file_name.strip_suffix(".conf")?.split_once("-prepull")?;
+    let is_number = (2..=6).contains(&number.len()) && number.bytes().all(|byte| byte.is_ascii_digit());
+    if is_number && (rest.is_empty() || rest.starts_with('-')) { number.parse().ok() } else { None }
+}
+
+/// A drop-in of crio.conf(5) that prepull has written.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CrioConf {
+    /// Names that are pinned.
+    pub pinned: Vec<String>,
+    /// The pause image.
+    pub pause: Option<String>,
+    /// Graphroots of additional stores. CRI-O joins `storage_option` of all its files, unlike other lists.
+    pub stores: Vec<String>,
+}
+
+impl CrioConf {
+    /// Returns the drop-in for a store at `graphroot` with the images `names`, beside others.
+    #[must_use]
+    pub fn new<'a>(
+        names: impl Iterator<Item = &'a str>,
+        pause: Option<&str>,
+        (graphroot, additional): (&str, bool),
+        beside: &Beside,
+    ) -> Self {
+        let mut pinned: Vec<String> = names.map(str::to_owned).collect();
+        if !beside.pinned.is_empty() {
+            pinned.extend(beside.pinned.iter().cloned());
+            pinned.sort();
+            pinned.dedup();
+        }
+        let stores = if additional { all_stores(graphroot, beside).map(str::to_owned).collect() } else { Vec::new() };
+        Self { pinned, pause: pause.or(beside.pause.as_deref()).map(str::to_owned), stores }
     }
-    if !pinned.is_empty() {
-        pinned.push('\n');
+
+    /// Returns the file's text.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut pinned = String::new();
+        for name in &self.pinned {
+            let _ = write!(pinned, "\n    \"{}\",", toml_escape(name));
+        }
+        if !pinned.is_empty() {
+            pinned.push('\n');
+        }
+        let pause = self.pause.as_ref().map(|name| format!("pause_image = \"{}\"\n", toml_escape(name)));
+        let mut text = CRIO.replace("@PINNED@", &pinned).replace("@PAUSE@\n", &pause.unwrap_or_default());
+        if !self.stores.is_empty() {
+            let option = |store: &String| format!("\"overlay.imagestore={}\"", toml_escape(store));
+            let options: Vec<String> = self.stores.iter().map(option).collect();
+            let _ = write!(text, "\n[crio]\nstorage_option = [{}]\n", options.join(", "));
+        }
+        text
     }
-    let pause = pause.map(|name| format!("pause_image = \"{}\"\n", toml_escape(name))).unwrap_or_default();
-    CRIO.replace("@PINNED@", &pinned).replace("@PAUSE@\n", &pause)
+
+    /// Parses a text that [`Self::render`] has given; `None` for every other one, even if only its comments differ.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let table: toml::Table = text.parse().ok()?;
+        let crio = table.get("crio")?;
+        let texts = |value: Option<&toml::Value>| -> Vec<String> {
+            let items = value.and_then(toml::Value::as_array).into_iter().flatten();
+            items.filter_map(|item| item.as_str().map(str::to_owned)).collect()
+        };
+        let image = crio.get("image")?;
+        let stores = texts(crio.get("storage_option")).into_iter();
+        let conf = Self {
+            pinned: texts(image.get("pinned_images")),
+            pause: image.get("pause_image").and_then(toml::Value::as_str).map(str::to_owned),
+            stores: stores.filter_map(|option| option.strip_prefix("overlay.imagestore=").map(str::to_owned)).collect(),
+        };
+        (conf.render() == text).then_some(conf)
+    }
 }
 
 /// The rc script: the same for every store.
@@ -195,6 +301,59 @@ fn quote(out: &mut Vec<u8>, bytes: &[u8]) {
             out.push(byte);
         } else {
             out.extend_from_slice(format!("\\{byte:03o}").as_bytes());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drop_in_of_prepull_is_read_back_and_another_is_not() {
+        let beside = Beside {
+            pinned: vec!["h.io/b:1".into()],
+            pause: Some("h.io/p:1".into()),
+            stores: vec!["/x".into(), "/s".into()],
+            number: Some(10),
+        };
+        let none = Beside::default();
+        for (pause, additional, beside) in [
+            (None, false, &none),
+            (Some("p:1"), true, &none),
+            (None, true, &beside),
+            (Some("\u{7}\"\\"), false, &beside),
+        ] {
+            let conf = CrioConf::new(["h.io/a:1", "h.io/c:1"].into_iter(), pause, ("/s", additional), beside);
+            let text = conf.render();
+            assert_eq!(CrioConf::parse(&text), Some(conf), "{text}");
+            for other in [text.replace("[crio.image]", "[crio.image] "), format!("{text}\n"), format!("{text}a = [")] {
+                assert_eq!(CrioConf::parse(&other), None, "{other}");
+            }
+        }
+        let conf = CrioConf::new(["h.io/a:1"].into_iter(), None, ("/s", true), &beside);
+        assert_eq!(conf.pinned, ["h.io/a:1", "h.io/b:1"]);
+        assert_eq!((conf.pause.as_deref(), conf.stores), (Some("h.io/p:1"), vec!["/x".to_owned(), "/s".to_owned()]));
+        assert!(storage_conf("/s", true, &beside).contains("additionalimagestores = [\"/x\", \"/s\"]"));
+    }
+
+    #[test]
+    fn drop_in_of_a_later_store_sorts_behind() {
+        let path = |number| drop_in_path("/usr/lib/a", true, &Beside { number, ..Beside::default() });
+        assert_eq!(path(None), "etc/crio/crio.conf.d/10-prepull-usr-lib-a.conf");
+        assert_eq!(path(Some(10)), "etc/crio/crio.conf.d/11-prepull-usr-lib-a.conf");
+        assert_eq!(
+            drop_in_path("/var/lib/containers/storage", false, &Beside::default()),
+            "etc/crio/crio.conf.d/10-prepull.conf"
+        );
+        for (name, number) in [
+            ("10-prepull.conf", Some(10)),
+            ("11-prepull-usr-lib-a.conf", Some(11)),
+            ("10-prepulled.conf", None),
+            ("-prepull.conf", None),
+            ("10-crio.conf", None),
+        ] {
+            assert_eq!(drop_in_number(name), number, "{name}");
         }
     }
 }

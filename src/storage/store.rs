@@ -84,6 +84,8 @@ pub struct Settings {
     pub unpacker: Unpacker,
     /// Whether the machine's configuration goes along.
     pub config: bool,
+    /// Configuration of the stores beside which this one is put.
+    pub beside: machine::Beside,
     /// Whether layers and images are for a store that is there ([`helper::receive`](crate::helper::receive)): without the
     /// store's own directories, each with its record behind it.
     pub merge: bool,
@@ -543,11 +545,14 @@ impl<'a> Store<'a> {
         };
         if settings.config {
             let names: BTreeSet<_> = self.images.values().flat_map(StoreImage::names).collect();
-            let crio = machine::crio_conf(names.into_iter(), settings.pause.as_deref());
-            let storage = machine::storage_conf(&settings.graphroot, settings.kind == StoreKind::Additional);
+            let (graphroot, beside) = (&settings.graphroot[..], &settings.beside);
+            let additional = settings.kind == StoreKind::Additional;
+            let crio =
+                machine::CrioConf::new(names.into_iter(), settings.pause.as_deref(), (graphroot, additional), beside);
+            let storage = machine::storage_conf(graphroot, additional, beside);
             add("etc/containers/policy.json", 0o644, machine::POLICY.as_bytes());
             add("etc/containers/storage.conf", 0o644, storage.as_bytes());
-            add("etc/crio/crio.conf.d/10-prepull.conf", 0o644, crio.as_bytes());
+            add(&machine::drop_in_path(graphroot, additional, beside), 0o644, crio.render().as_bytes());
         }
         if settings.unpacker == Unpacker::Busybox {
             add("etc/init.d/25prepull.rc", 0o755, machine::RESTORE.as_bytes());

@@ -45,10 +45,11 @@ pub(super) fn judge(contents: &Contents, report: &mut Report) {
                 Error::Form { origin, .. } => origin.file.clone(),
                 _ => text.split(':').next().unwrap_or_default().to_owned(),
             };
-            let rule = if place.ends_with("storage.conf") {
-                Rule::StorageConf
-            } else if place.starts_with("etc/crio") {
+            // The name of a drop-in for CRI-O may end like that of another file.
+            let rule = if place.starts_with("etc/crio") {
                 Rule::CrioConf
+            } else if place.ends_with("storage.conf") {
+                Rule::StorageConf
             } else {
                 Rule::RegistriesConf
             };

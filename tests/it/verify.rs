@@ -226,6 +226,7 @@ const HARMLESS: &[&str] = &[
     "content of etc/containers/policy.json",
     "content of etc/containers/storage.conf",
     "content of etc/crio/crio.conf.d/10-prepull.conf",
+    "content of etc/crio/crio.conf.d/10-prepull-usr-lib-containers-storage.conf",
     // What a store says of its own making.
     "images.json: created",
     "images.json: metadata",

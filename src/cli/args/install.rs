@@ -55,7 +55,7 @@ pub enum ViaArg {
 #[derive(Debug, clap::Args)]
 pub struct InstallArgs {
     /// Images: references with their version, or transport names; ITEM=NAME gives a name
-    #[arg(value_name = "ITEM", required_unless_present = "images")]
+    #[arg(value_name = "ITEM", required_unless_present_any = ["images", "pause"])]
     pub items: Vec<OsString>,
 
     /// Where to
@@ -73,6 +73,17 @@ pub struct InstallArgs {
     /// DIR is empty: write all that a tar of `make` has, with etc/containers and etc/crio
     #[arg(long)]
     pub rootfs: bool,
+
+    /// With --rootfs: include IMAGE, and make it CRI-O's pause_image
+    #[arg(long, value_name = "IMAGE", requires = "rootfs")]
+    pub pause: Option<OsString>,
+
+    /// Pin the images also where no crio.conf has pinned_images: write etc/crio/crio.conf.d/10-prepull.conf
+    ///
+    /// If prepull has written the drop-in whose pinned_images CRI-O uses, `install` always adds the names to it, and `rm` removes
+    /// them. CRI-O reads it when it is reloaded.
+    #[arg(long, conflicts_with = "rootfs")]
+    pub pin: bool,
 
     /// Print the result as JSON
     #[arg(long)]
@@ -97,6 +108,10 @@ pub struct RmArgs {
     /// Where from
     #[command(flatten)]
     pub target: TargetArgs,
+
+    /// Remove images also if images or containers in the store that storage.conf names need their layers: CRI-O then lists nothing
+    #[arg(long)]
+    pub force: bool,
 
     /// Print the result as JSON
     #[arg(long)]
@@ -135,4 +150,5 @@ pub(super) const INSTALL_HELP: &str = "\
 Examples:
   prepull install --root /mnt registry.k8s.io/pause:3.9 docker.io/library/alpine:3.20
   podman unshare prepull install --root ~/vm oci:build/app=localhost/app:v1
-  prepull install --root / --images images.txt && crictl images";
+  prepull install --root / --images images.txt && crictl images
+  prepull install --root / --pin alpine:3.20 && systemctl reload crio";

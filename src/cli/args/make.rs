@@ -40,8 +40,20 @@ pub struct MakeArgs {
     pub graphroot: Option<String>,
 
     /// The machine's own store, or a read-only one beside it that survives `crio wipe`, power loss and upgrades
+    ///
+    /// The tar of a machine's own store is for a machine whose store is empty: unpacked over a store with images it takes the
+    /// place of their records, and CRI-O deletes them. `prepull install` adds to a store. With an additional store, put every
+    /// image that must stay into additional stores: after a power cut CRI-O 1.31 and newer delete the machine's own store if a
+    /// pod has its image in an additional one.
     #[arg(long, value_enum, default_value_t)]
     pub store: StoreArg,
+
+    /// A tar or root directory whose stores the machine has as well: its pinned images, pause image and additional stores stay in
+    /// the configuration
+    ///
+    /// Unpack this tar after that one. The two stores need different graphroots.
+    #[arg(long, value_name = "TAR|DIR", value_hint = ValueHint::AnyPath, conflicts_with = "no_config")]
+    pub beside: Vec<PathBuf>,
 
     /// What unpacks the tar in the machine
     #[arg(long, value_enum, default_value_t)]
@@ -97,5 +109,7 @@ Items:
 
 Examples:
   prepull make registry.k8s.io/pause:3.9 docker.io/library/alpine:3.20
-  prepull make --pause registry.k8s.io/pause:3.9 --images images.txt --tar - | ssh vm tar -C / -x
-  SOURCE_DATE_EPOCH=0 prepull make --store additional -o a.tar oci:app=localhost/app:v1";
+  prepull make --pause registry.k8s.io/pause:3.9 --images images.txt --tar - | ssh new-vm tar -C / -x
+                                         only if the store of new-vm is empty; else use prepull install
+  SOURCE_DATE_EPOCH=0 prepull make --store additional -o a.tar oci:app=localhost/app:v1
+  prepull make --store additional --graphroot /usr/lib/containers/more --beside a.tar -o b.tar alpine:3.20";

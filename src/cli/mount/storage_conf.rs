@@ -45,7 +45,7 @@ impl StorageConf {
         }
         let stores = Stores::of_this_user().context("finding this user's store")?;
         let own = [stores.graphroot.as_str(), stores.runroot.as_str()];
-        let text = storage_conf_beside(own, &mountpoint.to_string_lossy());
+        let text = storage_conf_beside(own, &[&mountpoint.to_string_lossy()]);
         Ok(Self { path: path.to_owned(), text })
     }
 

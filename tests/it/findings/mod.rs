@@ -6,6 +6,8 @@
 mod archives;
 /// What is left to the processes that fetch and parse when root runs them.
 mod confined;
+/// CRI-O: damaged stores, an additional store beside its own, images that are installed later.
+mod crio;
 /// A1: each field of each document as skopeo and podman judge it.
 mod go_fields;
 /// What podman and CRI-O cannot read back from a store: A1, A4, A11, A12, A13.
