@@ -284,6 +284,8 @@ fn refuse_if_used(target: &Target, names: &[String], ids: &[String]) -> Result<(
     });
     match used {
         Ok(used) if used.is_empty() => Ok(()),
+        // What is the machine's own unless its configuration says otherwise, whatever is wrong with that.
+        Err(_) if target.graphroot == GRAPHROOT => Ok(()),
         Ok(used) => Err(anyhow!(
             "{shown}: nothing removed: {used} would lose layers that only this store has, and CRI-O and podman could not list any \
              image then (remove those first, or --force)"

@@ -125,7 +125,7 @@ impl Judge<'_> {
         for (name, target) in found {
             match target {
                 Some(target) => drop(links.insert(name, target)),
-                None => self.add(Rule::LinkTarget, format!("{directory}/{name}"), "is no symbolic link".to_owned()),
+                None => self.add(Rule::LinkLayer, format!("{directory}/{name}"), "is not a symbolic link".to_owned()),
             }
         }
         links
@@ -187,7 +187,11 @@ impl Judge<'_> {
                 self.add(Rule::LinkAbsolute, place, format!("leads to {target:?}, not to {expected:?}"));
             }
             Some(target) => {
-                self.add(Rule::LinkTarget, place, format!("leads to {target:?}, not to {expected:?}"));
+                // Within `overlay` there are only layers, or nothing.
+                let name = target.strip_prefix("../").and_then(|rest| rest.strip_suffix("/diff"));
+                let is_layer = name.is_some_and(|name| !name.contains('/') && name != "..");
+                let rule = if is_layer { Rule::LinkLayer } else { Rule::LinkTarget };
+                self.add(rule, place, format!("leads to {target:?}, not to {expected:?}"));
             }
         }
         Some(link)

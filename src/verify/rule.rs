@@ -205,6 +205,7 @@ rules! {
     LayerLink "layer-link" Warning Error PodFails ImageDeleted "containers/storage takes the name from overlay/l, but cannot where that has no link, or for an image's top layer in a read-only store: then its containers do not start" AGAIN;
     LayerLinkContent "layer-link-content" Error Error PodFails ImageDeleted "its containers do not start" AGAIN;
     Link "overlay-link" Warning Error Healed Healed "containers/storage makes it again, but not since 1.64, and never in a read-only store" AGAIN;
+    LinkLayer "overlay-link-layer" Error Error PodFails ImageDeleted "its containers do not start, or see another layer" AGAIN;
     LinkTarget "overlay-link-target" Error Error WrongContent ImageDeleted "podman and CRI-O merge the directory that it leads to into containers, also one of the host; where there is none they do not start" AGAIN;
     LinkAbsolute "overlay-link-absolute" Note Note Kept Kept "the store cannot be moved" AGAIN;
     LayerLower "layer-lower" Error Error WrongContent ImageDeleted "containers see the top layer only" AGAIN;

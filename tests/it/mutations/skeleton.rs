@@ -198,7 +198,7 @@ fn layers() -> Vec<Row> {
         row("a link with a slash", |tar| tar.set("overlay/{2}/link", "../../x")).error("layer-link-content"),
         row("another layer's link", |tar| tar.set("overlay/{2}/link", "{l0}"))
             .error("layer-link-content")
-            .also(&["overlay-link-target"]),
+            .also(&["overlay-link-layer"]),
         row("a link that is nowhere", |tar| tar.set("overlay/{2}/link", "NOWHERE"))
             .error("layer-link-content")
             .fate(PodFails, ImageDeleted),
@@ -224,12 +224,12 @@ fn layers() -> Vec<Row> {
             let target = tar.text("../{0}/diff").into_bytes();
             tar.edit("overlay/l/{l1}", |entry| entry.kind = Kind::Symlink(target.clone()));
         })
-        .error("overlay-link-target")
+        .error("overlay-link-layer")
         .fate(PodFails, ImageDeleted),
         row("a dangling link", |tar| {
             tar.edit("overlay/l/{l1}", |entry| entry.kind = Kind::Symlink(b"../none/diff".to_vec()));
         })
-        .error("overlay-link-target"),
+        .error("overlay-link-layer"),
         row("an absolute link to elsewhere", |tar| {
             tar.edit("overlay/l/{l1}", |entry| entry.kind = Kind::Symlink(b"/etc".to_vec()));
         })
@@ -237,7 +237,7 @@ fn layers() -> Vec<Row> {
         row("a link that is a file", |tar| {
             tar.edit("overlay/l/{l1}", |entry| entry.kind = Kind::Regular { size: 0 });
         })
-        .error("overlay-link-target")
+        .error("overlay-link-layer")
         .also(&["overlay-link"]),
         row("the top's root 0700", |tar| tar.edit("overlay/{2}/diff", |entry| entry.meta.mode = 0o700))
             .error("layer-root-mode")
