@@ -6,6 +6,7 @@
 
 use std::io::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
@@ -16,6 +17,7 @@ use crate::inspect::files::Files;
 use crate::inspect::find::{add_configured, in_directory};
 use crate::inspect::list::list;
 use crate::inspect::machine::{MachineConfig, pinned_by};
+use crate::inspect::root::Root;
 use crate::storage::machine::{Beside, CRIO_DROP_INS, CrioConf, drop_in_number, drop_in_path};
 
 /// Maximum number of names that a message has.
@@ -51,7 +53,14 @@ fn drop_ins(files: &Files, config: &MachineConfig) -> Vec<DropIn> {
 /// where no file has a list.
 pub fn add(root: &Path, names: &[String], make: bool) -> Pins {
     let mut pins = Pins::default();
-    let files = Files::of_directory(root.to_owned());
+    let opened = match Root::open(root) {
+        Ok(opened) => Arc::new(opened),
+        Err(error) => {
+            pins.warnings.push(format!("the images are not pinned: {error}"));
+            return pins;
+        }
+    };
+    let files = Files::of_directory(opened);
     let config = match MachineConfig::read(&files) {
         Ok(config) => config,
         Err(error) => {
@@ -109,11 +118,12 @@ pub fn add(root: &Path, names: &[String], make: bool) -> Pins {
 /// Takes `names` out of the drop-ins that prepull has written, unless an image in another of the machine's stores has the name.
 pub fn remove(root: &Path, names: &[String]) -> Pins {
     let mut pins = Pins::default();
-    let files = Files::of_directory(root.to_owned());
+    let Ok(opened) = Root::open(root).map(Arc::new) else { return pins };
+    let files = Files::of_directory(Arc::clone(&opened));
     let Ok(config) = MachineConfig::read(&files) else { return pins };
     let still = || {
-        let mut stores = in_directory(root).ok()?;
-        add_configured(&mut stores, root, &config).ok()?;
+        let mut stores = in_directory(&opened).ok()?;
+        add_configured(&mut stores, &opened, &config).ok()?;
         Some(list(&stores).ok()?.into_iter().flat_map(|image| image.repo_tags).collect::<Vec<_>>())
     };
     let still = still().unwrap_or_default();
