@@ -22,13 +22,14 @@
 //! | json |  |
 //! | go_types | json |
 //! | atomic |  |
+//! | text |  |
 //! | threads |  |
 //! | compression |  |
 //! | confine |  |
 //! | config | threads |
 //! | wire | entry |
 //! | helper | entry, go_types, json, wire |
-//! | reference | digest |
+//! | reference | digest, text |
 //! | registry | config, digest, threads |
 //! | source | compression, digest, go_types, json, media_type, reference, registry, threads |
 //! | image | digest, go_types, json, media_type, source |
@@ -43,7 +44,7 @@
 //! | mount | digest, entry, inspect, layer, make, plan, segment, sink, storage, threads, wire |
 //! | verify | digest, entry, go_types, image, inspect, json, layer, reference, segment, storage, threads, wire |
 //! | xcluster | atomic |
-//! | cli | atomic, compression, config, confine, digest, go_types, helper, image, inspect, install, make, mount, plan, reference, registry, segment, sink, source, storage, threads, verify, xcluster |
+//! | cli | atomic, compression, config, confine, digest, go_types, helper, image, inspect, install, make, mount, plan, reference, registry, segment, sink, source, storage, text, threads, verify, xcluster |
 
 #[cfg(feature = "front")]
 pub mod atomic;
@@ -89,6 +90,8 @@ pub mod sink;
 pub mod source;
 #[cfg(feature = "front")]
 pub mod storage;
+#[cfg(feature = "front")]
+pub mod text;
 #[cfg(feature = "front")]
 pub mod threads;
 #[cfg(feature = "front")]

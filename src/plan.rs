@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::compression::SizeLimit;
 use crate::digest::Digest;
@@ -23,15 +23,14 @@ use saved::SavedImage;
 /// Images whose manifests are fetched at once.
 const PARALLEL: usize = 8;
 
-/// How long items before one that has failed are waited for: the same command shall give the same error, but a server
-/// that is silent must not hide it.
+/// Time to wait for the next item once one has failed: all that fail are reported, but a silent server must not hide them.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why an item cannot be planned. The text begins with the item.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Its source cannot be opened.
-    #[error("{item}: {error}")]
+    #[error("{item}: {}", source::without_place(.item, .error))]
     Source {
         /// As typed.
         item: String,
@@ -39,12 +38,22 @@ pub enum Error {
         error: source::Error,
     },
     /// Its manifest or config is no good.
-    #[error("{item}: {error}")]
+    #[error("{item}: {}", source::without_place(.item, .error))]
     Image {
         /// As typed.
         item: String,
         /// Why.
         error: image::Error,
+    },
+    /// More than one item failed.
+    #[error("{} of {total} images failed", failed.len())]
+    Several {
+        /// The errors of single items, in the order of the items.
+        failed: Vec<Error>,
+        /// Number of items.
+        total: usize,
+        /// Number of items that had not been opened when waiting for them ended.
+        unfinished: usize,
     },
     /// Nothing says what it is called.
     #[error(
@@ -95,9 +104,12 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the image is simply not there, or cannot be asked for like this.
+    /// Returns whether the image does not exist, or cannot be asked for like this; of several, whether this holds for all.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
+        if let Self::Several { failed, .. } = self {
+            return failed.iter().all(Self::is_not_found);
+        }
         matches!(
             self,
             Self::Source { error: source::Error::NotFound(_) | source::Error::Overlay(_), .. }
@@ -137,8 +149,8 @@ impl Plan {
     /// Opens all items and gives every image its names.
     ///
     /// # Errors
-    /// The first item, in the order given, that cannot be had; a later one when those before it are still being asked for.
-    /// Then threads may still wait for a server: they end with its answer, or with the process.
+    /// All items that fail, in the order given ([`Error::Several`] if there are more than one). Items that a silent server keeps
+    /// waiting are not waited for: their threads end with its answer, or with the process.
     pub fn new(items: &[Item], platform: &Platform, options: &source::Options) -> Result<Self, Error> {
         let mut plan = Self::default();
         plan.add(items, platform, options)?;
@@ -357,31 +369,26 @@ fn open_all(items: &[Item], platform: &Platform, options: &source::Options) -> R
     }
     drop(sender);
     let mut all: Vec<Option<Opened>> = items.iter().map(|_| None).collect();
-    let mut failed: Option<(usize, Error)> = None;
-    let mut deadline = None;
-    loop {
-        let end = failed.as_ref().map_or(items.len(), |(at, _)| *at);
-        if all[..end].iter().all(Option::is_some) {
-            break;
-        }
-        let received = match deadline {
-            None => receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(deadline) => receiver.recv_timeout(Instant::saturating_duration_since(&deadline, Instant::now())),
+    let mut failed: BTreeMap<usize, Error> = BTreeMap::new();
+    let mut left = items.len();
+    while left > 0 {
+        let received = match failed.is_empty() {
+            true => receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            false => receiver.recv_timeout(PATIENCE),
         };
         let Ok((at, result)) = received else { break };
+        left -= 1;
         match result.unwrap_or_else(|panic| resume_unwind(panic)) {
             Ok(opened) => all[at] = Some(opened),
-            Err(error) if at < end => {
-                failed = Some((at, error));
-                deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
-            }
-            Err(_) => {}
+            Err(error) => drop(failed.insert(at, error)),
         }
     }
     // No further item is begun.
     shared.3.store(items.len(), Ordering::Relaxed);
-    match failed {
-        Some((_, error)) => Err(error),
-        None => Ok(all.into_iter().flatten().collect()),
+    let mut failed: Vec<Error> = failed.into_values().collect();
+    match failed.len() {
+        0 => Ok(all.into_iter().flatten().collect()),
+        1 => Err(failed.remove(0)),
+        _ => Err(Error::Several { failed, total: items.len(), unfinished: left }),
     }
 }

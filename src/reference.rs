@@ -16,7 +16,7 @@ use crate::digest::Digest;
 
 pub(crate) use item::show_path;
 pub use item::{ArchiveSelect, DaemonImage, Item, Location, ParseItemError};
-pub use list::{LIST_BYTES_MAX, LIST_ITEMS_MAX, LIST_LINE_MAX, ListError, parse_list};
+pub use list::{LIST_BYTES_MAX, LIST_ITEMS_MAX, LIST_LINE_MAX, ListError, parse_list, parse_list_lines};
 
 /// The longest name without tag and digest, in bytes (containers/image `docker/reference`, `NameTotalLengthMax`).
 pub const NAME_LENGTH_MAX: usize = 255;
@@ -55,7 +55,7 @@ pub enum ParseReferenceError {
     #[error("an empty image reference")]
     Empty,
     /// Neither tag nor digest.
-    #[error("{0:?}: the version must be included, for instance {0}:latest")]
+    #[error("{0:?}: the version must be included ({0}:TAG, or {0}@sha256:DIGEST)")]
     Version(String),
     /// 64 hexadecimal digits look like an image id.
     #[error("{0:?} looks like an image id, not a name: write NAME:TAG or NAME@sha256:...")]
@@ -450,7 +450,7 @@ mod tests {
     #[test]
     fn a_bare_name_is_told_what_to_write() {
         let error = Reference::parse("alpine").unwrap_err().to_string();
-        assert!(error.contains("the version must be included") && error.contains("alpine:latest"), "{error}");
+        assert!(error.contains("the version must be included") && error.contains("TAG"), "{error}");
         assert_eq!(Reference::parse_or_latest("alpine").unwrap().to_string(), "docker.io/library/alpine:latest");
         assert!(Reference::parse("localhost:5000/x").is_err());
     }

@@ -14,12 +14,14 @@ use crate::segment::cache::{Cache, Item, Keep};
 /// What `prune` leaves when nothing is said.
 const MAX_SIZE: u64 = 10_000_000_000;
 
+/// The result of `cache` and `cache prune`, as docs/json.md describes it.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Summary {
     directory: String,
-    segments: usize,
-    bytes: u64,
-    shared_bytes: u64,
+    layers: usize,
+    size: u64,
+    shared_size: u64,
     oldest_use: Option<String>,
     newest_use: Option<String>,
     #[serde(flatten)]
@@ -27,9 +29,10 @@ struct Summary {
 }
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Removed {
-    removed: usize,
-    freed_bytes: u64,
+    removed_layers: usize,
+    freed_size: u64,
 }
 
 /// Runs it.
@@ -40,8 +43,8 @@ pub fn run(args: &CacheCommandArgs, printer: &Printer) -> Result<(), Failure> {
         None => None,
         Some(CacheCommand::Prune(prune)) => {
             let items = cache.prune(&keep(prune))?;
-            let removed = Removed { removed: segments(&items), freed_bytes: bytes(&items) - shared(&items) };
-            printer.say(&format!("removed {} layer(s), {}", removed.removed, human(removed.freed_bytes)));
+            let removed = Removed { removed_layers: segments(&items), freed_size: bytes(&items) - shared(&items) };
+            printer.say(&format!("removed {} layer(s), {}", removed.removed_layers, human(removed.freed_size)));
             Some(removed)
         }
     };
@@ -49,15 +52,15 @@ pub fn run(args: &CacheCommandArgs, printer: &Printer) -> Result<(), Failure> {
     let used = |item: Option<&Item>| item.map(|item| utc(seconds(item.used)));
     let summary = Summary {
         directory: directory.display().to_string(),
-        segments: segments(&items),
-        bytes: bytes(&items),
-        shared_bytes: shared(&items),
+        layers: segments(&items),
+        size: bytes(&items),
+        shared_size: shared(&items),
         oldest_use: used(items.first()),
         newest_use: used(items.last()),
         removed,
     };
     if args.json {
-        output::data(&format!("{}\n", serde_json::to_string(&summary)?))?;
+        output::json(&summary)?;
     } else if summary.removed.is_none() {
         output::data(&summary.table())?;
     }
@@ -94,14 +97,14 @@ fn seconds(time: SystemTime) -> i64 {
 
 impl Summary {
     fn table(&self) -> String {
-        let row = |key: &str, value: &str| [key.to_owned(), output::printable(value)];
+        let row = |key: &str, value: &str| [key.to_owned(), value.to_owned()];
         let mut rows = vec![
             row("Directory", &self.directory),
-            row("Layers", &self.segments.to_string()),
-            row("Size", &human(self.bytes)),
+            row("Layers", &self.layers.to_string()),
+            row("Size", &human(self.size)),
         ];
-        if self.shared_bytes > 0 {
-            rows.push(row("Shared", &format!("{} with tars that are still there", human(self.shared_bytes))));
+        if self.shared_size > 0 {
+            rows.push(row("Shared", &format!("{} with tars that are still there", human(self.shared_size))));
         }
         if let (Some(oldest), Some(newest)) = (&self.oldest_use, &self.newest_use) {
             rows.extend([row("Oldest use", oldest), row("Newest use", newest)]);

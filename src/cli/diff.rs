@@ -6,10 +6,11 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::args::DiffArgs;
-use super::output::{self, human, printable};
+use super::common::input;
+use super::output::{self, Printer, human, printable};
 use super::{Exit, Failure, readable, unreadable};
 use crate::inspect::contents::Contents;
-use crate::inspect::diff::{Change, Diff, FileChange, ImageChange, diff, same};
+use crate::inspect::diff::{Change, ConfigChange, Diff, FileChange, ImageChange, diff, same};
 use crate::inspect::find;
 
 /// How many files of one kind are shown to people, unless they ask for all.
@@ -25,11 +26,13 @@ struct Bytes {
 }
 
 /// Runs it. As diff(1): 0 for the same, 1 for a difference, 2 for trouble.
-pub fn run(args: &DiffArgs) -> Result<Exit, Failure> {
-    compare(args).map_err(|failure| Failure { exit: Exit::Usage, ..failure })
+pub fn run(args: &DiffArgs, printer: &Printer) -> Result<Exit, Failure> {
+    compare(args, printer).map_err(|failure| Failure { exit: Exit::Usage, ..failure })
 }
 
-fn compare(args: &DiffArgs) -> Result<Exit, Failure> {
+fn compare(args: &DiffArgs, printer: &Printer) -> Result<Exit, Failure> {
+    input(&args.old)?;
+    input(&args.new)?;
     // Two rootless stores can be compared from outside; one of them and another store would differ in all owners.
     let rootless = |path: &Path| find::rootless_owner(path).ok().flatten();
     if rootless(&args.old).is_some() != rootless(&args.new).is_some() {
@@ -44,10 +47,10 @@ fn compare(args: &DiffArgs) -> Result<Exit, Failure> {
     if args.json {
         let mut value = serde_json::to_value(&diff)?;
         value["same"] = json!(is_same);
-        value["bytes"] =
-            bytes.map_or(Value::Null, |bytes| json!({"old": bytes.old, "new": bytes.new, "same": bytes.same}));
-        output::data(&format!("{value}\n"))?;
-    } else {
+        value["inputs"] =
+            bytes.map_or(Value::Null, |bytes| json!({"oldSize": bytes.old, "newSize": bytes.new, "same": bytes.same}));
+        output::json(&value)?;
+    } else if !printer.is_quiet() {
         output::data(&text(&diff, bytes.as_ref(), if args.all { usize::MAX } else { SHOWN }))?;
     }
     Ok(if is_same { Exit::Success } else { Exit::Failure })
@@ -114,7 +117,7 @@ fn image_text(text: &mut String, image: &ImageChange, shown: usize) {
         "    layers: {} the same, {} removed, {} added",
         image.layers_same, image.layers_removed, image.layers_added
     );
-    for (field, old, new) in &image.config {
+    for ConfigChange { field, old, new } in &image.config {
         let value = |value: &Value| {
             let text = value.to_string();
             let cut: String = text.chars().take(VALUE_SHOWN).collect();

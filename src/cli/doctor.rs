@@ -1,4 +1,4 @@
-//! `prepull doctor`: which ways there are to write as root, tried one by one.
+//! `prepull doctor`: tries each way to write as root, and says how to set up those that do not work.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -6,25 +6,50 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::args::{DoctorArgs, HelperArgs};
+use super::install::check_root;
 use super::make::GRAPHROOT;
-use super::output;
+use super::output::{self, Printer};
 use super::{Exit, Failure};
 use crate::helper::caller;
 use crate::helper::policy::{self, Kind, Policy};
 use crate::install::way::HELPER;
 use crate::install::{Error, Target, Way, probe};
 
-/// What was found out.
+/// The result of `doctor`, as docs/json.md describes it.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Findings {
     uid: u32,
-    policy: String,
-    helper: String,
+    policy: PolicyState,
+    helper: HelperState,
     roots: Vec<Root>,
+}
+
+/// The helper's policy.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PolicyState {
+    path: &'static str,
+    is_readable: bool,
+    /// Number of entries.
+    entries: usize,
+    /// Number of entries for this user.
+    allowed: usize,
+    message: String,
+}
+
+/// The installed helper.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct HelperState {
+    path: String,
+    is_installed: bool,
+    message: String,
 }
 
 /// One directory.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Root {
     root: String,
     graphroot: String,
@@ -34,19 +59,23 @@ struct Root {
 
 /// One way into it.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Tried {
-    way: &'static str,
+    via: &'static str,
     works: bool,
-    /// Why not, and what to do.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    why: String,
+    /// The cause if it does not work, and what to do about it; else empty.
+    message: String,
+    /// The way in words.
+    #[serde(skip)]
+    name: &'static str,
 }
 
 /// Runs it: success if some way leads into every directory.
-pub fn run(args: &DoctorArgs) -> Result<Exit, Failure> {
+pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<Exit, Failure> {
     let uid = rustix::process::getuid().as_raw();
-    let (said, mut targets) = read_policy();
+    let (policy, mut targets) = read_policy();
     if let Some(root) = &args.root {
+        check_root(root)?;
         let fits = |target: &Target| same(&target.root, root);
         targets.retain(fits);
         if targets.is_empty() {
@@ -54,28 +83,31 @@ pub fn run(args: &DoctorArgs) -> Result<Exit, Failure> {
         }
     }
     let roots = targets.iter().map(|target| root(target, &args.helper)).collect();
-    let findings = Findings { uid, policy: said, helper: look_at(&args.helper.helper), roots };
+    let findings = Findings { uid, policy, helper: look_at(&args.helper.helper), roots };
     if args.json {
-        output::data(&format!("{}\n", serde_json::to_string(&findings)?))?;
-    } else {
+        output::json(&findings)?;
+    } else if !printer.is_quiet() {
         output::data(&text(&findings))?;
     }
     let is_good = !findings.roots.is_empty() && findings.roots.iter().all(|root| root.ways.iter().any(|way| way.works));
     Ok(if is_good { Exit::Success } else { Exit::Failure })
 }
 
-/// What the policy has for this user.
-fn read_policy() -> (String, Vec<Target>) {
+/// Reads the policy. Returns it and the directories that it names for this user.
+fn read_policy() -> (PolicyState, Vec<Target>) {
+    let unreadable = |message: String| {
+        (PolicyState { path: policy::PATH, is_readable: false, entries: 0, allowed: 0, message }, Vec::new())
+    };
     let policy = match Policy::load() {
         Ok(policy) => policy,
-        Err(error) => return (error.to_string(), Vec::new()),
+        Err(error) => return unreadable(error.to_string()),
     };
     let caller = match caller::identify(None) {
         Ok(caller) => caller,
-        Err(error) => return (error.to_string(), Vec::new()),
+        Err(error) => return unreadable(error.to_string()),
     };
     let allowed = caller.allowed(&policy);
-    let said = format!(
+    let message = format!(
         "{}: {} of its {} entries are for this user{}",
         policy::PATH,
         allowed.len(),
@@ -87,7 +119,9 @@ fn read_policy() -> (String, Vec<Target>) {
         graphroot: allow.graphroot().to_owned(),
         is_rootfs: allow.kind == Kind::Rootfs,
     };
-    (said, allowed.iter().map(target).collect())
+    let (entries, count) = (policy.allow.len(), allowed.len());
+    let state = PolicyState { path: policy::PATH, is_readable: true, entries, allowed: count, message };
+    (state, allowed.iter().map(target).collect())
 }
 
 fn same(a: &Path, b: &Path) -> bool {
@@ -97,20 +131,22 @@ fn same(a: &Path, b: &Path) -> bool {
     }
 }
 
-fn look_at(helper: &Path) -> String {
-    let shown = helper.display();
-    match rustix::fs::stat(helper) {
-        Err(error) => {
+fn look_at(helper: &Path) -> HelperState {
+    let path = helper.display().to_string();
+    let (is_installed, message) = match rustix::fs::stat(helper) {
+        Err(error) => (
+            false,
             format!(
-                "{shown}: {} (policy/build-helper makes it; install it there, root's, mode 0755)",
+                "{path}: {} (policy/build-helper builds it; install it there, owned by root, mode 0755)",
                 std::io::Error::from(error)
-            )
-        }
+            ),
+        ),
         Ok(found) if found.st_uid != 0 || found.st_mode & 0o022 != 0 => {
-            format!("{shown}: somebody else than root may write it (chown root, chmod go-w)")
+            (false, format!("{path}: a user other than root may write it (chown root, chmod go-w)"))
         }
-        Ok(_) => format!("{shown}: there, and root's"),
-    }
+        Ok(_) => (true, format!("{path}: installed, and only root may write it")),
+    };
+    HelperState { path, is_installed, message }
 }
 
 fn root(target: &Target, HelperArgs { helper, socket }: &HelperArgs) -> Root {
@@ -125,17 +161,18 @@ fn root(target: &Target, HelperArgs { helper, socket }: &HelperArgs) -> Root {
 }
 
 fn tried(way: &Way, name: &'static str, target: &Target) -> Tried {
-    let why = match way {
+    let works = || Tried { via: way.name(), works: true, message: String::new(), name };
+    let message = match way {
         Way::Own if !rustix::process::geteuid().is_root() => {
             "not root (for a directory of your own: podman unshare prepull install ...)".to_owned()
         }
         // Nothing is made for a question.
-        Way::Own => return Tried { way: name, works: true, why: String::new() },
+        Way::Own => return works(),
         Way::Socket(path) if rustix::fs::stat(path).is_err() => {
             format!("{} is not there (policy/prepull-helper.socket and @.service are for systemd)", path.display())
         }
         _ => match probe(way, target) {
-            Ok(()) => return Tried { way: name, works: true, why: String::new() },
+            Ok(()) => return works(),
             Err(Error::Silent(_)) if matches!(way, Way::Sudo(_)) => {
                 format!("sudo does not start it (policy/sudoers is for /etc/sudoers.d; it names {HELPER})")
             }
@@ -143,18 +180,21 @@ fn tried(way: &Way, name: &'static str, target: &Target) -> Tried {
             Err(error) => error.to_string(),
         },
     };
-    Tried { way: name, works: false, why }
+    Tried { via: way.name(), works: false, message, name }
 }
 
 fn text(findings: &Findings) -> String {
-    let mut text =
-        format!("user      {}\npolicy    {}\nhelper    {}\n", findings.uid, findings.policy, findings.helper);
+    let mut text = format!(
+        "user      {}\npolicy    {}\nhelper    {}\n",
+        findings.uid, findings.policy.message, findings.helper.message
+    );
     for root in &findings.roots {
         let _ = writeln!(text, "\n{} ({}, {})", root.root, root.kind, root.graphroot);
         for way in &root.ways {
             let verdict = if way.works { "works" } else { "no" };
-            let why = if way.why.is_empty() { String::new() } else { format!(": {}", output::printable(&way.why)) };
-            let _ = writeln!(text, "  {:18} {verdict}{why}", way.way);
+            let message =
+                if way.message.is_empty() { String::new() } else { format!(": {}", output::printable(&way.message)) };
+            let _ = writeln!(text, "  {:18} {verdict}{message}", way.name);
         }
     }
     if findings.roots.is_empty() {

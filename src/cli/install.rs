@@ -8,10 +8,8 @@ use anyhow::anyhow;
 use serde::Serialize;
 
 use super::args::{GcArgs, InstallArgs, RmArgs, TargetArgs, ViaArg};
-use super::make::{
-    GRAPHROOT, STAMP_MAX, add_pause, all_items, epoch, graphroot, make_failure, open_cache, plan_failure,
-    source_options,
-};
+use super::items::{all_items, plan_failure};
+use super::make::{GRAPHROOT, STAMP_MAX, add_pause, epoch, graphroot, make_failure, open_cache, source_options};
 use super::output::{self, Printer};
 use super::pins::{self, Pins};
 use super::progress::Bars;
@@ -19,9 +17,11 @@ use super::{Exit, Failure};
 use crate::digest::Digest;
 use crate::go_types::utc;
 use crate::helper::Answer;
-use crate::image::Platform;
 use crate::inspect::dependents::{self, Dependents};
+use crate::inspect::find;
+use crate::inspect::list::list;
 use crate::inspect::machine::within;
+use crate::inspect::root::Root;
 use crate::inspect::stores::{Stores, User};
 use crate::install::{Asked, Error, Request, Target, Way, ask, probe};
 use crate::make::{Error as MakeError, Lacking, Output, make};
@@ -40,34 +40,50 @@ const LEFT: &str = "what was taken out of the store could not be removed yet, an
 /// What makes CRI-O read `pinned_images` again (cri-o `pkg/config/reload.go`, ReloadPinnedImages).
 const RELOAD: &str = "after `systemctl reload crio`";
 
-/// The fewest digits of an id: with fewer it may be a name.
+/// Minimum number of digits of an id: with fewer it may be a name.
 const ID_MIN: usize = 12;
 
-/// What was done, for machines.
+/// Minimum number of digits of what a user may mean as an id, as for CRI-O (`internal/storage/image.go`, `minimumTruncatedIDLength`).
+const SHORT_ID_MIN: usize = 3;
+
+/// The result of `install`, as docs/json.md describes it.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Summary<'a> {
     root: String,
     graphroot: &'a str,
-    via: String,
+    via: &'static str,
     images: Vec<ImageSummary>,
     layers_written: u64,
-    layers_there: u64,
-    names: u64,
+    layers_present: u64,
+    names_added: u64,
     pinned: Vec<String>,
     warnings: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct ImageSummary {
     id: String,
     names: Vec<String>,
     is_new: bool,
 }
 
+/// The result of `rm` and `gc`, as docs/json.md describes it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Removed<'a> {
+    names: &'a [String],
+    images: &'a [String],
+    layers: u64,
+    orphans: u64,
+    warnings: Vec<String>,
+}
+
 /// Runs `install`.
 pub fn install(args: &InstallArgs, printer: &Printer) -> Result<(), Failure> {
-    let items = all_items(&args.items, &args.images)?;
-    let platform = args.platform.clone().unwrap_or_else(Platform::host);
+    let items = all_items(&args.items, &args.images, args.allow_empty || args.pause.is_some())?;
+    let platform = args.platform.resolve();
     let target = target(&args.target, args.rootfs)?;
     let options = source_options(&args.registry, printer)?;
     let epoch = epoch().map_err(Failure::usage)?;
@@ -113,7 +129,7 @@ pub fn install(args: &InstallArgs, printer: &Printer) -> Result<(), Failure> {
     let summary = Summary {
         root: target.root.display().to_string(),
         graphroot: &target.graphroot,
-        via: way.to_string(),
+        via: way.name(),
         images: plan
             .images
             .values()
@@ -124,13 +140,13 @@ pub fn install(args: &InstallArgs, printer: &Printer) -> Result<(), Failure> {
             })
             .collect(),
         layers_written: if args.rootfs { all } else { answer.done.layers },
-        layers_there: if args.rootfs { 0 } else { all.saturating_sub(answer.done.layers) },
-        names: answer.done.names,
+        layers_present: if args.rootfs { 0 } else { all.saturating_sub(answer.done.layers) },
+        names_added: answer.done.names,
         pinned: pins.changed,
         warnings,
     };
     if args.json {
-        output::data(&format!("{}\n", serde_json::to_string(&summary)?))?;
+        output::json(&summary)?;
     } else if lacking.images.is_empty() && summary.layers_written == 0 {
         printer.say(&format!("{}: everything is there already", summary.root));
     } else {
@@ -139,7 +155,7 @@ pub fn install(args: &InstallArgs, printer: &Printer) -> Result<(), Failure> {
             summary.root,
             lacking.images.len(),
             summary.layers_written,
-            summary.layers_there
+            summary.layers_present
         ));
     }
     if !args.json {
@@ -216,7 +232,7 @@ impl Install<'_> {
         match made {
             Ok(report) => Ok((answer.map_err(failure)?, report.warnings)),
             // Who stops reading says why, or has the tree already: all but the last renames of an interrupted run.
-            Err(MakeError::Sink(sink::Error::Write { .. }))
+            Err(MakeError::Sink(sink::Error::Stream { .. }))
                 if matches!((&answer, request), (Err(Error::Refused { .. }), _) | (Ok(_), Request::Unpack(_))) =>
             {
                 answer.map(|answer| (answer, Vec::new())).map_err(failure)
@@ -255,6 +271,7 @@ pub fn selected(typed: &[String]) -> Result<Selected, Failure> {
 /// Runs `rm`.
 pub fn remove(args: &RmArgs, printer: &Printer) -> Result<(), Failure> {
     let Selected { names, ids } = selected(&args.names)?;
+    check_short_ids(args)?;
     if !args.force {
         refuse_if_used(&target(&args.target, false)?, &names, &ids)?;
     }
@@ -312,12 +329,12 @@ fn ask_any(args: &TargetArgs, request: Request<'_>) -> Result<Answer, Failure> {
 
 fn report(answer: &Answer, json: bool, printer: &Printer) -> Result<(), Failure> {
     let gone = &answer.gone;
-    if answer.left {
-        printer.warn_all(&[LEFT.to_owned()]);
-    }
+    let warnings: Vec<_> = answer.left.then(|| LEFT.to_owned()).into_iter().collect();
+    printer.warn_all(&warnings);
     if json {
-        output::data(&format!("{}\n", serde_json::to_string(gone)?))?;
-        return Ok(());
+        let removed =
+            Removed { names: &gone.names, images: &gone.images, layers: gone.layers, orphans: gone.orphans, warnings };
+        return Ok(output::json(&removed)?);
     }
     for name in &gone.names {
         printer.say(&format!("untagged {name}"));
@@ -331,10 +348,75 @@ fn report(answer: &Answer, json: bool, printer: &Printer) -> Result<(), Failure>
 
 fn target(args: &TargetArgs, is_rootfs: bool) -> Result<Target, Failure> {
     let graphroot = graphroot(args.graphroot.as_deref(), GRAPHROOT).map_err(Failure::usage)?;
-    if !args.root.is_dir() {
-        return Err(Failure::usage(anyhow!("--root {}: no such directory", args.root.display())));
-    }
+    check_root(&args.root)?;
     Ok(Target { root: args.root.clone(), graphroot, is_rootfs })
+}
+
+/// Refuses beginnings of ids that are too short to be told from names, if the store has images with such ids and none with such
+/// a name. A store that this user cannot read is left to the helper.
+fn check_short_ids(args: &RmArgs) -> Result<(), Failure> {
+    let is_short = |typed: &&String| {
+        (SHORT_ID_MIN..ID_MIN).contains(&typed.len()) && typed.bytes().all(|byte| byte.is_ascii_hexdigit())
+    };
+    let short: Vec<_> = args.names.iter().filter(is_short).collect();
+    if short.is_empty() {
+        return Ok(());
+    }
+    let graphroot = graphroot(args.target.graphroot.as_deref(), GRAPHROOT).map_err(Failure::usage)?;
+    let store = args.target.root.join(&graphroot[1..]);
+    let images = Root::open(&store)
+        .ok()
+        .and_then(|root| find::in_directory(&root).ok())
+        .and_then(|found| list(&found).ok())
+        .unwrap_or_default();
+    for typed in short {
+        let name = Reference::parse_or_latest(typed).map(|name| name.to_string()).unwrap_or_default();
+        let matches: Vec<_> = images.iter().filter(|image| image.id.starts_with(&typed.to_ascii_lowercase())).collect();
+        if matches.is_empty() || images.iter().any(|image| image.repo_tags.contains(&name)) {
+            continue;
+        }
+        let shown: Vec<_> = matches
+            .iter()
+            .map(|image| {
+                let id: String = image.id.chars().take(ID_MIN).collect();
+                if image.repo_tags.is_empty() { id } else { format!("{id} is {}", image.repo_tags.join(", ")) }
+            })
+            .collect();
+        return Err(Failure::usage(anyhow!(
+            "{typed}: an id needs at least {ID_MIN} digits, since with fewer it may be a name ({})",
+            shown.join("; ")
+        )));
+    }
+    Ok(())
+}
+
+/// Checks `--root`: it is the root directory of a machine. For podman and CRI-O, `--root` is the store.
+///
+/// # Errors
+/// When it is not a directory, or is a store itself.
+pub fn check_root(root: &Path) -> Result<(), Failure> {
+    let shown = root.display();
+    if !root.is_dir() {
+        let why = if root.exists() { "not a directory" } else { "no such directory" };
+        return Err(Failure::usage(anyhow!("--root {shown}: {why}")));
+    }
+    // containers/storage `images.go`: a store with the overlay driver keeps its records there.
+    if !root.join("overlay-images").is_dir() {
+        return Ok(());
+    }
+    let absolute = fs_err::canonicalize(root).unwrap_or_else(|_| root.to_owned());
+    let place = |graphroot: &str| {
+        let depth = Path::new(graphroot).components().count() - 1;
+        let machine = absolute.ancestors().nth(depth).filter(|machine| machine.join(&graphroot[1..]) == absolute)?;
+        Some(format!("--root {} --graphroot {graphroot}", machine.display()))
+    };
+    let what = [GRAPHROOT, "/usr/lib/containers/storage"]
+        .into_iter()
+        .find_map(place)
+        .unwrap_or_else(|| format!("--root / --graphroot {}", absolute.display()));
+    Err(Failure::usage(anyhow!(
+        "--root {shown}: this is a store; here --root is the root directory of the machine ({what})"
+    )))
 }
 
 fn ways(args: &TargetArgs) -> Result<Vec<Way>, Failure> {

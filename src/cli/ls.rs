@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::args::LsArgs;
+use super::common::input;
 use super::output::{self, Printer, human, printable};
 use super::{Failure, readable, unreadable};
 use crate::inspect::find::{self, Found};
@@ -20,9 +21,9 @@ struct Json<'a> {
     images: &'a [Listed],
 }
 
-/// Runs it.
+/// Runs it. `--quiet` prints only ids, as for `podman images` and `docker images`.
 pub fn run(args: &LsArgs, printer: &Printer) -> Result<(), Failure> {
-    let shown = if args.path == Path::new("-") { "standard input".into() } else { args.path.display().to_string() };
+    let shown = input(&args.path)?;
     let stores = find(&args.path).map_err(|error| unreadable(&shown, error))?;
     readable(&shown, &stores)?;
     let images = list(&stores).map_err(|error| unreadable(&shown, error))?;
@@ -30,7 +31,12 @@ pub fn run(args: &LsArgs, printer: &Printer) -> Result<(), Failure> {
         printer.warn(&format!("{shown}: image {}: a layer or its size is missing, so CRI-O will refuse it", image.id));
     }
     if args.json {
-        output::data(&format!("{}\n", serde_json::to_string(&Json { images: &images })?))?;
+        output::json(&Json { images: &images })?;
+    } else if args.names {
+        let names = images.iter().flat_map(|image| image.repo_tags.iter());
+        output::data(&names.map(|name| printable(name) + "\n").collect::<String>())?;
+    } else if printer.is_quiet() {
+        output::data(&images.iter().map(|image| printable(&image.id) + "\n").collect::<String>())?;
     } else {
         output::data(&table(&images, args.digests, stores.len() > 1))?;
     }
@@ -72,7 +78,7 @@ fn table(images: &[Listed], digests: bool, stores: bool) -> String {
 }
 
 fn row(name: &str, tag: &str, digest: &str, id: &str, size: &str, store: &str) -> [String; 6] {
-    [name, tag, digest, id, size, store].map(printable)
+    [name, tag, digest, id, size, store].map(str::to_owned)
 }
 
 /// Some of the columns.

@@ -1,8 +1,8 @@
 //! `prepull make`.
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
-use std::io::{self, Read, Write};
+use std::ffi::OsStr;
+use std::io::{self, IsTerminal as _, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +12,8 @@ use anyhow::{Context as _, anyhow, bail};
 use serde::Serialize;
 
 use super::args::{CacheArgs, MakeArgs, RegistryArgs, StoreArg, UnpackerArg};
-use super::output::{self, Printer, human};
+use super::items::{all_items, plan_failure};
+use super::output::{self, Printer, human, printable};
 use super::privilege::of_fetching;
 use super::progress::Bars;
 use super::{Begin, Exit, Failure};
@@ -23,7 +24,7 @@ use crate::digest::Digest;
 use crate::image::Platform;
 use crate::make::{Error as MakeError, Output, Report, make};
 use crate::plan::Plan;
-use crate::reference::{Item, LIST_BYTES_MAX, parse_list};
+use crate::reference::Item;
 use crate::registry::Limits;
 use crate::registry::retry::Observer;
 use crate::segment::cache::Cache;
@@ -43,8 +44,8 @@ pub const GRAPHROOT: &str = "/var/lib/containers/storage";
 
 /// Runs it.
 pub fn run(args: MakeArgs, printer: &Printer, begin: &Begin<'_>) -> Result<(), Failure> {
-    let items = all_items(&args.items, &args.images)?;
-    let platform = args.platform.clone().unwrap_or_else(Platform::host);
+    let items = all_items(&args.items, &args.images, args.allow_empty || args.pause.is_some())?;
+    let platform = args.platform.resolve();
     let default = match args.store {
         StoreArg::Primary => GRAPHROOT,
         StoreArg::Additional => "/usr/lib/containers/storage",
@@ -60,6 +61,7 @@ pub fn run(args: MakeArgs, printer: &Printer, begin: &Begin<'_>) -> Result<(), F
     let (beside, warnings) = super::beside::read(&args.beside, &graphroot, additional)?;
     printer.warn_all(&warnings);
     let tar = args.tar.clone().unwrap_or_else(default_tar);
+    check_name(&tar)?;
     let pause: Vec<Item> = args.pause.iter().filter_map(|typed| Item::parse(typed).ok()).collect();
     begin.confined(&of_fetching(items.iter().chain(&pause), &args.registry, &args.cache, Some(&tar)))?;
     // What cannot be written is said before anything is fetched.
@@ -97,9 +99,9 @@ pub fn run(args: MakeArgs, printer: &Printer, begin: &Begin<'_>) -> Result<(), F
     }
     let summary = Summary::new(&plan, &report, &tar);
     match (args.json, to_stdout) {
-        (true, false) => output::data(&format!("{}\n", serde_json::to_string(&summary)?))?,
+        (true, false) => output::json(&summary)?,
         // Standard output is the tar.
-        (true, true) => output::data_aside(&serde_json::to_string(&summary)?),
+        (true, true) => output::json_aside(&summary)?,
         (false, _) => {
             printer.say(&summary.table());
             if additional {
@@ -110,27 +112,6 @@ pub fn run(args: MakeArgs, printer: &Printer, begin: &Begin<'_>) -> Result<(), F
     Ok(())
 }
 
-/// Items from the command line and from lists.
-pub fn all_items(typed: &[OsString], lists: &[PathBuf]) -> Result<Vec<Item>, Failure> {
-    let mut items = parse_items(typed).map_err(Failure::usage)?;
-    for list in lists {
-        items.extend(read_list(list)?);
-    }
-    for item in &items {
-        if let crate::reference::Location::Overlay(name) = &item.location {
-            return Err(Failure::usage(anyhow!(
-                "{item}: an image needs its version, for instance {name}:latest (an item without `:` means an xcluster \
-                 overlay; these are not read yet)"
-            )));
-        }
-    }
-    Ok(items)
-}
-
-pub fn plan_failure(error: crate::plan::Error) -> Failure {
-    Failure { exit: if error.is_not_found() { Exit::Usage } else { Exit::Failure }, error: error.into() }
-}
-
 /// `elsewhere`: how converted layers are written to another file system.
 pub fn make_failure(error: MakeError, elsewhere: &str) -> Failure {
     let exit = if error.is_not_found() { Exit::Usage } else { Exit::Failure };
@@ -139,21 +120,6 @@ pub fn make_failure(error: MakeError, elsewhere: &str) -> Failure {
     let error =
         if is_output && output::limit_hint(&text).is_none() { anyhow!("{text} ({elsewhere})") } else { error.into() };
     Failure { exit, error }
-}
-
-fn parse_items(typed: &[OsString]) -> anyhow::Result<Vec<Item>> {
-    typed.iter().map(|typed| Ok(Item::parse(typed)?)).collect()
-}
-
-fn read_list(path: &Path) -> Result<Vec<Item>, Failure> {
-    let mut bytes = Vec::new();
-    let limit = LIST_BYTES_MAX as u64 + 1;
-    if path == Path::new("-") {
-        io::stdin().lock().take(limit).read_to_end(&mut bytes).context("reading standard input")?;
-    } else {
-        fs_err::File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes))?;
-    }
-    parse_list(&bytes).with_context(|| path.display().to_string()).map_err(Failure::usage)
 }
 
 /// Adds the pause image, which is fetched only if no item is called so. Returns its name.
@@ -199,6 +165,9 @@ pub fn source_options(args: &RegistryArgs, printer: &Printer) -> Result<source::
     options.registry.retry.delay = args.retry_delay.map(Duration::from_secs);
     let printer = printer.clone();
     options.registry.retry.observer = Observer::new(move |retry| printer.say(&output::printable(&retry.to_string())));
+    if args.no_creds {
+        options.registry.credentials = Some(Credentials::default());
+    }
     if let Some(creds) = &args.creds {
         options.registry.credentials = Some(Credentials::parse(creds).map_err(Failure::usage)?);
     }
@@ -272,6 +241,47 @@ pub fn open_cache(args: &CacheArgs, tar: &Path, printer: &Printer) -> anyhow::Re
     Ok((Cache::none(&scratch), "TMPDIR=DIR puts it on another file system"))
 }
 
+/// Endings of file names that promise a compressed tar, with what compresses: without names and times, so that the same images
+/// give the same bytes.
+const COMPRESSED: [(&str, &str); 15] = [
+    (".gz", "gzip -n"),
+    (".tgz", "gzip -n"),
+    (".taz", "gzip -n"),
+    (".zst", "zstd"),
+    (".zstd", "zstd"),
+    (".tzst", "zstd"),
+    (".xz", "xz"),
+    (".txz", "xz"),
+    (".bz2", "bzip2"),
+    (".tbz", "bzip2"),
+    (".tbz2", "bzip2"),
+    (".lz4", "lz4"),
+    (".lzma", "xz --format=lzma"),
+    (".lz", "lzip"),
+    (".br", "brotli"),
+];
+
+/// Refuses names that promise another format: the tar is plain.
+fn check_name(tar: &Path) -> Result<(), Failure> {
+    let shown = tar.display();
+    let name = tar.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    if let Some((_, program)) = COMPRESSED.iter().find(|(ending, _)| name.ends_with(ending)) {
+        return Err(Failure::usage(anyhow!(
+            "{shown}: the tar is written uncompressed (prepull make -o - ITEM | {program} > {shown})"
+        )));
+    }
+    let formats = [".zip", ".7z", ".rar", ".img", ".iso", ".qcow2", ".raw", ".cpio", ".squashfs", ".erofs", ".ext4"];
+    if let Some(ending) = formats.iter().find(|ending| name.ends_with(**ending)) {
+        return Err(Failure::usage(anyhow!("{shown}: a tar is written, not a {} file (-o FILE.tar)", &ending[1..])));
+    }
+    if tar.is_dir() {
+        return Err(Failure::usage(anyhow!(
+            "{shown}: a directory (-o {shown}/images.tar; prepull install --root {shown} writes into a machine's directory)"
+        )));
+    }
+    Ok(())
+}
+
 /// Where the tar goes, opened.
 enum Target {
     Stdout,
@@ -282,6 +292,11 @@ enum Target {
 impl Target {
     fn open(path: &Path) -> Result<Self, Failure> {
         if path == Path::new("-") {
+            if io::stdout().is_terminal() {
+                return Err(Failure::usage(anyhow!(
+                    "standard output is a terminal (-o FILE, or redirect it: -o - > FILE)"
+                )));
+            }
             return Ok(Self::Stdout);
         }
         // Renaming over a pipe or a device (`-o /dev/null`) would replace it.
@@ -305,11 +320,12 @@ impl Target {
     }
 }
 
-/// What was made, for people and machines.
+/// The result of `make`, for people and, as docs/json.md describes it, for programs.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Summary {
     tar: String,
-    bytes: u64,
+    size: u64,
     layers: usize,
     cached_layers: usize,
     images: Vec<ImageSummary>,
@@ -317,13 +333,14 @@ struct Summary {
 }
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct ImageSummary {
     names: Vec<String>,
     id: String,
     digest: Digest,
     layers: usize,
     size: u64,
-    shared: u64,
+    shared_size: u64,
 }
 
 impl Summary {
@@ -342,14 +359,14 @@ impl Summary {
                 id: image.id().hex(),
                 digest: image.digest(),
                 layers: image.chain().len(),
-                size: image.chain().iter().map(size).sum(),
-                shared: image.chain().iter().filter(|id| uses[id] > 1).map(size).sum(),
+                size: image.chain().iter().map(size).sum::<u64>() + image.big_data_size(),
+                shared_size: image.chain().iter().filter(|id| uses[id] > 1).map(size).sum(),
             })
             .collect();
         images.sort_by(|a, b| a.names.cmp(&b.names));
         Self {
             tar: tar.display().to_string(),
-            bytes: report.bytes,
+            size: report.bytes,
             layers: report.layers.len(),
             cached_layers: report.cached,
             images,
@@ -366,15 +383,15 @@ impl Summary {
                     image.id[..13].to_owned(),
                     image.layers.to_string(),
                     human(image.size),
-                    human(image.shared),
+                    human(image.shared_size),
                 ]);
             }
         }
         let mut text = output::table(&rows);
         text += &format!(
             "{}: {}, {} image(s), {} layer(s), {} of them from the cache",
-            self.tar,
-            human(self.bytes),
+            printable(&self.tar),
+            human(self.size),
             self.images.len(),
             self.layers,
             self.cached_layers

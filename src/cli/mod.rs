@@ -5,10 +5,12 @@
 pub mod args;
 mod beside;
 mod cache;
+mod common;
 mod diff;
 mod doctor;
 mod generate;
 mod install;
+mod items;
 mod ls;
 mod make;
 mod mount;
@@ -20,6 +22,7 @@ mod progress;
 mod restore_helper;
 mod verify;
 mod why;
+mod words;
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -27,7 +30,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use clap::Parser;
+use clap::FromArgMatches as _;
 
 pub use args::Args;
 use args::Command;
@@ -119,21 +122,9 @@ pub fn main() -> ExitCode {
         raise_file_limit();
         return run();
     }
-    let args = match Args::try_parse() {
+    let args = match parse(std::env::args_os().collect()) {
         Ok(args) => args,
-        Err(error) => {
-            // Help and version are data and end well; clap knows which is which.
-            let exit = match (error.use_stderr(), error.print()) {
-                (true, _) => Exit::Usage,
-                (false, Err(error)) if error.kind() != ErrorKind::BrokenPipe => {
-                    let error = anyhow::Error::new(error).context("writing standard output");
-                    Printer::new(false).error(&error);
-                    Exit::Failure
-                }
-                (false, _) => Exit::Success,
-            };
-            return exit.into();
-        }
+        Err(exit) => return exit.into(),
     };
     let printer = Printer::new(args.quiet);
     init_log(args.verbose, &printer);
@@ -157,11 +148,11 @@ pub fn main() -> ExitCode {
         Command::Gc(gc) => install::collect(&gc, &printer).map(done),
         Command::Mount(mount) => mount::run(&mount, &printer),
         Command::Umount(umount) => mount::unmount(&umount, &printer).map(done),
-        Command::Doctor(doctor) => doctor::run(&doctor),
+        Command::Doctor(doctor) => doctor::run(&doctor, &printer),
         Command::Ls(ls) => ls::run(&ls, &printer).map(done),
-        Command::Verify(verify) => verify::run(&verify),
-        Command::Why(why) => why::run(&why),
-        Command::Diff(diff) => diff::run(&diff),
+        Command::Verify(verify) => verify::run(&verify, &printer),
+        Command::Why(why) => why::run(&why, &printer),
+        Command::Diff(diff) => diff::run(&diff, &printer),
         Command::Ovl(ovl) => ovl::run(&ovl, &printer).map(done),
         Command::Cache(cache) => cache::run(&cache, &printer).map(done),
         Command::Completions { shell } => generate::completions(shell).map(done),
@@ -216,6 +207,40 @@ impl Begin<'_> {
         }
         Ok(())
     }
+}
+
+/// Parses a command line. If there is nothing to run, prints help or what is wrong, and returns how to end.
+fn parse(typed: Vec<std::ffi::OsString>) -> Result<Args, Exit> {
+    use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    let refuse = |text: String| {
+        Printer::new(false).error(&anyhow::Error::msg(text));
+        Exit::Usage
+    };
+    let mut typed = words::translate(typed).map_err(refuse)?;
+    // Messages have the name that users know, also if the program is run by another one.
+    if let Some(name) = typed.first_mut() {
+        *name = "prepull".into();
+    }
+    let parsed = args::command().try_get_matches_from(typed).and_then(|matches| Args::from_arg_matches(&matches));
+    parsed.map_err(|error| {
+        // Help and version are data and end well; clap knows which is which.
+        match error.use_stderr() {
+            true if error.kind() != DisplayHelpOnMissingArgumentOrSubcommand => refuse(words::usage_error(&error)),
+            true => {
+                // Nothing is left to do if it cannot be printed.
+                let _ = error.print();
+                Exit::Usage
+            }
+            false => match error.print() {
+                Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+                    let error = anyhow::Error::new(error).context("writing standard output");
+                    Printer::new(false).error(&error);
+                    Exit::Failure
+                }
+                _ => Exit::Success,
+            },
+        }
+    })
 }
 
 /// Only of what is printed: a tar that could not be written to its end is a failure, whoever closed the pipe.

@@ -22,14 +22,14 @@ use super::args::{
     Args, CacheArgs, Command, MountAddArgs, MountArgs, MountCommand, MountItems, MountRmArgs, RegistryArgs, UmountArgs,
 };
 use super::install::{Selected, selected};
-use super::make::{STAMP_MAX, all_items, epoch, make_failure, open_cache, plan_failure, source_options};
+use super::items::{all_items, plan_failure};
+use super::make::{STAMP_MAX, epoch, make_failure, open_cache, source_options};
 use super::output::{self, Printer};
 use super::privilege::of_fetching;
 use super::progress::Bars;
 use super::{Exit, Failure};
 use crate::confine::{Needs, confine};
 use crate::digest::Digest;
-use crate::image::Platform;
 use crate::inspect::contents::Contents;
 use crate::inspect::dependents::{self, Dependents};
 use crate::inspect::stores::Stores;
@@ -97,7 +97,7 @@ fn mount(args: &MountArgs, printer: &Printer) -> Result<Exit, Failure> {
     }
     printer.warn_all(&kept.status.troubles);
     if args.json {
-        output::data(&format!("{}\n", serde_json::to_string(&Said::of(&kept.status))?))?;
+        output::json(&Said::of(&kept.status))?;
     } else {
         printer.say(&format!("{}: mounted; in [storage.options] of storage.conf:", mountpoint.display()));
         output::data(&format!("{}\n", storage_conf_line(&mountpoint)))?;
@@ -164,8 +164,8 @@ fn tar(what: &MountItems) -> Option<PathBuf> {
 
 /// The images that were typed.
 fn plan_of(what: &MountItems, printer: &Printer) -> Result<Plan, Failure> {
-    let items = all_items(&what.items, &what.images)?;
-    let platform = what.platform.clone().unwrap_or_else(Platform::host);
+    let items = all_items(&what.items, &what.images, what.allow_empty)?;
+    let platform = what.platform.resolve();
     let options = source_options(&what.registry, printer)?;
     let plan = Plan::new(&items, &platform, &options).map_err(plan_failure)?;
     printer.warn_all(&plan.warnings);
@@ -356,9 +356,6 @@ struct Change {
 
 /// Runs `mount add`.
 fn add(args: &MountAddArgs, printer: &Printer) -> Result<(), Failure> {
-    if args.what.items.is_empty() && args.what.images.is_empty() {
-        return Err(Failure::usage(anyhow!("which images? (ITEM, or --images FILE)")));
-    }
     let mut change = |plan: &mut Plan, _: &Scene, sources: &mut Option<Sources>| {
         let new = plan_of(&args.what, printer)?;
         if let Some(sources) = sources {
@@ -499,9 +496,12 @@ fn directory(typed: &Path, force: bool) -> anyhow::Result<PathBuf> {
     if attach::device_of(&place(typed)?).is_some() {
         return Err(anyhow!("{shown}: prepull has mounted something there already (prepull mount add, or umount)"));
     }
-    let path = fs_err::canonicalize(typed).with_context(|| format!("{shown}: make the directory first"))?;
+    let path = rustix::fs::stat(typed)
+        .map_err(std::io::Error::from)
+        .and_then(|_| fs_err::canonicalize(typed))
+        .with_context(|| format!("{shown}: make the directory first"))?;
     if !path.is_dir() {
-        return Err(anyhow!("{shown}: not a directory"));
+        return Err(anyhow!("{shown}: not a directory (prepull mount MOUNTPOINT {shown} shows a tar)"));
     }
     if path.to_str().is_none() {
         return Err(anyhow!("{shown}: not UTF-8: storage.conf cannot name it"));

@@ -1,11 +1,26 @@
-//! The one place that prints.
+//! The one place that prints. Data go to standard output, messages to standard error.
 //!
-//! Style: what was being done to what; no full stop; what to do about it in brackets; one line.
+//! A message is one line: what was being done to what, the cause, and in brackets what to do about it; no full stop. Hidden
+//! characters ([`crate::text`]) are escaped here, whichever command prints, in text as in JSON.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 
 use indicatif::ProgressBar;
+use serde::Serialize;
+use serde_json::ser::{CompactFormatter, Formatter, Serializer};
+
+pub use crate::text::printable;
+
+/// Several independent errors of one command.
+#[derive(Debug, thiserror::Error)]
+#[error("{total}")]
+pub struct Several {
+    /// The errors, in the order in which they are printed.
+    pub errors: Vec<anyhow::Error>,
+    /// The last line: how many of how many.
+    pub total: String,
+}
 
 /// Prints messages on standard error.
 #[derive(Debug, Clone)]
@@ -51,7 +66,8 @@ pub struct Above(pub Screen);
 
 impl Write for Above {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.above(|| io::stderr().write_all(bytes))?;
+        let text = String::from_utf8_lossy(bytes);
+        self.0.above(|| text.lines().for_each(|text| line(&mut io::stderr(), text)));
         Ok(bytes.len())
     }
 
@@ -80,26 +96,31 @@ impl Printer {
         self.quiet
     }
 
-    /// Something nice to know.
+    /// Prints what was done, unless `--quiet`. Lines of a table stay lines; cells and names in it must be printable already.
     pub fn say(&self, text: &str) {
         if !self.quiet {
-            self.line(text);
+            text.lines().for_each(|text| self.line(text));
         }
     }
 
-    /// Something that may surprise later.
+    /// Prints a warning.
     pub fn warn(&self, text: &str) {
-        self.line(&format!("prepull: warning: {}", printable(text)));
+        self.line(&format!("prepull: warning: {text}"));
     }
 
-    /// Several such things.
+    /// Prints several warnings.
     pub fn warn_all(&self, texts: &[String]) {
         texts.iter().for_each(|text| self.warn(text));
     }
 
-    /// Why it did not work.
+    /// Prints why a command failed: one line, or one for each of several errors and a total.
     pub fn error(&self, error: &anyhow::Error) {
-        let text = printable(&format!("{error:#}"));
+        if let Some(several) = error.downcast_ref::<Several>() {
+            several.errors.iter().for_each(|error| self.error(error));
+            self.line(&format!("prepull: {}", several.total));
+            return;
+        }
+        let text = format!("{error:#}");
         let hint = limit_hint(&text).map(|hint| format!(" ({hint})")).unwrap_or_default();
         self.line(&format!("prepull: {text}{hint}"));
     }
@@ -125,38 +146,74 @@ pub fn limit_hint(error: &str) -> Option<&'static str> {
     }
 }
 
-/// Writes data to standard error, where standard output is taken.
-pub fn data_aside(text: &str) {
-    line(&mut io::stderr(), text);
-}
-
-/// Writes data to standard output.
+/// Writes lines for people to standard output. Cells and names in them must be printable already.
 ///
 /// # Errors
 /// When standard output is closed or full.
 pub fn data(text: &str) -> io::Result<()> {
+    let lines: String = text.lines().map(|line| printable(line) + "\n").collect();
+    bytes(lines.as_bytes())
+}
+
+/// Writes `value` as one line of JSON to standard output.
+///
+/// # Errors
+/// When standard output is closed or full.
+pub fn json(value: &impl Serialize) -> io::Result<()> {
+    bytes(format!("{}\n", to_json(value)?).as_bytes())
+}
+
+/// Writes `value` as one line of JSON to standard error, for a command whose standard output is a tar.
+///
+/// # Errors
+/// When `value` has no form in JSON.
+pub fn json_aside(value: &impl Serialize) -> io::Result<()> {
+    line(&mut io::stderr(), &to_json(value)?);
+    Ok(())
+}
+
+/// Writes `bytes` to standard output as they are: completions and other text of prepull itself.
+///
+/// # Errors
+/// When standard output is closed or full.
+pub fn bytes(bytes: &[u8]) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
     written.map_err(|error| io::Error::new(error.kind(), format!("writing standard output: {error}")))
 }
 
+/// Returns `value` as JSON in which hidden characters are escaped as `\uXXXX`.
+fn to_json(value: &impl Serialize) -> serde_json::Result<String> {
+    let mut out = Vec::new();
+    value.serialize(&mut Serializer::with_formatter(&mut out, Printable))?;
+    Ok(String::from_utf8_lossy(&out).into_owned())
+}
+
+struct Printable;
+
+impl Formatter for Printable {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some(at) = rest.find(crate::text::is_hidden) {
+            let (plain, hidden) = rest.split_at(at);
+            CompactFormatter.write_string_fragment(writer, plain)?;
+            let mut chars = hidden.chars();
+            for unit in chars.next().into_iter().flat_map(|char| char.encode_utf16(&mut [0; 2]).to_vec()) {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+            rest = chars.as_str();
+        }
+        CompactFormatter.write_string_fragment(writer, rest)
+    }
+}
+
 fn line(out: &mut dyn Write, text: &str) {
-    // Nobody is left to be told that nobody listens.
-    let _ = writeln!(out, "{text}");
+    // If standard error is closed, no other place is left to report that.
+    let _ = writeln!(out, "{}", printable(text));
 }
 
-/// Names come from strangers: no escape sequence of theirs reaches the terminal, and a message stays one line.
-pub fn printable(text: &str) -> String {
-    text.chars()
-        .flat_map(|char| {
-            let escaped: Box<dyn Iterator<Item = char>> =
-                if char.is_control() { Box::new(char.escape_default()) } else { Box::new(std::iter::once(char)) };
-            escaped
-        })
-        .collect()
-}
-
-/// Bytes for people: `1.5 MB`, three digits, as docker and crictl count.
+/// Returns a size for people, in three digits and units of 1000 bytes: `1.5 MB`, as podman, docker and crictl show sizes. Every size
+/// that any command shows comes from here.
 pub fn human(bytes: u64) -> String {
     let mut value = bytes as f64;
     let mut unit = "B";
@@ -176,8 +233,9 @@ pub fn human(bytes: u64) -> String {
     format!("{value:.decimals$} {unit}")
 }
 
-/// Rows of cells as aligned columns.
+/// Returns rows of cells as aligned columns, with hidden characters escaped.
 pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let rows: Vec<_> = rows.iter().map(|row| row.each_ref().map(|cell| printable(cell))).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..N).map(width).collect();
     let mut text = String::new();
@@ -187,4 +245,34 @@ pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
         text.push('\n');
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hidden_characters_in_json_are_escaped_and_keep_their_value() {
+        let text = "\u{0}\n\"\\\u{7f}\u{85}\u{9b}\u{200b}\u{2028}\u{202e}\u{feff}\u{e0041}\u{10fffd} é日😀";
+        let json = to_json(&[text]).unwrap();
+        assert_eq!(serde_json::from_str::<[String; 1]>(&json).unwrap()[0], text);
+        assert!(json.chars().all(|char| !crate::text::is_hidden(char)), "{json}");
+        assert!(json.contains(r"\u202e") && json.contains(r"\udb40\udc41") && json.ends_with(" é日😀\"]"), "{json}");
+    }
+
+    #[test]
+    fn sizes_have_three_digits() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1.00 kB"),
+            (43_054, "43.1 kB"),
+            (999_499, "999 kB"),
+            (999_500, "1.00 MB"),
+            (1 << 30, "1.07 GB"),
+            (5_000_000_000_000, "5.00 TB"),
+        ] {
+            assert_eq!(human(bytes), text);
+        }
+    }
 }

@@ -3,10 +3,11 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::args::VerifyArgs;
-use super::output::{self, human, printable};
+use super::common::input;
+use super::output::{self, Printer, human, printable};
 use super::{Exit, Failure, unreadable};
 use crate::storage::store::{StoreKind, Unpacker};
 use crate::verify::report::{Group, Report};
@@ -17,19 +18,23 @@ use crate::verify::{Options, verify};
 const SHOWN: usize = 5;
 
 /// Runs it.
-pub fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
+pub fn run(args: &VerifyArgs, printer: &Printer) -> Result<Exit, Failure> {
     if args.rules {
         output::data(&rules())?;
         return Ok(Exit::Success);
     }
     let path = args.path.as_deref().unwrap_or(Path::new("-"));
-    let shown = if path == Path::new("-") { "standard input".into() } else { path.display().to_string() };
+    let shown = input(path)?;
     let options = Options {
         unpacker: args.unpacker.map(Unpacker::from),
         additional: args.store.map(|store| StoreKind::from(store) == StoreKind::Additional),
     };
     let report = verify(path, &options).map_err(|error| unreadable(&shown, error))?;
-    output::data(&if args.json { json(&report)? } else { text(&report, &printable(&shown)) })?;
+    if args.json {
+        output::json(&json(&report))?;
+    } else if !printer.is_quiet() {
+        output::data(&text(&report, &printable(&shown)))?;
+    }
     let good = report.is_good() && !(args.strict && report.count(Severity::Warning) > 0);
     Ok(if good { Exit::Success } else { Exit::Failure })
 }
@@ -113,7 +118,8 @@ fn counted(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-fn json(report: &Report) -> serde_json::Result<String> {
+/// Returns the report as docs/json.md describes it.
+fn json(report: &Report) -> Value {
     let stores: Vec<_> = report
         .stores
         .iter()
@@ -125,7 +131,7 @@ fn json(report: &Report) -> serde_json::Result<String> {
                 "layers": store.layers,
                 "verifiedLayers": store.replayed,
                 "files": store.entries,
-                "bytes": store.bytes,
+                "size": store.bytes,
             })
         })
         .collect();
@@ -148,7 +154,7 @@ fn json(report: &Report) -> serde_json::Result<String> {
         })
         .collect();
     let (start, crash) = report.fate();
-    let report = json!({
+    json!({
         "good": report.is_good(),
         "errors": report.count(Severity::Error),
         "warnings": report.count(Severity::Warning),
@@ -157,8 +163,7 @@ fn json(report: &Report) -> serde_json::Result<String> {
         "afterPowerCut": crash,
         "stores": stores,
         "findings": findings,
-    });
-    Ok(format!("{}\n", serde_json::to_string(&report)?))
+    })
 }
 
 fn rules() -> String {

@@ -1,10 +1,10 @@
 //! `prepull why`.
 
 use std::fmt::Write as _;
-use std::path::Path;
 
 use super::args::WhyArgs;
-use super::output::{self, human, printable};
+use super::common::input;
+use super::output::{self, Printer, human, printable};
 use super::{Exit, Failure, readable, unreadable};
 use crate::inspect::contents::Contents;
 use crate::inspect::machine::Origin;
@@ -13,8 +13,8 @@ use crate::verify::rule::{Fate, Rule};
 use crate::verify::verify_image;
 
 /// Runs it. The answer is on standard output, also when it is that there is no such image.
-pub fn run(args: &WhyArgs) -> Result<Exit, Failure> {
-    let shown = if args.path == Path::new("-") { "standard input".into() } else { args.path.display().to_string() };
+pub fn run(args: &WhyArgs, printer: &Printer) -> Result<Exit, Failure> {
+    let shown = input(&args.path)?;
     let contents = Contents::without_trees(&args.path).map_err(|error| unreadable(&shown, error))?;
     let stores = contents.stores();
     let config = contents.config().map_err(|error| unreadable(&shown, anyhow::anyhow!("{error}")))?;
@@ -27,8 +27,8 @@ pub fn run(args: &WhyArgs) -> Result<Exit, Failure> {
     judge(&contents, &mut why);
     contents.failure().map_or(Ok(()), |error| Err(Failure::usage(anyhow::anyhow!("{shown}: {error}"))))?;
     if args.json {
-        output::data(&format!("{}\n", serde_json::to_string(&why)?))?;
-    } else {
+        output::json(&why)?;
+    } else if !printer.is_quiet() {
         output::data(&text(&why))?;
     }
     Ok(match why.verdict {
@@ -44,8 +44,9 @@ fn judge(contents: &Contents, why: &mut Why) {
         contents.stores().iter().position(|found| found.graphroot == path && found.driver == driver)
     };
     let used = why.stores.iter().filter(|store| store.role != Role::Unused);
-    let used: Vec<(usize, bool)> =
-        used.filter_map(|store| Some((number(&store.path, &store.driver)?, store.role == Role::Additional))).collect();
+    let used: Vec<(usize, bool)> = used
+        .filter_map(|store| Some((number(&store.graphroot, &store.driver)?, store.role == Role::Additional)))
+        .collect();
     let image = why.image.as_ref().and_then(|image| {
         let (at, _) = used.iter().find(|(at, _)| contents.stores()[*at].graphroot == image.store)?;
         Some((*at, &image.id[..]))
@@ -161,7 +162,7 @@ fn store(info: &StoreInfo) -> String {
         Role::Unused => "not read by CRI-O",
     };
     let plural = if info.images == 1 { "" } else { "s" };
-    format!("/{}: {role}, {} image{plural}{}", info.path, info.images, at(info.origin.as_ref()))
+    format!("/{}: {role}, {} image{plural}{}", info.graphroot, info.images, at(info.origin.as_ref()))
 }
 
 fn pinned(pin: &Pinned) -> String {

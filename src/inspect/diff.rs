@@ -32,7 +32,7 @@ pub enum Error {
 
 /// What happened to a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "camelCase")]
 pub struct FileChange {
     /// Its path.
     #[serde(serialize_with = "lossy")]
@@ -48,7 +48,7 @@ pub struct FileChange {
 }
 
 fn lossy<S: serde::Serializer>(path: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&String::from_utf8_lossy(path))
+    super::absolute(&String::from_utf8_lossy(path), serializer)
 }
 
 /// A kind of change.
@@ -65,7 +65,7 @@ pub enum Change {
 
 /// An image that is not the same in both.
 #[derive(Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "camelCase")]
 pub struct ImageChange {
     /// Its names, or its id when it has none.
     pub names: Vec<String>,
@@ -81,31 +81,46 @@ pub struct ImageChange {
     pub layers_removed: usize,
     /// Layers that only the second's has.
     pub layers_added: usize,
-    /// Fields of the config: name, before, after.
-    pub config: Vec<(String, Value, Value)>,
+    /// Fields of the config that differ.
+    pub config: Vec<ConfigChange>,
     /// What containers see.
     pub files: Vec<FileChange>,
     /// Files in which nothing but the time is different.
     pub times: usize,
 }
 
+/// A field of an image's config that differs.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigChange {
+    /// The field, as a path from the top: `config.Env`.
+    pub field: String,
+    /// Its value in the first; null if it is missing there.
+    pub old: Value,
+    /// Its value in the second.
+    pub new: Value,
+}
+
 /// All that is different.
 #[derive(Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "camelCase")]
 pub struct Diff {
     /// Images.
     pub images: Vec<ImageChange>,
     /// Images that are the same under the same names.
     pub images_same: usize,
     /// Layers of the first that the second has not.
+    #[serde(rename = "removedLayers")]
     pub layers_removed: Vec<String>,
     /// Layers of the second that the first has not.
+    #[serde(rename = "addedLayers")]
     pub layers_added: Vec<String>,
     /// Layers that both have.
     pub layers_same: usize,
     /// Files in layers that both have and that should be the same: one of them is damaged, or made for another unpacker.
     pub layer_files: Vec<FileChange>,
     /// Files beside the layers: records, links, the machine's configuration.
+    #[serde(rename = "otherFiles")]
     pub others: Vec<FileChange>,
 }
 
@@ -279,7 +294,7 @@ fn image(
 }
 
 /// The fields that differ: those of `config` one by one, and those beside it, but for what says how it was built.
-fn config(old: &Value, new: &Value) -> Vec<(String, Value, Value)> {
+fn config(old: &Value, new: &Value) -> Vec<ConfigChange> {
     let mut changes = Vec::new();
     let mut compare = |old: &Value, new: &Value, skip: &[&str]| {
         let keys = |value: &Value| value.as_object().map(|map| map.keys().cloned().collect()).unwrap_or_default();
@@ -287,7 +302,7 @@ fn config(old: &Value, new: &Value) -> Vec<(String, Value, Value)> {
         for key in all.into_iter().filter(|key| !skip.contains(&&key[..])) {
             let (old, new) = (old.get(&key).unwrap_or(&Value::Null), new.get(&key).unwrap_or(&Value::Null));
             if old != new {
-                changes.push((key, old.clone(), new.clone()));
+                changes.push(ConfigChange { field: key, old: old.clone(), new: new.clone() });
             }
         }
     };

@@ -28,7 +28,8 @@ pub struct Listed {
     pub top: Option<String>,
     /// The time in its config.
     pub created: String,
-    /// Which store it is in: a path within the input.
+    /// The graphroot of its store: a path within the input.
+    #[serde(serialize_with = "super::absolute")]
     pub store: String,
 }
 

@@ -57,6 +57,7 @@ pub enum Error {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Origin {
     /// A path within the input.
+    #[serde(serialize_with = "super::absolute")]
     pub file: String,
     /// Beginning with 1.
     pub line: usize,

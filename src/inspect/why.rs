@@ -134,7 +134,8 @@ pub enum Role {
 #[derive(Debug, Serialize)]
 pub struct StoreInfo {
     /// Its graphroot within the input.
-    pub path: String,
+    #[serde(serialize_with = "super::absolute")]
+    pub graphroot: String,
     /// overlay.
     pub driver: String,
     /// What it is for CRI-O.
@@ -167,7 +168,8 @@ pub struct ImageInfo {
     pub found_by: FoundBy,
     /// The full name it was found by, unless by its id.
     pub resolved: Option<String>,
-    /// In which store: a path within the input.
+    /// The graphroot of its store: a path within the input.
+    #[serde(serialize_with = "super::absolute")]
     pub store: String,
     /// The names that it has.
     pub names: Vec<String>,
@@ -183,6 +185,7 @@ pub struct ImageInfo {
     /// `linux/amd64`; nothing when its config is not there.
     pub platform: Option<String>,
     /// Other stores that have the image too; CRI-O lists it once more for each.
+    #[serde(serialize_with = "super::all_absolute")]
     pub also_in: Vec<String>,
 }
 
@@ -261,10 +264,51 @@ pub struct Suggestion {
     rank: u8,
     /// A name that is there.
     pub name: String,
-    /// In which store.
+    /// The graphroot of its store: a path within the input.
+    #[serde(serialize_with = "super::absolute")]
     pub store: String,
-    /// What is different.
-    pub reason: &'static str,
+    /// The difference.
+    pub reason: Nearness,
+}
+
+/// Reasons for which a name is suggested.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Nearness {
+    /// It is the name that was asked for, in a store that CRI-O does not read.
+    UnusedStore,
+    /// It is the name that was asked for, but the primary store has this image under another one.
+    HiddenByPrimary,
+    /// The record has a short name, by which CRI-O never finds the image.
+    StoredShort,
+    /// The full name of the short one that was asked for.
+    FullName,
+    /// The same name, which was not written as a name is.
+    Spelling,
+    /// Another tag or digest.
+    SameRepository,
+    /// The same path and tag in another registry.
+    OtherRegistry,
+    /// The same last component and tag.
+    OtherRepository,
+    /// A few letters differ.
+    Typo,
+}
+
+impl std::fmt::Display for Nearness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::UnusedStore => "in a store that CRI-O does not read",
+            Self::HiddenByPrimary => "the primary store has this image too, and not under this name",
+            Self::StoredShort => "stored under a short name, by which CRI-O never finds it",
+            Self::FullName => "its full name",
+            Self::Spelling => "as it must be written",
+            Self::SameRepository => "the same repository",
+            Self::OtherRegistry => "another registry",
+            Self::OtherRepository => "another repository of this name",
+            Self::Typo => "a few letters differ",
+        })
+    }
 }
 
 /// Why it cannot be answered.
@@ -516,7 +560,7 @@ pub fn why(name: &str, found: &[Found], files: &Files, config: &MachineConfig) -
     let pull = (is_name && !names.is_empty()).then(|| pull(name, image.is_some()));
     let suggestions = if image.is_some() { Vec::new() } else { suggestions(name, &names, &stores) };
     let stores = stores.0.iter().map(|store| StoreInfo {
-        path: store.found.graphroot.clone(),
+        graphroot: store.found.graphroot.clone(),
         driver: store.found.driver.clone(),
         role: store.role,
         origin: store.origin.clone(),

@@ -44,6 +44,18 @@ impl std::fmt::Display for Way {
     }
 }
 
+impl Way {
+    /// Returns the value of `--via` that asks for this way; JSON has it as well.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Own => "own",
+            Self::Socket(_) => "socket",
+            Self::Sudo(_) => "sudo",
+        }
+    }
+}
+
 /// Whether this process has been told to stop, and how many threads have something in staging.
 static SERVED: Mutex<(bool, usize)> = Mutex::new((false, 0));
 static IS_OVER: Condvar = Condvar::new();

@@ -120,7 +120,7 @@ impl Lacking {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A layer cannot be fetched.
-    #[error("{item}: layer {blob}: {error}")]
+    #[error("{item}: layer {blob}: {}", source::without_place(.item, .error))]
     Fetch {
         /// The item it belongs to.
         item: String,
@@ -154,7 +154,7 @@ pub enum Error {
         error: TooLarge,
     },
     /// A layer cannot be converted.
-    #[error("{item}: layer {blob}: {error}")]
+    #[error("{item}: layer {blob}: {}", source::without_place(.item, .error))]
     Convert {
         /// The item it belongs to.
         item: String,

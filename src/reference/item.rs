@@ -12,13 +12,14 @@ use std::path::PathBuf;
 
 use super::{ParseReferenceError, Reference};
 use crate::digest::Digest;
+use crate::text::printable;
 
 const TRANSPORTS: &str = "docker://, docker-daemon:, oci:, oci-archive:, docker-archive: and dir:";
 
 /// One image that the user named.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
-    /// As typed, for messages: bytes that are not UTF-8 are replaced, control characters are escaped.
+    /// As typed, for messages: bytes that are not UTF-8 are replaced, hidden characters are escaped.
     pub typed: String,
     /// Where the image lies.
     pub location: Location,
@@ -122,7 +123,7 @@ pub enum ParseItemError {
         scheme: String,
     },
     /// The image's own name.
-    #[error("{typed}: {error}")]
+    #[error("{typed}: {}", without_name(.typed, .error))]
     Reference {
         /// The item.
         typed: String,
@@ -197,6 +198,13 @@ impl fmt::Display for Item {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.typed)
     }
+}
+
+/// Returns the text of `error` for a message that begins with `typed`, which is often the very name that the error is about.
+fn without_name(typed: &str, error: &ParseReferenceError) -> String {
+    let text = error.to_string();
+    let rest = text.strip_prefix(&format!("{typed:?}")).map(|rest| rest.trim_start_matches([':', ' ']));
+    rest.map_or_else(|| text.clone(), str::to_owned)
 }
 
 #[derive(Clone, Copy)]
@@ -391,22 +399,14 @@ fn text<'a>(bytes: &'a [u8], shown: &str) -> Result<&'a str, ParseItemError> {
     std::str::from_utf8(bytes).map_err(|_| ParseItemError::Utf8(shown.to_owned()))
 }
 
-/// A path for messages.
+/// Returns a path for messages, with hidden characters escaped.
 pub(crate) fn show_path(path: &std::path::Path) -> String {
     show(path.as_os_str().as_bytes())
 }
 
-/// For messages, which are one line each.
+/// Returns bytes for messages, which are one line each.
 fn show(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
-        if c.is_control() {
-            shown.extend(c.escape_default())
-        } else {
-            shown.push(c)
-        }
-        shown
-    })
+    printable(&String::from_utf8_lossy(bytes))
 }
 
 #[cfg(test)]
@@ -496,11 +496,11 @@ mod tests {
             ("ostree:a@/b", "not supported"),
             ("https://r.io/a:1", "without https://"),
             ("foo://a", "foo: is not supported"),
-            ("docker://alpine", "alpine:latest"),
-            ("docker-daemon:alpine", "alpine:latest"),
+            ("docker://alpine", "TAG"),
+            ("docker-daemon:alpine", "TAG"),
             ("docker-daemon:sha256:12", "64 digits"),
             (&both, "not both"),
-            ("localhost:5000/x", "localhost:5000/x:latest"),
+            ("localhost:5000/x", "localhost:5000/x:TAG"),
             ("my_host.x/a:1", "cannot be the name of a registry"),
             ("oci:", "no path"),
             ("oci::v1", "no path"),
@@ -513,7 +513,7 @@ mod tests {
             ("docker-archive:d:@-1", "@0 is the first"),
             ("dir:", "no path"),
             ("alpine:3=", "the name after `=`"),
-            ("alpine:3=mine", "mine:latest"),
+            ("alpine:3=mine", "mine:TAG"),
             ("a\0:1", "NUL"),
             ("a:1\nb", "\\n"),
         ];

@@ -40,12 +40,23 @@ pub enum ListError {
     },
 }
 
-/// Understands an image list: one item a line, `#` at its beginning or after white space begins a comment, empty lines and
+/// Parses an image list: one item a line, `#` at its beginning or after white space begins a comment, empty lines and
 /// white space around an item do not count; lines may end with CR LF, and a byte order mark may come first.
 ///
 /// # Errors
 /// The first line that is wrong.
 pub fn parse_list(list: &[u8]) -> Result<Vec<Item>, ListError> {
+    let item = |(line, item): (usize, &[u8])| {
+        Item::parse(OsStr::from_bytes(item)).map_err(|error| ListError::Item { line, error })
+    };
+    parse_list_lines(list)?.into_iter().map(item).collect()
+}
+
+/// Returns the items of an image list as written, with the number of their lines, from 1: for callers that report every bad one.
+///
+/// # Errors
+/// When the list, a line, or the number of items is too large.
+pub fn parse_list_lines(list: &[u8]) -> Result<Vec<(usize, &[u8])>, ListError> {
     if list.len() > LIST_BYTES_MAX {
         return Err(ListError::Size);
     }
@@ -66,7 +77,7 @@ pub fn parse_list(list: &[u8]) -> Result<Vec<Item>, ListError> {
         if items.len() == LIST_ITEMS_MAX {
             return Err(ListError::Items { line });
         }
-        items.push(Item::parse(OsStr::from_bytes(item)).map_err(|error| ListError::Item { line, error })?);
+        items.push((line, item));
     }
     Ok(items)
 }

@@ -93,7 +93,7 @@ impl Client {
             return Err(Error::Repository(repository.to_owned()));
         }
         let credentials = match &options.credentials {
-            Some(given) => Some(given.clone()),
+            Some(given) => Some(given.clone()).filter(|given| !given.is_empty()),
             None => auth::find(&format!("{host}/{repository}"), options.auth_file.as_deref(), &options.environment)?,
         };
         let session = options.sessions.get(host, options)?;

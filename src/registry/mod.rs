@@ -111,7 +111,7 @@ pub const ERROR_ANSWER_MAX: u64 = 64 << 10;
 pub struct Options {
     /// `--tls-verify`: when false, any certificate is taken, and plain HTTP where HTTPS is not spoken.
     pub tls_verify: bool,
-    /// `--creds`: used for every registry, in place of all files.
+    /// `--creds`: used for every registry, in place of all files. Empty ones (`--no-creds`): none are used.
     pub credentials: Option<Credentials>,
     /// `--authfile`: searched alone, and must exist.
     pub auth_file: Option<PathBuf>,

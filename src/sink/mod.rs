@@ -9,6 +9,7 @@ mod stream;
 pub use file::{Pieces, TarFile};
 pub use stream::TarStream;
 
+use crate::atomic::is_full;
 use crate::digest::Digest;
 use crate::segment::file::{Error as SegmentError, set_times};
 use crate::storage::store::Piece;
@@ -16,12 +17,20 @@ use crate::storage::store::Piece;
 /// Why a piece could not be put out.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The output cannot be written.
-    #[error("writing {what}: {error}{}", hint(.error))]
+    /// The file cannot be written. The file of that name, if there is one, is untouched.
+    #[error("writing {what}: {error}{}", if is_full(.error) { " (the output is as it was; make room and run again)" } else { "" })]
     Write {
         /// The output.
         what: String,
-        /// What the system said.
+        /// The cause.
+        error: std::io::Error,
+    },
+    /// The stream cannot be written. Its beginning may have gone out.
+    #[error("writing {what}: {error}{}", if is_full(.error) { " (what was written is not a whole tar; make room and run again)" } else { "" })]
+    Stream {
+        /// The output.
+        what: String,
+        /// The cause.
         error: std::io::Error,
     },
     /// There is no thread to write with.
@@ -38,15 +47,6 @@ pub enum Error {
         /// Why.
         error: SegmentError,
     },
-}
-
-fn hint(error: &std::io::Error) -> &'static str {
-    match error.kind() {
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-            " (the output is as it was; make room and run again)"
-        }
-        _ => "",
-    }
 }
 
 /// Hands a piece's bytes to `write`, with their offsets in the piece.

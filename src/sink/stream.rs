@@ -40,7 +40,7 @@ impl<'a> TarStream<'a> {
         let (out, name, written) = (&mut self.out, &self.name, &mut self.written);
         copy(piece, self.stamp, |offset, part| {
             let done = written.saturating_sub(base + offset).min(part.len() as u64) as usize;
-            out.write_all(&part[done..]).map_err(|error| Error::Write { what: name.clone(), error })?;
+            out.write_all(&part[done..]).map_err(|error| Error::Stream { what: name.clone(), error })?;
             *written += (part.len() - done) as u64;
             Ok(())
         })?;
@@ -53,7 +53,7 @@ impl<'a> TarStream<'a> {
     /// # Errors
     /// When the stream fails.
     pub fn finish(mut self) -> Result<u64, Error> {
-        self.out.flush().map_err(|error| Error::Write { what: self.name.clone(), error })?;
+        self.out.flush().map_err(|error| Error::Stream { what: self.name.clone(), error })?;
         Ok(self.written)
     }
 }

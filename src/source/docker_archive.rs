@@ -151,7 +151,7 @@ impl DockerArchive {
             if item.tags.is_empty() {
                 names.push(format!("@{at}"));
             }
-            names.extend(item.tags.iter().take(LISTED).map(|tag| tag.escape_debug().to_string()));
+            names.extend(item.tags.iter().take(LISTED).cloned());
         }
         if names.is_empty() { "none".to_owned() } else { names.join(", ") }
     }

@@ -8,6 +8,7 @@ mod docker_daemon;
 mod oci_archive;
 mod oci_layout;
 mod opened;
+mod recognise;
 
 pub mod registry;
 
@@ -25,6 +26,7 @@ pub use archive::{EXTENSION_MAX, MEMBER_NAME_MAX, MEMBERS_MAX, NAMES_MAX};
 pub use docker_archive::ARCHIVE_MANIFEST_MAX;
 pub use docker_daemon::DEFAULT_DOCKER_HOST;
 pub use opened::Opened;
+pub use recognise::{Holding, recognise};
 
 /// The largest manifest or index that is read, in bytes: 4 MiB, what containers/image allows
 /// (`internal/iolimits`, `MaxManifestBodySize`) and the OCI distribution specification tells registries to accept.
@@ -120,8 +122,8 @@ pub enum Error {
     Invalid(String),
     /// An item without a colon.
     #[error(
-        "without a `:` it is an xcluster overlay, and those are not read yet; for an image the version must be included, \
-         for instance {0}:latest"
+        "without a `:` it is an xcluster overlay, and those are not read yet; for an image the version must be included \
+         ({0}:TAG)"
     )]
     Overlay(String),
     /// More than one image, and nothing says which.
@@ -171,6 +173,17 @@ impl Options {
 
     fn tmpdir(&self) -> &Path {
         self.tmpdir.as_deref().unwrap_or(Path::new("/var/tmp"))
+    }
+}
+
+/// Returns the text of an error of a source, or of what is above it, for a message that begins with `item`. Such an error begins with
+/// the transport and the path, which the item has as well.
+#[must_use]
+pub fn without_place(item: &str, error: &dyn fmt::Display) -> String {
+    let text = error.to_string();
+    match text.split_once(": ") {
+        Some((place, rest)) if place.contains(':') && item.starts_with(place) => rest.to_owned(),
+        _ => text,
     }
 }
 

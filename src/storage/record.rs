@@ -169,6 +169,13 @@ impl StoreImage {
         items
     }
 
+    /// Returns the size of the config, the manifests and the indexes, in bytes: what containers/storage (`store.go`, `ImageSize`) adds
+    /// to the layers for the size of an image.
+    #[must_use]
+    pub fn big_data_size(&self) -> u64 {
+        self.big_data().iter().map(|(_, bytes)| bytes.len() as u64).sum()
+    }
+
     /// The record for images.json. `stamp` is the time of an image whose config has none.
     #[must_use]
     pub fn record(&self, stamp: &str) -> ImageRecord {

@@ -264,8 +264,12 @@ impl<'a> Judge<'a> {
         summary.layers = records.len();
         for files in self.contents.layers(self.store).values() {
             summary.entries += files.len();
-            summary.bytes = summary.bytes.saturating_add(files.bytes());
         }
+        // As `ls` and containers/storage `store.go`, ImageSize, count an image; a layer that several images share counts once.
+        let layer_sizes = records.iter().filter_map(|layer| layer.diff_size);
+        let data_sizes = images.iter().flat_map(|image| image.big_data_sizes.iter().flatten()).map(|(_, size)| *size);
+        let sizes = layer_sizes.chain(data_sizes).filter_map(|size| u64::try_from(size).ok());
+        summary.bytes = sizes.fold(0, u64::saturating_add);
         summary
     }
 

@@ -40,7 +40,7 @@ pub struct StoreSummary {
     pub replayed: usize,
     /// Entries of its layers.
     pub entries: usize,
-    /// Bytes of its layers' files.
+    /// Size of its images, in bytes, as its records have it: the uncompressed tars of the layers, configs and manifests.
     pub bytes: u64,
 }
 

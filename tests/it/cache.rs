@@ -59,7 +59,7 @@ impl Work {
         let output = self.command(tar, more).output().unwrap();
         assert!(output.status.success(), "{}", stderr(&output));
         let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
-        summary["cached_layers"].as_u64().unwrap()
+        summary["cachedLayers"].as_u64().unwrap()
     }
 
     fn digest(&self, tar: &str) -> Digest {
@@ -98,7 +98,7 @@ fn the_cache_and_the_tar_share_their_space() {
     let large = fs_err::metadata(work.at.join("a.tar")).unwrap().len();
     let own: u64 = work.files("segments").iter().map(|path| path.metadata().unwrap().len()).sum();
     assert!(own < large / 2, "{own} bytes beside the tar's {large}");
-    assert_eq!(work.cache(&[])["shared_bytes"], large);
+    assert_eq!(work.cache(&[])["sharedSize"], large);
 
     // The same again: it is the tar already, and newer.
     let long_ago = std::time::SystemTime::UNIX_EPOCH;
@@ -114,7 +114,7 @@ fn the_cache_and_the_tar_share_their_space() {
 
     // What was deleted is still in the cache.
     fs_err::remove_file(work.at.join("a.tar")).unwrap();
-    assert_eq!(work.cache(&[])["shared_bytes"], 0);
+    assert_eq!(work.cache(&[])["sharedSize"], 0);
     assert_eq!(work.make("c.tar", &[]), 3);
     assert_eq!((work.inode("c.tar"), work.digest("c.tar")), ((inode, 2), expected));
 
@@ -135,8 +135,8 @@ fn the_cache_and_the_tar_share_their_space() {
 
     // The tar goes with all that needs it, and the user's stays.
     let removed = work.cache(&["prune", "--all"]);
-    assert_eq!((&removed["removed"], &removed["segments"]), (&3.into(), &0.into()));
-    assert!(removed["freed_bytes"].as_u64().unwrap() < large, "{removed}");
+    assert_eq!((&removed["removedLayers"], &removed["layers"]), (&3.into(), &0.into()));
+    assert!(removed["freedSize"].as_u64().unwrap() < large, "{removed}");
     assert_eq!((work.files("tars").len(), work.inode("c.tar"), work.digest("c.tar")), (0, (inode, 1), expected));
 }
 
@@ -190,7 +190,7 @@ fn a_tar_that_its_owner_has_changed_is_not_believed() {
 fn nothing_is_shared_that_need_not_be() {
     let work = Work::new();
     work.make("a.tar", &["--no-link"]);
-    assert_eq!((work.inode("a.tar").1, work.cache(&[])["segments"].as_u64()), (1, Some(3)));
+    assert_eq!((work.inode("a.tar").1, work.cache(&[])["layers"].as_u64()), (1, Some(3)));
     // Nothing of it is new.
     work.make("b.tar", &[]);
     assert_eq!(work.inode("b.tar").1, 1);

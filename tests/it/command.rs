@@ -31,8 +31,7 @@ pub fn static_helper() -> PathBuf {
         let mut command = Command::new(Path::new(REPOSITORY).join("policy/build-helper"));
         let output = command.arg("--target-dir").arg(target).output().unwrap();
         assert!(output.status.success(), "building prepull-helper: {}", stderr(&output));
-        let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-        target.join(triple).join("helper/prepull-helper")
+        PathBuf::from(String::from_utf8(output.stdout).unwrap().trim_end())
     };
     let named = || std::env::var_os("PREPULL_STATIC_HELPER").filter(|path| !path.is_empty()).map(PathBuf::from);
     HELPER.get_or_init(|| named().unwrap_or_else(build)).clone()

@@ -47,7 +47,7 @@ fn the_same_bytes_are_the_same() {
     let (text, code) = home.diff(&tar, &tar, &[]);
     assert_eq!(code, Some(0));
     assert!(text.starts_with("the same "), "{text}");
-    assert_eq!(home.json(&tar, &tar)["bytes"]["same"], json!(true));
+    assert_eq!(home.json(&tar, &tar)["inputs"]["same"], json!(true));
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn images_layers_config_and_files_that_differ_are_named() {
         ],
     );
     let value = home.json(&old, &new);
-    assert_eq!(value["images-same"], json!(0));
+    assert_eq!(value["imagesSame"], json!(0));
     let images = value["images"].as_array().unwrap();
     let by_name = |name: &str| {
         images.iter().find(|image| image["names"] == json!([name])).unwrap_or_else(|| panic!("{name} in {images:?}"))
@@ -83,18 +83,18 @@ fn images_layers_config_and_files_that_differ_are_named() {
     assert_eq!(by_name("localhost/hello:v1")["change"], "removed");
     assert_eq!(by_name("localhost/other:1")["change"], "added");
     let app = by_name("localhost/app:1");
-    assert_eq!((&app["layers-same"], &app["layers-removed"], &app["layers-added"]), (&json!(3), &json!(0), &json!(1)));
-    assert_eq!(app["config"], json!([["architecture", "amd64", "arm64"]]));
+    assert_eq!((&app["layersSame"], &app["layersRemoved"], &app["layersAdded"]), (&json!(3), &json!(0), &json!(1)));
+    assert_eq!(app["config"], json!([{"field": "architecture", "old": "amd64", "new": "arm64"}]));
     let files: Vec<(&str, &str)> = app["files"]
         .as_array()
         .unwrap()
         .iter()
         .map(|file| (file["path"].as_str().unwrap(), file["change"].as_str().unwrap()))
         .collect();
-    assert_eq!(files, [("b", "removed"), ("c", "changed"), ("new", "added")]);
-    assert_eq!(value["layers-same"], json!(3));
-    assert_eq!(value["layers-added"].as_array().unwrap().len(), 1);
-    assert_eq!(value["layer-files"], json!([]));
+    assert_eq!(files, [("/b", "removed"), ("/c", "changed"), ("/new", "added")]);
+    assert_eq!(value["layersSame"], json!(3));
+    assert_eq!(value["addedLayers"].as_array().unwrap().len(), 1);
+    assert_eq!(value["layerFiles"], json!([]));
     let (text, _) = home.diff(&old, &new, &[]);
     for part in ["- localhost/hello:v1 (", "+ localhost/other:1 (", "~ localhost/app:1 (", "    ~ /c: 1 bytes -> 3\n"] {
         assert!(text.contains(part), "{part:?} in {text}");
@@ -114,10 +114,10 @@ fn a_layer_that_should_be_the_same_and_is_not_is_named() {
     let new = home.path().join("new.tar");
     fs_err::write(&new, bytes).unwrap();
     let value = home.json(&old, &new);
-    assert_eq!(value["images-same"], json!(1));
+    assert_eq!(value["imagesSame"], json!(1));
     // It has two names.
-    assert_eq!(value["layer-files"].as_array().unwrap().len(), 2, "{value}");
-    assert_eq!(value["layer-files"][0]["what"], json!(["content"]));
+    assert_eq!(value["layerFiles"].as_array().unwrap().len(), 2, "{value}");
+    assert_eq!(value["layerFiles"][0]["what"], json!(["content"]));
 }
 
 #[test]

@@ -253,7 +253,7 @@ fn json_goes_to_standard_error_when_the_tar_goes_to_standard_output() {
     let output = command.args(["make", "--json", "--quiet", "--tar", "-", &hello()]).output().unwrap();
     assert!(output.status.success() && output.stdout.len().is_multiple_of(512));
     let summary: serde_json::Value = serde_json::from_str(&stderr(&output)).unwrap();
-    assert_eq!(summary["bytes"], output.stdout.len());
+    assert_eq!(summary["size"], output.stdout.len());
 }
 
 #[test]

@@ -239,7 +239,7 @@ fn a_damaged_cache_heals() {
         let tar = at.join("healed.tar");
         let output = images.command(&cache, &tar).arg("--json").args(&images.items).output().unwrap();
         let summary: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-        assert_eq!(summary["layers"], summary["cached_layers"], "round {round}: {summary}");
+        assert_eq!(summary["layers"], summary["cachedLayers"], "round {round}: {summary}");
         assert_eq!(Digest::of(&fs_err::read(&tar).unwrap()), expected, "round {round}");
     }
 }

@@ -326,7 +326,7 @@ fn the_command_line_says_what_is_wrong() {
 
     fails(prepull(at).args(["verify", "none"]), 2, "none");
     fails(prepull(at).args(["verify", "-"]).stdin(Stdio::null()), 2, "standard input: no store in it");
-    fails(prepull(at).arg("verify"), 2, "Usage: prepull verify");
+    fails(prepull(at).arg("verify"), 2, "usage: prepull verify");
     fs_err::create_dir(at.join("empty")).unwrap();
     fails(prepull(at).arg("verify").arg(at.join("empty")), 2, "no store in it");
     let rules = succeeds(prepull(at).args(["verify", "--rules"]));

@@ -4,26 +4,70 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, ValueEnum, ValueHint};
 
+use crate::image::Platform;
 use crate::storage::store::{StoreKind, Unpacker};
+
+/// Options for a platform. `--arch`, `--os` and `--variant` are podman's, `--override-arch` and so on are skopeo's.
+#[derive(Debug, clap::Args)]
+pub struct PlatformArgs {
+    /// Platform of the images, as os/arch[/variant] [default: this machine's]
+    #[arg(long, value_name = "PLATFORM", conflicts_with_all = ["arch", "os", "variant"])]
+    pub platform: Option<Platform>,
+
+    /// Processor of the images
+    #[arg(long, alias = "override-arch", hide = true)]
+    pub arch: Option<String>,
+
+    /// Operating system of the images
+    #[arg(long, alias = "override-os", hide = true)]
+    pub os: Option<String>,
+
+    /// Variant of the processor
+    #[arg(long, alias = "override-variant", hide = true)]
+    pub variant: Option<String>,
+}
+
+impl PlatformArgs {
+    /// Returns the platform that was asked for, or this machine's.
+    #[must_use]
+    pub fn resolve(&self) -> Platform {
+        if let Some(platform) = &self.platform {
+            return platform.clone();
+        }
+        let host = Platform::host();
+        // Another processor's variant says nothing about this one's.
+        let variant =
+            if self.arch.as_ref().is_none_or(|arch| *arch == host.architecture) { host.variant } else { String::new() };
+        Platform {
+            os: self.os.clone().unwrap_or(host.os),
+            architecture: self.arch.clone().unwrap_or(host.architecture),
+            variant: self.variant.clone().unwrap_or(variant),
+        }
+    }
+}
 
 /// Options for whatever talks to a registry.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Registry")]
 pub struct RegistryArgs {
-    /// Credentials for all registries (better: `podman login`, since others can see a command line)
-    #[arg(long, value_name = "USER[:PASSWORD]")]
+    /// Credentials for all registries (better: `podman login`, since other users can see a command line)
+    #[arg(long, alias = "src-creds", value_name = "USER[:PASSWORD]")]
     pub creds: Option<String>,
 
+    /// Use no credentials, and read no credentials file
+    #[arg(long, alias = "src-no-creds", conflicts_with_all = ["creds", "authfile"])]
+    pub no_creds: bool,
+
     /// Credentials file [default: $REGISTRY_AUTH_FILE, then those of podman, skopeo and docker]
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, alias = "src-authfile", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub authfile: Option<PathBuf>,
 
     /// Directory with *.crt, *.cert and *.key for all registries
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    #[arg(long, alias = "src-cert-dir", value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub cert_dir: Option<PathBuf>,
 
     /// Require HTTPS with a valid certificate; `false` also allows plain HTTP
-    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, num_args = 0..=1,
+    #[arg(long, alias = "src-tls-verify", value_name = "BOOL", default_value_t = true, action = ArgAction::Set, num_args = 0..=1,
           require_equals = true, default_missing_value = "true")]
     pub tls_verify: bool,
 

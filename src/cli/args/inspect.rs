@@ -17,6 +17,10 @@ pub struct LsArgs {
     #[arg(long)]
     pub digests: bool,
 
+    /// Print only the names, one a line (`-q` prints only the ids)
+    #[arg(long, conflicts_with_all = ["digests", "json"])]
+    pub names: bool,
+
     /// Print the images as JSON
     #[arg(long)]
     pub json: bool,

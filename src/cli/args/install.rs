@@ -5,8 +5,7 @@ use std::path::PathBuf;
 
 use clap::{ValueEnum, ValueHint};
 
-use super::{CacheArgs, RegistryArgs};
-use crate::image::Platform;
+use super::{CacheArgs, PlatformArgs, RegistryArgs};
 
 /// Whose store is written.
 #[derive(Debug, clap::Args)]
@@ -55,7 +54,7 @@ pub enum ViaArg {
 #[derive(Debug, clap::Args)]
 pub struct InstallArgs {
     /// Images: references with their version, or transport names; ITEM=NAME gives a name
-    #[arg(value_name = "ITEM", required_unless_present_any = ["images", "pause"])]
+    #[arg(value_name = "ITEM", required_unless_present_any = ["images", "pause", "allow_empty"])]
     pub items: Vec<OsString>,
 
     /// Where to
@@ -66,9 +65,13 @@ pub struct InstallArgs {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub images: Vec<PathBuf>,
 
-    /// Platform of the images, as os/arch[/variant] [default: this machine's]
-    #[arg(long, value_name = "PLATFORM")]
-    pub platform: Option<Platform>,
+    /// Succeed without doing anything if no image is named
+    #[arg(long)]
+    pub allow_empty: bool,
+
+    /// The platform.
+    #[command(flatten)]
+    pub platform: PlatformArgs,
 
     /// DIR is empty: write all that a tar of `make` has, with etc/containers and etc/crio
     #[arg(long)]

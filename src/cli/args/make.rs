@@ -6,21 +6,24 @@ use std::path::PathBuf;
 use clap::ValueHint;
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
 
-use super::{CacheArgs, RegistryArgs, StoreArg, UnpackerArg};
+use super::{CacheArgs, PlatformArgs, RegistryArgs, StoreArg, UnpackerArg};
 use crate::cli::restore_helper::RestoreHelper;
-use crate::image::Platform;
 
 /// `prepull make`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = MAKE_HELP)]
 pub struct MakeArgs {
     /// Images: references with their version, or transport names; ITEM=NAME gives a name
-    #[arg(value_name = "ITEM", required_unless_present_any = ["images", "pause"])]
+    #[arg(value_name = "ITEM", required_unless_present_any = ["images", "pause", "allow_empty"])]
     pub items: Vec<OsString>,
 
     /// Read more items from FILE (`-`: standard input), one per line, `#` begins a comment
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub images: Vec<PathBuf>,
+
+    /// Make a store without images if no image is named
+    #[arg(long)]
+    pub allow_empty: bool,
 
     /// Include IMAGE, and make it CRI-O's pause_image
     #[arg(long, value_name = "IMAGE", conflicts_with = "no_config")]
@@ -30,9 +33,9 @@ pub struct MakeArgs {
     #[arg(long, short = 'o', visible_alias = "output", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub tar: Option<PathBuf>,
 
-    /// Platform of the images, as os/arch[/variant] [default: this machine's]
-    #[arg(long, value_name = "PLATFORM")]
-    pub platform: Option<Platform>,
+    /// The platform.
+    #[command(flatten)]
+    pub platform: PlatformArgs,
 
     /// Where the store lies in the machine [default: /var/lib/containers/storage; with --store additional
     /// /usr/lib/containers/storage]

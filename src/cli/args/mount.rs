@@ -5,8 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Subcommand, ValueHint};
 
-use super::{CacheArgs, RegistryArgs};
-use crate::image::Platform;
+use super::{CacheArgs, PlatformArgs, RegistryArgs};
 
 /// `prepull mount`.
 #[derive(Debug, clap::Args)]
@@ -92,9 +91,13 @@ pub struct MountItems {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub images: Vec<PathBuf>,
 
-    /// Platform of the images, as os/arch[/variant] [default: this machine's]
+    /// Mount a store without images if no image is named
     #[arg(long)]
-    pub platform: Option<Platform>,
+    pub allow_empty: bool,
+
+    /// The platform.
+    #[command(flatten)]
+    pub platform: PlatformArgs,
 
     /// Where images come from.
     #[command(flatten)]

@@ -12,17 +12,33 @@ use crate::mount::attach::{self, Mounted};
 use crate::mount::control::{self, Answer, Ask, Status, Way};
 use crate::storage::machine;
 
-/// A mount, as JSON.
+/// A mount, as docs/json.md describes it.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Said<'a> {
-    #[serde(flatten)]
-    status: &'a Status,
+    mountpoint: &'a Path,
+    keeper: u32,
+    worker: u32,
+    restarts: u64,
+    maps_ids: bool,
+    resends: bool,
+    troubles: &'a [String],
     storage_conf: String,
 }
 
 impl<'a> Said<'a> {
     pub fn of(status: &'a Status) -> Self {
-        Self { status, storage_conf: storage_conf_line(&status.mountpoint) }
+        let Status { mountpoint, keeper, worker, restarts, maps_ids, resends, troubles } = status;
+        Self {
+            mountpoint,
+            keeper: *keeper,
+            worker: *worker,
+            restarts: *restarts,
+            maps_ids: *maps_ids,
+            resends: *resends,
+            troubles,
+            storage_conf: storage_conf_line(mountpoint),
+        }
     }
 }
 
@@ -66,7 +82,7 @@ pub fn run(args: &MountStatusArgs) -> Result<(), Failure> {
     let Some(mountpoint) = &args.mountpoint else { return list(args.json) };
     let status = ask(&place(mountpoint)?)?;
     if args.json {
-        return Ok(output::data(&format!("{}\n", serde_json::to_string(&Said::of(&status))?))?);
+        return Ok(output::json(&Said::of(&status))?);
     }
     let mut text = format!(
         "{}: keeper {}, worker {} ({} before it)\n{}\n",
@@ -104,7 +120,7 @@ fn list(json: bool) -> Result<(), Failure> {
         .collect();
     if json {
         let mounts = mounts.iter().map(|(mount, status)| Listed::of(mount, status.as_ref())).collect();
-        return Ok(output::data(&format!("{}\n", serde_json::to_string(&List { mounts })?))?);
+        return Ok(output::json(&List { mounts })?);
     }
     let mut rows = vec![["MOUNTPOINT", "USER", "STATE", "KEEPER", "WORKER", "RESTARTS"].map(str::to_owned)];
     for (mount, status) in &mounts {

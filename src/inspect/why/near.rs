@@ -1,7 +1,7 @@
 //! Near misses: what somebody who typed a name that is not there may have meant.
 
 use super::stores::{Stores, parse};
-use super::{NAME_MAX, Role, Suggestion};
+use super::{NAME_MAX, Nearness, Role, Suggestion};
 use crate::reference::Reference;
 
 /// The most near misses that are shown.
@@ -14,7 +14,7 @@ pub(super) fn suggestions(name: &str, candidates: &[Reference], stores: &Stores<
     let lower = name.trim().to_lowercase();
     let bare = lower.split_once("://").map_or(&*lower, |(_, rest)| rest);
     let wanted: Vec<Reference> = candidates.iter().cloned().chain(parse(bare)).collect();
-    let full = if bare == name { "its full name" } else { "as it must be written" };
+    let full = if bare == name { Nearness::FullName } else { Nearness::Spelling };
     let mut all = Vec::new();
     for store in &stores.0 {
         for stored in store.images.iter().flat_map(|image| &image.names) {
@@ -24,10 +24,9 @@ pub(super) fn suggestions(name: &str, candidates: &[Reference], stores: &Stores<
             });
             // An exact name that is not found: `Stores::get` says why.
             let is_hidden = store.role != Role::Unused && candidates.iter().any(|name| name.to_string() == *stored);
-            let hidden = is_hidden.then_some((0, "the primary store has this image too, and not under this name"));
-            let nearness = hidden
-                .or(near)
-                .or_else(|| is_typo(bare, &stored.to_lowercase()).then_some((7, "a few letters differ")));
+            let hidden = is_hidden.then_some((0, Nearness::HiddenByPrimary));
+            let nearness =
+                hidden.or(near).or_else(|| is_typo(bare, &stored.to_lowercase()).then_some((7, Nearness::Typo)));
             if let Some((rank, reason)) = nearness {
                 all.push(Suggestion { rank, name: stored.clone(), store: store.found.graphroot.clone(), reason });
             }
@@ -44,24 +43,24 @@ fn nearness(
     there: &Reference,
     stored: &str,
     unused: bool,
-    full: &'static str,
-) -> Option<(u8, &'static str)> {
+    full: Nearness,
+) -> Option<(u8, Nearness)> {
     let last = |name: &Reference| name.path().rsplit('/').next().unwrap_or_default().to_owned();
     let same = wanted == there;
     if same && unused {
-        Some((0, "in a store that CRI-O does not read"))
+        Some((0, Nearness::UnusedStore))
     } else if same && there.to_string() != *stored {
-        Some((1, "stored under a short name, by which CRI-O never finds it"))
+        Some((1, Nearness::StoredShort))
     } else if same {
         Some((2, full))
     } else if wanted.name() == there.name() {
-        Some((3, "the same repository"))
+        Some((3, Nearness::SameRepository))
     } else if wanted.path() == there.path() && wanted.tag() == there.tag() {
-        Some((4, "another registry"))
+        Some((4, Nearness::OtherRegistry))
     } else if is_typo(&wanted.to_string(), &there.to_string()) {
-        Some((5, "a few letters differ"))
+        Some((5, Nearness::Typo))
     } else if last(wanted) == last(there) && wanted.tag() == there.tag() {
-        Some((6, "another repository of this name"))
+        Some((6, Nearness::OtherRepository))
     } else {
         None
     }

@@ -75,7 +75,7 @@ fn the_primary_store_wins_and_then_the_listed_order() {
     let conf = ("etc/containers/storage.conf", conf);
     let both = Machine::new(&[("p", &records(B)), ("x", &records(A)), ("y", &records(A))], &[conf]);
     assert_eq!(both.finds("h.io/a:1"), Some((B.into(), "p".into())));
-    let roles: Vec<_> = both.why("h.io/a:1").stores.into_iter().map(|store| (store.path, store.role)).collect();
+    let roles: Vec<_> = both.why("h.io/a:1").stores.into_iter().map(|store| (store.graphroot, store.role)).collect();
     let expected = [("p", Role::Primary), ("y", Role::Additional), ("x", Role::Additional)];
     assert_eq!(roles, expected.map(|(path, role)| (path.to_owned(), role)));
     let without = Machine::new(&[("x", &records(A)), ("y", &records(B))], &[conf]);
@@ -83,13 +83,13 @@ fn the_primary_store_wins_and_then_the_listed_order() {
     let unread = Machine::new(&[("p", "[]"), ("z", &records(A))], &[conf]);
     let why = unread.why("h.io/a:1");
     assert_eq!(why.verdict, Verdict::NotFound);
-    assert_eq!(why.suggestions[0].reason, "in a store that CRI-O does not read");
+    assert_eq!(why.suggestions[0].reason.to_string(), "in a store that CRI-O does not read");
     assert_eq!(why.notes.iter().filter(|note| note.contains("CRI-O does not start")).count(), 2, "{:?}", why.notes);
     // The primary store has the image under another name: its name was taken away there.
     let renamed = Machine::new(&[("p", &images(&[image(A, &["h.io/b:1"], '1')])), ("x", &records(A))], &[conf]);
     let why = renamed.why("h.io/a:1");
     assert_eq!(why.verdict, Verdict::NotFound);
-    assert_eq!(why.suggestions[0].reason, "the primary store has this image too, and not under this name");
+    assert_eq!(why.suggestions[0].reason.to_string(), "the primary store has this image too, and not under this name");
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn short_names_take_the_machines_registries() {
     let records = images(&[image(A, &["docker.io/library/a:1", "q.io/x/y:latest"], '1')]);
     let machine = |conf: &str| Machine::new(&[(VAR, &records)], &[("etc/containers/registries.conf", conf)]);
     let none = Machine::new(&[(VAR, &records)], &[]).why("a:1");
-    assert_eq!((none.verdict, none.suggestions[0].reason), (Verdict::Invalid, "its full name"));
+    assert_eq!((none.verdict, none.suggestions[0].reason), (Verdict::Invalid, Nearness::FullName));
     assert_eq!(machine("").finds("a:1"), None);
     assert_eq!(machine("unqualified-search-registries=['docker.io']").why("a:1").verdict, Verdict::Usable);
     let two = machine("unqualified-search-registries=['q.io', 'docker.io']").why("a:1");
@@ -207,8 +207,8 @@ fn near_misses_are_named() {
         ("other.io/tool:2", names[2], "another repository of this name"),
     ] {
         let why = machine.why(name);
-        let first = why.suggestions.first().map(|near| (near.name.as_str(), near.reason));
-        assert_eq!(first, Some((near, reason)), "{name}");
+        let first = why.suggestions.first().map(|near| (near.name.as_str(), near.reason.to_string()));
+        assert_eq!(first, Some((near, reason.to_owned())), "{name}");
     }
     assert_eq!(machine.why("quite/different:9").suggestions, []);
     // A short name in the store is only never found.

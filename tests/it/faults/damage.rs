@@ -96,7 +96,7 @@ fn heals(work: &Work, from: From, line: &str, rounds: usize, seed: u64) {
         }
         let healed = work.run(&mut work.command(&[], &format!("{line} --json")));
         let summary: serde_json::Value = serde_json::from_slice(&healed.stdout).unwrap_or_default();
-        if summary["layers"] != summary["cached_layers"] || summary["layers"].is_null() {
+        if summary["layers"] != summary["cachedLayers"] || summary["layers"].is_null() {
             wrong.push(format!("{done:?}: not healed: {summary}"));
         }
         if let Err(error) = work.no_rubbish() {

@@ -168,7 +168,7 @@ fn a_full_cache_is_said_once_and_used_as_it_is() {
         let full = ran.stderr.lines().filter(|line| line.contains("nothing more is kept in the cache")).count();
         assert_eq!(full, 1, "{}", ran.stderr);
         let summary: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap();
-        assert!(summary["cached_layers"].as_u64() >= Some(3), "{summary}");
+        assert!(summary["cachedLayers"].as_u64() >= Some(3), "{summary}");
         assert!(
             fs_err::read(work.world().join("out/images.tar")).unwrap()
                 == fs_err::read(work.at.join("store.tar")).unwrap()

@@ -14,6 +14,8 @@ mod go_fields;
 mod go_types;
 /// The helper: who starts it, what its callers get out of it, and what stores have afterwards.
 mod helper;
+/// The style of all JSON, and docs/json.md.
+mod json;
 /// `prepull mount`: who sees it, what it refuses to show, and who may change it.
 mod mount;
 /// Progress on terminals and in pipes.
@@ -24,3 +26,5 @@ mod registry;
 mod registry_tls;
 /// Stores in tars and directories: what unpacking them changes, and what `ls`, `verify`, `why` and `diff` make of them.
 mod stores;
+/// What a user types first, what `prepull` answers, and that its answers do not act on a terminal.
+mod usage;

@@ -426,7 +426,7 @@ fn places_to_mount_at() {
         assert_eq!(status["mountpoint"].as_str().unwrap().as_bytes(), place.as_os_str().as_bytes());
         let mount = Mount::of(&world, place.clone(), &said);
         assert_eq!(mount.names(), [full("one")]);
-        let line = status["storage_conf"].as_str().unwrap();
+        let line = status["storageConf"].as_str().unwrap();
         let parsed: toml::Table = line.parse().unwrap_or_else(|error| panic!("{line}: {error}"));
         assert_eq!(parsed["additionalimagestores"][0].as_str().unwrap().as_bytes(), place.as_os_str().as_bytes());
         mount.kill_worker();

@@ -265,7 +265,7 @@ fn mapped_to_other_ids() {
     let item = world.image("all", &layers());
     let unpacked = world.unpacked("unpacked", &[&item]);
     let mount = world.mount("mnt", &[item]);
-    if mount.status()["maps_ids"] != true {
+    if mount.status()["mapsIds"] != true {
         return not_run(TEST, "Linux 6.12, whose FUSE can be mapped");
     }
     // Each layer is mapped, and an overlay is on top, as with containers in user namespaces.
