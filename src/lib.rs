@@ -40,7 +40,7 @@
 //! | inspect | compression, entry, go_types, layer, reference, storage |
 //! | sink | atomic, digest, segment, storage, threads |
 //! | plan | compression, digest, go_types, image, reference, source, storage, threads |
-//! | make | atomic, compression, digest, entry, image, layer, media_type, plan, segment, sink, source, storage, threads |
+//! | make | atomic, compression, digest, entry, image, media_type, plan, segment, sink, source, storage, threads |
 //! | mount | digest, entry, inspect, layer, make, plan, segment, sink, storage, threads, wire |
 //! | verify | digest, entry, go_types, image, inspect, json, layer, reference, segment, storage, threads, wire |
 //! | xcluster | atomic |

@@ -10,7 +10,7 @@ use crate::command::{REPOSITORY, hello, needs_root, prepull, succeeds};
 use crate::made::{Layout, layers, tar};
 
 /// `FATE` of the page.
-const FATES: &str = "`kept` \\| `healed` \\| `removed` \\| `wrong-content` \\| `pod-fails` \\| `unseen` \\| `list-fails` \\| `image-deleted` \\| `store-wiped`";
+const FATES: &str = "`kept` \\| `healed` \\| `removed` \\| `wrong-content` \\| `pod-fails` \\| `unseen` \\| `list-fails` \\| `no-start` \\| `image-deleted` \\| `store-wiped`";
 
 /// A command of the page: its fields with their types, and its example.
 #[derive(Default)]
