@@ -32,6 +32,71 @@ pub enum InodeKind {
     Fifo,
 }
 
+/// Extended attributes in ascending order of their names. Most inodes have none, and there are millions of inodes: those take
+/// one word.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Xattrs(Option<Box<List>>);
+
+/// Attributes of an inode that has some. `Box<[Xattr]>` would be two words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct List(Vec<Xattr>);
+
+impl Xattrs {
+    /// No attributes.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(None)
+    }
+
+    /// Sets the attribute `name`.
+    pub fn set(&mut self, name: &[u8], value: Vec<u8>) {
+        let list = &mut self.0.get_or_insert_with(|| Box::new(List(Vec::with_capacity(1)))).0;
+        match list.binary_search_by(|xattr| xattr.0[..].cmp(name)) {
+            Ok(at) => list[at].1 = value,
+            Err(at) => list.insert(at, (name.to_vec(), value)),
+        }
+    }
+
+    /// Removes the attribute `name`.
+    pub fn remove(&mut self, name: &[u8]) {
+        if let Some(list) = &mut self.0 {
+            list.0.retain(|xattr| xattr.0 != name);
+            if list.0.is_empty() {
+                self.0 = None;
+            }
+        }
+    }
+
+    /// Returns the values for changes; the names stay.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (&[u8], &mut Vec<u8>)> {
+        self.0.iter_mut().flat_map(|list| list.0.iter_mut().map(|(name, value)| (&name[..], value)))
+    }
+}
+
+impl From<Vec<Xattr>> for Xattrs {
+    fn from(mut list: Vec<Xattr>) -> Self {
+        list.sort_unstable();
+        if list.is_empty() { Self(None) } else { Self(Some(Box::new(List(list)))) }
+    }
+}
+
+impl std::ops::Deref for Xattrs {
+    type Target = [Xattr];
+
+    fn deref(&self) -> &[Xattr] {
+        self.0.as_ref().map_or(&[], |list| &list.0)
+    }
+}
+
+impl<'a> IntoIterator for &'a Xattrs {
+    type Item = &'a Xattr;
+    type IntoIter = std::slice::Iter<'a, Xattr>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
 /// What `stat` knows.
 #[derive(Debug, Clone)]
 pub struct Inode {
@@ -51,8 +116,8 @@ pub struct Inode {
     pub opaque: bool,
     /// Made of a `.wh.` entry.
     pub whiteout: bool,
-    /// Attributes in ascending order of their names.
-    pub xattrs: Vec<Xattr>,
+    /// Extended attributes.
+    pub xattrs: Xattrs,
 }
 
 impl Inode {
@@ -74,7 +139,7 @@ pub(super) fn new_inode(kind: InodeKind) -> Inode {
         stamped: false,
         opaque: false,
         whiteout: false,
-        xattrs: Vec::new(),
+        xattrs: Xattrs::new(),
     }
 }
 
@@ -88,13 +153,6 @@ pub(super) fn set_owner(inode: &mut Inode, header: &Header) {
     }
 }
 
-pub(super) fn set_xattr(inode: &mut Inode, name: &[u8], value: Vec<u8>) {
-    match inode.xattrs.binary_search_by(|xattr| xattr.0[..].cmp(name)) {
-        Ok(at) => inode.xattrs[at].1 = value,
-        Err(at) => inode.xattrs.insert(at, (name.to_vec(), value)),
-    }
-}
-
 /// An access ACL is permission bits in the first place; what they cannot say is kept beside them.
 pub(super) fn set_acl(inode: &mut Inode, name: &[u8], acl: &Acl) {
     let (mode, is_all) = acl.mode(inode.mode);
@@ -103,15 +161,15 @@ pub(super) fn set_acl(inode: &mut Inode, name: &[u8], acl: &Acl) {
         inode.mode = mode;
     }
     if acl.is_empty() || is_access && is_all {
-        inode.xattrs.retain(|xattr| xattr.0 != name);
+        inode.xattrs.remove(name);
     } else {
-        set_xattr(inode, name, acl.encode());
+        inode.xattrs.set(name, acl.encode());
     }
 }
 
 pub(super) fn change_mode(inode: &mut Inode, mode: u16) {
     inode.mode = mode;
-    for (_, value) in inode.xattrs.iter_mut().filter(|(name, _)| name == ACL_ACCESS) {
+    for (_, value) in inode.xattrs.iter_mut().filter(|(name, _)| *name == ACL_ACCESS) {
         if let Ok(mut acl) = Acl::parse(value) {
             acl.chmod(mode);
             *value = acl.encode();
@@ -191,4 +249,30 @@ pub(super) fn judge_xattr(kind: &InodeKind, name: &[u8], value: &[u8]) -> Verdic
     }
     // No handler: ENOTSUP, which containers/storage ignores.
     Verdict::Skip
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_are_in_ascending_order_and_take_one_word_of_an_inode() {
+        let mut xattrs = Xattrs::new();
+        for (name, value) in [("b", "1"), ("c", "2"), ("a", "3"), ("b", "4")] {
+            xattrs.set(name.as_bytes(), value.into());
+        }
+        let expected = [("a", "3"), ("b", "4"), ("c", "2")].map(|(name, value)| (name.into(), value.into()));
+        assert_eq!(xattrs[..], expected);
+        let [a, b, c] = expected.clone();
+        assert_eq!(Xattrs::from(vec![c, b, a]), xattrs);
+        xattrs.remove(b"none");
+        xattrs.iter_mut().for_each(|(_, value)| value.push(b'!'));
+        assert_eq!(xattrs[2], (b"c".to_vec(), b"2!".to_vec()));
+        for name in [b"a", b"b", b"c"] {
+            xattrs.remove(name);
+        }
+        assert!(xattrs == Xattrs::new() && Xattrs::from(Vec::new()) == xattrs);
+        // A layer has up to two million inodes, and `verify` has each of them twice.
+        assert!(size_of::<Inode>() <= 64, "{}", size_of::<Inode>());
+    }
 }

@@ -11,9 +11,9 @@ use std::hash::BuildHasher as _;
 use hashbrown::HashTable;
 
 use super::inode::{
-    CAPABILITY, Verdict, change_mode, file_time, judge_xattr, new_inode, set_acl, set_owner, set_xattr, symlink_time,
+    CAPABILITY, Verdict, change_mode, file_time, judge_xattr, new_inode, set_acl, set_owner, symlink_time,
 };
-pub use super::inode::{Inode, InodeKind};
+pub use super::inode::{Inode, InodeKind, Xattrs};
 use super::path::{NAME_MAX, PATH_MAX, below_root, clean, components, split_last};
 use super::tar::Header;
 use crate::entry::{Device, Timestamp, Xattr};
@@ -205,7 +205,7 @@ impl Default for Tree {
             stamped: true,
             opaque: false,
             whiteout: false,
-            xattrs: Vec::new(),
+            xattrs: Xattrs::new(),
         };
         Self {
             names: Vec::new(),
@@ -476,7 +476,7 @@ impl Tree {
         let inode = self.inode_mut(dirent);
         // `SafeLchown` does nothing where the owner is right; chown takes capabilities away.
         if inode.kind != InodeKind::Directory && (header.uid, header.gid) != (inode.uid.into(), inode.gid.into()) {
-            inode.xattrs.retain(|(name, _)| name != CAPABILITY);
+            inode.xattrs.remove(CAPABILITY);
             // And setuid, and setgid where the group may execute (`setattr_should_drop_suidgid`); chmod mostly gives them back.
             if !counts && !matches!(inode.kind, InodeKind::Symlink(_)) {
                 let sgid = if inode.mode & 0o010 != 0 { 0o2000 } else { 0 };
@@ -495,7 +495,7 @@ impl Tree {
         }
         for (name, value) in &header.xattrs {
             match judge_xattr(&inode.kind, name, value) {
-                Verdict::Keep => set_xattr(inode, name, value.clone()),
+                Verdict::Keep => inode.xattrs.set(name, value.clone()),
                 Verdict::Acl(acl) => set_acl(inode, name, &acl),
                 Verdict::Opaque => inode.opaque = true,
                 Verdict::Skip => {}

@@ -242,7 +242,7 @@ impl Layer {
             InodeKind::BlockDevice(device) => (BLOCK_DEVICE, number_of(*device), 0),
             InodeKind::Fifo => (FIFO, 0, 0),
         };
-        let mut xattrs = if number == 0 { style.root.xattrs.clone() } else { inode.xattrs.clone() };
+        let mut xattrs = if number == 0 { style.root.xattrs.clone() } else { inode.xattrs.to_vec() };
         if style.marks_opaque && inode.opaque && kind == DIRECTORY && !xattrs.iter().any(|(name, _)| name == OPAQUE) {
             xattrs.push((OPAQUE.to_vec(), b"y".to_vec()));
         }

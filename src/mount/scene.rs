@@ -601,7 +601,7 @@ fn write_small(contents: &Contents, graphroot: &str, out: &mut impl io::Write) -
 
 fn meta_of(inode: &Inode) -> Meta {
     let (mode, uid, gid, mtime) = (inode.mode, inode.uid, inode.gid, inode.mtime);
-    Meta { mode, uid, gid, mtime, xattrs: inode.xattrs.clone() }
+    Meta { mode, uid, gid, mtime, xattrs: inode.xattrs.to_vec() }
 }
 
 /// The entries of a layer in a tar; where their content is, is where it is in the tar.

@@ -246,7 +246,7 @@ impl Pass<'_> {
         let Inode { mode, uid, gid, mtime, stamped, ref xattrs, .. } = *self.tree.inode(0);
         let mtime = if stamped { Timestamp::whole(0) } else { mtime };
         let path = self.job.prefix.strip_suffix(b"/").unwrap_or(self.job.prefix).to_vec();
-        let meta = Meta { mode, uid, gid, mtime, xattrs: xattrs.clone() };
+        let meta = Meta { mode, uid, gid, mtime, xattrs: xattrs.to_vec() };
         self.headers.clear();
         wire::header(&Entry { path, meta, kind: Kind::Directory }, &mut self.headers);
         self.body.lead(self.headers.len() as u64)
@@ -280,7 +280,7 @@ impl Pass<'_> {
             InodeKind::Fifo => Kind::Fifo,
         };
         // A second name says nothing of the inode's attributes: the first one has.
-        let xattrs = if first == dirent { inode.xattrs.clone() } else { Vec::new() };
+        let xattrs = if first == dirent { inode.xattrs.to_vec() } else { Vec::new() };
         // A body that is read back from a tar with the store's time has to be what it was before.
         let mtime = if inode.stamped { Timestamp::whole(0) } else { inode.mtime };
         let meta = Meta { mode: inode.mode, uid: inode.uid, gid: inode.gid, mtime, xattrs };

@@ -1,7 +1,7 @@
 //! The index of a segment: every entry of the layer, so that nobody has to read the body to know what is in it.
 
 use crate::entry::{Device, Entry, Kind, Meta, Timestamp};
-use crate::layer::tree::{Inode, InodeKind, Tree};
+use crate::layer::tree::{Inode, InodeKind, Tree, Xattrs};
 
 /// An entry. Node 0 is the layer's root; parents come before children.
 #[derive(Debug, Clone)]
@@ -134,7 +134,7 @@ impl Index {
             uid: inode.uid,
             gid: inode.gid,
             mtime: if inode.stamped { Timestamp::whole(stamp) } else { inode.mtime },
-            xattrs: if link_to.is_none() { inode.xattrs.clone() } else { Vec::new() },
+            xattrs: if link_to.is_none() { inode.xattrs.to_vec() } else { Vec::new() },
         };
         Entry { path: below(node), meta, kind }
     }
@@ -232,7 +232,7 @@ impl Index {
 /// ten thousand names for it.
 fn without_xattrs(inode: &Inode) -> Inode {
     let Inode { mode, uid, gid, mtime, stamped, opaque, whiteout, .. } = *inode;
-    Inode { kind: inode.kind.clone(), mode, uid, gid, mtime, stamped, opaque, whiteout, xattrs: Vec::new() }
+    Inode { kind: inode.kind.clone(), mode, uid, gid, mtime, stamped, opaque, whiteout, xattrs: Xattrs::new() }
 }
 
 const LINK: u8 = 7;
@@ -318,7 +318,7 @@ impl<'a> Input<'a> {
             stamped: tag & STAMPED != 0,
             opaque: tag & OPAQUE != 0,
             whiteout: tag & WHITEOUT != 0,
-            xattrs,
+            xattrs: xattrs.into(),
         })
     }
 }

@@ -124,5 +124,5 @@ fn is_same(entry: &Entry, inode: &Inode) -> bool {
     };
     let meta = &entry.meta;
     kind && (meta.mode, meta.uid, meta.gid, meta.mtime) == (inode.mode, inode.uid, inode.gid, inode.mtime)
-        && meta.xattrs == inode.xattrs
+        && meta.xattrs[..] == inode.xattrs[..]
 }

@@ -195,7 +195,7 @@ fn inode(kind: InodeKind, stat: &Stat, xattrs: Vec<Xattr>) -> Inode {
         stamped: false,
         opaque: false,
         whiteout: false,
-        xattrs,
+        xattrs: xattrs.into(),
         kind,
     }
 }

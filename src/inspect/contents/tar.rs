@@ -103,7 +103,7 @@ impl Here {
             stamped: false,
             opaque: false,
             whiteout: false,
-            xattrs: header.xattrs,
+            xattrs: header.xattrs.into(),
         };
         let (files, start) = contents.files_of(&path);
         let mut odd = None;

@@ -1,11 +1,21 @@
 //! Trees as they are shown: what is found where, and what cannot be.
 
 use super::*;
-use crate::layer::tree::Inode;
+use crate::layer::tree::{Inode, Xattrs};
 
 fn inode(kind: InodeKind) -> Inode {
     let mtime = Timestamp::whole(1);
-    Inode { kind, mode: 0o755, uid: 0, gid: 0, mtime, stamped: false, opaque: false, whiteout: false, xattrs: vec![] }
+    Inode {
+        kind,
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        mtime,
+        stamped: false,
+        opaque: false,
+        whiteout: false,
+        xattrs: Xattrs::new(),
+    }
 }
 
 fn file() -> Inode {
@@ -109,7 +119,7 @@ fn dated(kind: InodeKind) -> Inode {
         stamped: false,
         opaque: false,
         whiteout: false,
-        xattrs: Vec::new(),
+        xattrs: Xattrs::new(),
     }
 }
 
