@@ -72,6 +72,14 @@ impl Digest {
         Ok(Self(bytes))
     }
 
+    /// Returns the id that a store gives the layer with this diffID on top of the layer `parent`: the diffID itself for the lowest
+    /// layer, else the SHA-256 of the parent's id, `+` and the diffID, both in hexadecimal digits (containers/image
+    /// `storage/storage_dest.go`, `computeNextLayerID`).
+    #[must_use]
+    pub fn layer_id(&self, parent: Option<&Self>) -> Self {
+        parent.map_or(*self, |parent| Self::of(format!("{}+{}", parent.hex(), self.hex()).as_bytes()))
+    }
+
     /// The raw 32 bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 32] {

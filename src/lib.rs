@@ -28,7 +28,7 @@
 //! | confine |  |
 //! | config | threads |
 //! | wire | entry |
-//! | helper | entry, go_types, json, wire |
+//! | helper | digest, entry, go_types, json, wire |
 //! | reference | digest, text |
 //! | registry | config, digest, threads |
 //! | source | compression, digest, go_types, json, media_type, reference, registry, threads |
@@ -56,7 +56,6 @@ pub mod compression;
 pub mod config;
 #[cfg(feature = "front")]
 pub mod confine;
-#[cfg(feature = "front")]
 pub mod digest;
 pub mod entry;
 pub mod go_types;

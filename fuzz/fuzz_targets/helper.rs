@@ -42,17 +42,20 @@ fuzz_target!(|data: &[u8]| {
             kind: if is_tree { Root::Rootfs } else { Root::Storage },
             graphroot: Some("/g".into()),
             max_bytes: 1 << 20,
+            max_store_bytes: u64::MAX,
+            keep_free: 0,
+            additional: None,
             max_inodes: 200,
             max_seconds: 5,
             devices: false,
             suid: true,
             filecaps: true,
         };
-        let budget = Budget { powers: Powers::Own, allow, dropped: (0, Vec::new()) };
         let target = Dir::at(at.join("store").as_path()).expect("a directory");
+        let budget = Budget::new(Powers::Own, allow, &target).expect("a budget");
         let deadline = Instant::now() + Duration::from_secs(5);
-        let until = Until { deadline, is_gone: || false };
-        serve(stream, &Job { root: (0, 0), target, until }, budget)
+        let until = Until { deadline, is_gone: || false, holds: |_| () };
+        serve(stream, &Job { root: (0, 0), target, until, is_readable: false, place: None }, budget)
     };
     let answer = job(&stream);
     assert!(!answer.error.contains('\n'), "{}", answer.error);

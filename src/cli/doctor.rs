@@ -79,7 +79,8 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<Exit, Failure> {
         let fits = |target: &Target| same(&target.root, root);
         targets.retain(fits);
         if targets.is_empty() {
-            targets.push(Target { root: root.clone(), graphroot: GRAPHROOT.to_owned(), is_rootfs: false });
+            let (graphroot, is_rootfs, is_additional) = (GRAPHROOT.to_owned(), false, false);
+            targets.push(Target { root: root.clone(), graphroot, is_rootfs, is_additional });
         }
     }
     let roots = targets.iter().map(|target| root(target, &args.helper)).collect();
@@ -118,6 +119,7 @@ fn read_policy() -> (PolicyState, Vec<Target>) {
         root: PathBuf::from(&allow.root),
         graphroot: allow.graphroot().to_owned(),
         is_rootfs: allow.kind == Kind::Rootfs,
+        is_additional: allow.is_readable(),
     };
     let (entries, count) = (policy.allow.len(), allowed.len());
     let state = PolicyState { path: policy::PATH, is_readable: true, entries, allowed: count, message };

@@ -18,9 +18,10 @@ use crate::digest::Digest;
 use crate::go_types::utc;
 use crate::helper::Answer;
 use crate::inspect::dependents::{self, Dependents};
+use crate::inspect::files::Files;
 use crate::inspect::find;
 use crate::inspect::list::list;
-use crate::inspect::machine::within;
+use crate::inspect::machine::{MachineConfig, is_place_of_additional, within};
 use crate::inspect::root::Root;
 use crate::inspect::stores::{Stores, User};
 use crate::install::{Asked, Error, Request, Target, Way, ask, probe};
@@ -95,7 +96,7 @@ pub fn install(args: &InstallArgs, printer: &Printer) -> Result<(), Failure> {
     printer.warn_all(&plan.warnings);
     let settings = Settings {
         graphroot: target.graphroot.clone(),
-        kind: StoreKind::Primary,
+        kind: if target.is_additional { StoreKind::Additional } else { StoreKind::Primary },
         unpacker: if way == Way::Own { Unpacker::Root } else { Unpacker::Helper },
         config: args.rootfs,
         merge: !args.rootfs,
@@ -349,7 +350,12 @@ fn report(answer: &Answer, json: bool, printer: &Printer) -> Result<(), Failure>
 fn target(args: &TargetArgs, is_rootfs: bool) -> Result<Target, Failure> {
     let graphroot = graphroot(args.graphroot.as_deref(), GRAPHROOT).map_err(Failure::usage)?;
     check_root(&args.root)?;
-    Ok(Target { root: args.root.clone(), graphroot, is_rootfs })
+    let place = within(&graphroot);
+    // A root of its own has no configuration yet.
+    let root = if is_rootfs { None } else { Root::open(&args.root).ok() };
+    let config = root.and_then(|root| MachineConfig::read(&Files::of_directory(root.into())).ok());
+    let is_additional = config.map_or_else(|| is_place_of_additional(&place), |config| config.is_additional(&place));
+    Ok(Target { root: args.root.clone(), graphroot, is_rootfs, is_additional })
 }
 
 /// Refuses beginnings of ids that are too short to be told from names, if the store has images with such ids and none with such

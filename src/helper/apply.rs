@@ -27,6 +27,13 @@ use crate::wire::read::Reader;
 /// Bytes that are copied at once.
 const BUFFER: usize = 256 << 10;
 
+/// Bytes after which the free space is measured again, and what an entry counts beside its content.
+const MEASURE: u64 = 16 << 20;
+const INODE: u64 = 4096;
+
+/// Number of inodes that are left where space is kept free.
+const KEEP_INODES: u64 = 10_000;
+
 /// How many attributes that were left out are named.
 const DROPPED_SHOWN: usize = 5;
 
@@ -39,6 +46,10 @@ pub struct Budget {
     pub allow: Allow,
     /// Attributes that were left out: how many, and the first few.
     pub dropped: (u64, Vec<String>),
+    /// Directory of the file system that keeps some space free, if it does.
+    place: Option<Dir>,
+    /// Bytes since the free space was measured.
+    unmeasured: u64,
 }
 
 /// A tree that is being filled.
@@ -60,6 +71,16 @@ struct Making<'a> {
 }
 
 impl Budget {
+    /// Allows what `allow` does, in `target`.
+    ///
+    /// # Errors
+    /// If `target` cannot be opened again.
+    pub fn new(powers: Powers, allow: Allow, target: &Dir) -> Result<Self, Errno> {
+        let place = if allow.keep_free > 0 { Some(target.open(b"")?) } else { None };
+        // The first entry is measured.
+        Ok(Self { powers, allow, dropped: (0, Vec::new()), place, unmeasured: MEASURE })
+    }
+
     /// Takes one name with `bytes` of content, and its target.
     ///
     /// # Errors
@@ -68,8 +89,17 @@ impl Budget {
         let target = if let Kind::Symlink(target) = &entry.kind { target.len() } else { 0 };
         let inodes = self.allow.max_inodes.checked_sub(1);
         self.allow.max_inodes = inodes.ok_or_else(|| Error::refused(entry, "too many files (max_inodes)"))?;
-        let bytes = self.allow.max_bytes.checked_sub(bytes.saturating_add(target as u64));
-        self.allow.max_bytes = bytes.ok_or_else(|| Error::refused(entry, "too many bytes (max_bytes)"))?;
+        let left = self.allow.max_bytes.checked_sub(bytes.saturating_add(target as u64));
+        self.allow.max_bytes = left.ok_or_else(|| Error::refused(entry, "too many bytes (max_bytes)"))?;
+        self.unmeasured = self.unmeasured.saturating_add(bytes).saturating_add(INODE);
+        let Some(place) = self.place.as_ref().filter(|_| self.unmeasured >= MEASURE) else { return Ok(()) };
+        let found = fs::fstatvfs(place).map_err(|error| Error::system("measuring the free space", error))?;
+        let free = found.f_bavail.saturating_mul(found.f_frsize);
+        let has_inodes = found.f_files == 0 || found.f_favail >= KEEP_INODES;
+        if free < self.allow.keep_free.saturating_add(bytes) || !has_inodes {
+            return Err(Error::refused(entry, "too little space would be left (keep_free)"));
+        }
+        self.unmeasured = 0;
         Ok(())
     }
 }

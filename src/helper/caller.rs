@@ -5,7 +5,12 @@
 
 use std::ffi::OsStr;
 
+use std::os::fd::OwnedFd;
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
 use nix::sys::socket::{getsockopt, sockopt};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdir, openat2};
 use rustix::io::Errno;
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
@@ -23,6 +28,14 @@ const TABLE_MAX: usize = 8 << 20;
 /// Refusal of a process that another user than root started, whatever bits or capabilities its file has. That user could stop
 /// the process, and would own the directories in which it works.
 const NOT_ROOT: &str = "prepull-helper must be started by root (use sudo or its socket; chmod u-s and setcap -r, if its file has such bits)";
+
+/// The directory of the socket, and the file in it whose bytes stand for running helpers.
+const RUN: &str = "/run/prepull";
+const PLACES: &str = "/run/prepull/callers";
+
+/// Maximum number of helpers that one user may have at a time. The unit lets a multiple of it run (`MaxConnections`), so that one
+/// user with idle connections does not keep others out.
+pub const RUNS_MAX: u32 = 8;
 
 /// It is no user's number.
 const SUDO_UID: &str = "SUDO_UID is not a number: only sudo should set it";
@@ -107,6 +120,36 @@ impl Caller {
             _ => None,
         });
         Self { uid, groups: groups.collect(), name: user.map(|(name, _)| name.to_owned()) }
+    }
+
+    /// Takes one of the user's places, which is free again when the descriptor is closed, however the process ends. Root needs none.
+    ///
+    /// # Errors
+    /// If all are taken, or /run cannot be written.
+    pub fn place(&self) -> Result<Option<OwnedFd>, Error> {
+        if self.uid == 0 {
+            return Ok(None);
+        }
+        // The unit has it as its RuntimeDirectory; sudo may be the first to come.
+        let _ = mkdir(RUN, Mode::from_raw_mode(0o755));
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat2(CWD, PLACES, flags, Mode::RUSR | Mode::WUSR, ResolveFlags::NO_SYMLINKS);
+        let file = file.map_err(Error::at(PLACES))?;
+        for number in 0..RUNS_MAX {
+            let byte = libc::flock {
+                l_type: libc::F_WRLCK as libc::c_short,
+                l_whence: libc::SEEK_SET as libc::c_short,
+                l_start: i64::from(self.uid) * i64::from(RUNS_MAX) + i64::from(number),
+                l_len: 1,
+                l_pid: 0,
+            };
+            match fcntl(&file, FcntlArg::F_OFD_SETLK(&byte)) {
+                Ok(_) => return Ok(Some(file)),
+                Err(nix::Error::EAGAIN | nix::Error::EACCES) => {}
+                Err(error) => return Err(Error::at(PLACES)(error)),
+            }
+        }
+        Err(Error::said(format!("{RUNS_MAX} helpers run for this user already (wait until one is done)")))
     }
 
     /// Entries that this user may use, in the file's order.

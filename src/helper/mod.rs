@@ -11,8 +11,10 @@
 //! [`serve`]; [`main`] is what it does before. Root writes with [`serve`], too, in its own process. All of this but
 //! [`publish`] and [`restore`] is what can be reached while the process has capabilities: `.ci/helper-lines` keeps it short.
 //!
-//! What it does not do: look into what it writes. Who may install into a store is trusted with the content of all its images,
-//! now and later: podman takes a layer that is there by its id, and does not look into it either.
+//! What is published is what podman and CRI-O can read: ids, digests and names are borne out by the documents that they name
+//! ([`publish::incoming`]). What the helper does not do is compare the files of a layer with its diffID. A caller who may install
+//! into a store is trusted with the content of all its images, now and later: podman takes a layer that is there by its id, and
+//! does not look into it either.
 
 pub mod apply;
 pub mod caller;
@@ -26,7 +28,7 @@ pub mod staging;
 
 use std::fmt::Display;
 use std::io::{self, BufReader, Read, Write as _};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -51,6 +53,12 @@ pub const VERSION: &str = "1";
 pub(crate) const SECONDS_MAX: u64 = 365 * 24 * 3600;
 
 const TOO_LONG: &str = "it takes too long (max_seconds)";
+
+/// Time limit for a request. A client sends it at once, so a connection that stays silent is not kept.
+const REQUEST_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Bytes of the smallest request: a header, and a block of text.
+const REQUEST_BYTES: u64 = 1024;
 
 /// Bytes that are read at once.
 const READ: usize = 256 << 10;
@@ -114,6 +122,10 @@ pub struct Job {
     pub target: Dir,
     /// When all must be over.
     pub until: Until,
+    /// True if every user may read a store that is new.
+    pub is_readable: bool,
+    /// The caller's place among the running helpers, as long as this one runs.
+    pub place: Option<OwnedFd>,
 }
 
 /// How long the work goes on.
@@ -123,6 +135,9 @@ pub struct Until {
     pub deadline: Instant,
     /// Whether nobody waits for it any more: looked at before something is published.
     pub is_gone: fn() -> bool,
+    /// Called with true before the locks of a store are taken, and with false when they are free: a process that holds them must
+    /// not be stopped.
+    pub holds: fn(bool),
 }
 
 impl Until {
@@ -173,8 +188,10 @@ pub fn main() -> ExitCode {
 
 /// Serves one request on standard input.
 fn stdio() -> ExitCode {
-    let answer = confined()
-        .map_or_else(Answer::failed, |(job, budget)| serve(Input { deadline: job.until.deadline }, &job, budget));
+    let answer = confined().map_or_else(Answer::failed, |(job, budget)| {
+        let request = Instant::now() + REQUEST_PATIENCE;
+        serve(Input { deadline: job.until.deadline, request, bytes: 0 }, &job, budget)
+    });
     let line = serde_json::to_string(&answer).unwrap_or_default();
     let said = writeln!(io::stdout(), "{line}");
     if said.is_ok() && answer.error.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -187,6 +204,7 @@ fn confined() -> Result<(Job, Budget), Error> {
     // Who may do what: read while /etc can be seen, from a file that only root can have written.
     let policy = policy::Policy::load()?;
     let caller = caller::identify(sudo_uid.as_deref())?;
+    let place = caller.place()?;
     let allowed = caller.allowed(&policy);
     // Of those directories, the one in which we were started: chosen by what it is, not by what it is called.
     let (allow, root) = confine::open_target(&allowed)?;
@@ -194,10 +212,11 @@ fn confined() -> Result<(Job, Budget), Error> {
     let mut on_the_way = vec![(found.st_uid, found.st_mode)];
     let target = match allow.kind {
         Kind::Storage => {
-            let target = graphroot(Dir(root), allow.graphroot())?;
-            // The layers are in `overlay`, which is made with mode 0700.
+            let mode = if allow.is_readable() { 0o755 } else { 0o700 };
+            let target = graphroot(Dir(root), allow.graphroot(), mode)?;
+            // The layers are in `overlay`, which is made with this mode.
             for name in [&b"."[..], b"overlay"] {
-                on_the_way.push(target.stat(name).map_or((0, 0o700), |found| (found.st_uid, found.st_mode)));
+                on_the_way.push(target.stat(name).map_or((0, mode), |found| (found.st_uid, found.st_mode)));
             }
             target
         }
@@ -207,37 +226,46 @@ fn confined() -> Result<(Job, Budget), Error> {
     let target = root::without_mounts(target.0);
     // From here on there is nothing but the target, and no way to get more power.
     let powers = confine::enter(&target, allow.devices)?;
+    // What was held was only a place: now it is read, too.
+    let opened = Dir(target).open(b"");
+    let target = opened.map_err(|error| Error::system("opening the target", error))?;
+    let budget = Budget::new(powers, allow.clone(), &target);
+    let budget = budget.map_err(|error| Error::system("opening the target", error))?;
     let job = Job {
         root: (found.st_dev, found.st_ino),
-        // What was held was only a place: now it is read, too.
-        target: Dir(target).open(b"").map_err(|error| Error::system("opening the target", error))?,
+        target,
+        is_readable: allow.is_readable(),
+        place,
         until: Until {
             deadline: Instant::now() + Duration::from_secs(allow.max_seconds.min(SECONDS_MAX)),
             is_gone: is_caller_gone,
+            // The signals are blocked all the time.
+            holds: |_| (),
         },
     };
-    Ok((job, Budget { powers, allow: allow.clone(), dropped: (0, Vec::new()) }))
+    Ok((job, budget))
 }
 
-/// Opens the graphroot below `root`, and makes the directories that are missing. Symbolic links on the way are followed as a
+/// Opens the graphroot below `root`, and makes the directories that are missing: itself with `mode`, others with 0755. Symbolic links on the way are followed as a
 /// process with this root would follow them; directories that exist stay as they are.
 ///
 /// # Errors
 /// If a directory cannot be opened or made, or a link leads to a missing one.
-pub fn graphroot(root: Dir, path: &str) -> Result<Dir, Error> {
+pub fn graphroot(root: Dir, path: &str, mode: u32) -> Result<Dir, Error> {
     let names: Vec<&str> = path.split('/').filter(|name| !name.is_empty()).collect();
     let mut parent = None;
     for (number, name) in names.iter().enumerate() {
-        let mode = if number + 1 == names.len() { 0o700 } else { 0o755 };
+        let mode = if number + 1 == names.len() { mode } else { 0o755 };
         let path = names[..=number].join("/");
-        let next = match root.enter(path.as_bytes()) {
-            Err(Errno::NOENT) => parent.as_ref().unwrap_or(&root).open_or_make(name.as_bytes(), mode),
-            found => found,
+        let make = || match parent.as_ref().unwrap_or(&root).make(name.as_bytes(), mode) {
+            // Another process has made it meanwhile, or it is a link to nothing.
+            Err(Errno::EXIST) => root.enter(path.as_bytes()),
+            made => made,
         };
-        parent = Some(next.map_err(|error| match error {
-            Errno::LOOP => {
-                Error::said(format!("opening /{path}: it is a symbolic link to a missing directory (make that)"))
-            }
+        let opened =
+            root.enter(path.as_bytes()).or_else(|error| if error == Errno::NOENT { make() } else { Err(error) });
+        parent = Some(opened.map_err(|error| match error {
+            Errno::NOENT => Error::said(format!("opening /{path}: a symbolic link to a missing directory (make that)")),
             error => Error::system(format!("opening /{path}"), error),
         })?);
     }
@@ -258,18 +286,25 @@ fn is_caller_gone() -> bool {
     said.is_ok_and(|said| said.intersects(PollFlags::ERR | PollFlags::HUP))
 }
 
-/// Standard input, until the deadline.
+/// Standard input, until the deadline: an earlier one for the request.
 struct Input {
     deadline: Instant,
+    request: Instant,
+    bytes: u64,
 }
 
 impl Read for Input {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
+        let is_request = self.bytes < REQUEST_BYTES;
+        let deadline = if is_request { self.request.min(self.deadline) } else { self.deadline };
+        let left = deadline.saturating_duration_since(Instant::now());
         // With no time left `poll` would still say that there is something to read.
         if left.is_zero() || polled(stdin(), PollFlags::IN, left)?.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, TOO_LONG));
+            let why = if is_request && self.request < self.deadline { "no request has come" } else { TOO_LONG };
+            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
         }
-        Ok(retry_on_intr(|| rustix::io::read(stdin(), &mut *buffer))?)
+        let count = retry_on_intr(|| rustix::io::read(stdin(), &mut *buffer))?;
+        self.bytes += count as u64;
+        Ok(count)
     }
 }

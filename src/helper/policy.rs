@@ -55,6 +55,14 @@ pub struct Allow {
     /// The most bytes of files in one run.
     #[serde(default = "bytes", deserialize_with = "size")]
     pub max_bytes: u64,
+    /// Maximum number of bytes in the store, with what a run adds, as far as its records count them.
+    #[serde(default = "unlimited", deserialize_with = "size")]
+    pub max_store_bytes: u64,
+    /// Free bytes that a run leaves on the file system. Where it is not 0, some inodes are left, too.
+    #[serde(default, deserialize_with = "size")]
+    pub keep_free: u64,
+    /// True if the store is an additional one, for every user to read; by its place if absent.
+    pub additional: Option<bool>,
     /// The most entries in one run.
     #[serde(default = "inodes")]
     pub max_inodes: u64,
@@ -75,6 +83,11 @@ pub struct Allow {
 /// `max_bytes` if it is not given: the images of a large cluster's node.
 const fn bytes() -> u64 {
     64 << 30
+}
+
+/// `max_store_bytes` if it is not given.
+const fn unlimited() -> u64 {
+    u64::MAX
 }
 
 /// `max_inodes` if it is not given: what mkfs.ext4 makes for 64 GiB.
@@ -138,13 +151,23 @@ impl Allow {
         self.graphroot.as_deref().unwrap_or("/var/lib/containers/storage")
     }
 
+    /// Returns whether every user may read a store that is new: an additional one. Without `additional` in the policy, it is one
+    /// below /usr.
+    #[must_use]
+    pub fn is_readable(&self) -> bool {
+        self.additional.unwrap_or_else(|| self.graphroot().starts_with("/usr/"))
+    }
+
     /// Whether it means one thing only.
     fn check(&self) -> Result<(), &'static str> {
         if self.user.is_some() == self.group.is_some() {
             return Err("give either user or group");
         }
-        if self.kind == Kind::Rootfs && (self.graphroot.is_some() || self.root == "/") {
-            return Err("kind = \"rootfs\" takes no graphroot, and its root is not \"/\"");
+        let is_of_store = self.graphroot.is_some() || self.additional.is_some() || self.max_store_bytes < u64::MAX;
+        if self.kind == Kind::Rootfs && (is_of_store || self.root == "/") {
+            return Err(
+                "kind = \"rootfs\" takes no graphroot, additional or max_store_bytes, and its root is not \"/\"",
+            );
         }
         if self.root != "/" && !is_clean(&self.root) || !is_clean(self.graphroot()) {
             return Err("root and graphroot must be absolute, with no \"//\", \".\", \"..\" or \"/\" at the end");
@@ -168,7 +191,7 @@ fn size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Err
     let power = text.bytes().last().and_then(|last| b"KMGT".iter().position(|unit| *unit == last));
     let digits = power.map_or(&text[..], |_| &text[..text.len() - 1]);
     let bytes = number::<u64>(digits).and_then(|number| number.checked_mul(1 << (10 * power.map_or(0, |at| at + 1))));
-    let why = "max_bytes is a number of bytes, or one with K, M, G or T as in \"20G\"";
+    let why = "a size is a number of bytes, or one with K, M, G or T as in \"20G\"";
     bytes.ok_or_else(|| serde::de::Error::custom(why))
 }
 

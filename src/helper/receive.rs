@@ -11,8 +11,6 @@
 
 use std::io::Read;
 
-use rustix::fs::{FlockOperation, flock};
-
 use super::apply::{self, Budget, Tree, copy, shown};
 use super::confine::Powers;
 use super::policy::{Allow, Kind as Root};
@@ -56,6 +54,9 @@ pub const TREE: &[u8] = b".prepull-tree";
 /// Says that all of a tree is in [`TREE`] or in its place.
 pub const COMPLETE: &[u8] = b".prepull-complete";
 
+/// A directory that mkfs makes in an otherwise empty file system, and that stays as it is.
+const LOST_FOUND: &[u8] = b"lost+found";
+
 /// What a layer takes beside its content: directories, and files with names of layers.
 const LAYER_INODES: usize = 9;
 
@@ -72,8 +73,8 @@ pub enum Work {
     Collect(u64),
     /// Nothing: so many left-overs have been removed.
     Swept(u64),
-    /// Publish a tree, or the rest of one that was interrupted; the text tells one tree from another.
-    Tree(Option<Staging>, String),
+    /// Publish a tree, or the rest of one that was interrupted (then the flag is true); the text tells one tree from another.
+    Tree(Staging, bool, String),
 }
 
 /// Layers in staging.
@@ -81,8 +82,8 @@ pub enum Work {
 pub struct Received {
     /// Where they are: layers and tar-splits by their names in the store.
     pub staging: Staging,
-    /// Their ids and records.
-    pub layers: Vec<(String, String)>,
+    /// Their ids, their records, and the bytes of their files.
+    pub layers: Vec<(String, String, u64)>,
     /// The first entry after them.
     pub next: Option<Entry>,
 }
@@ -92,6 +93,8 @@ struct Layer {
     id: String,
     tree: Tree,
     has_split: bool,
+    /// Bytes that the budget had left before it, then the bytes of its files.
+    bytes: u64,
 }
 
 /// The stream.
@@ -128,7 +131,8 @@ pub fn receive<R: Read>(stream: &mut Stream<'_, R>, job: &Job) -> Result<Work, E
         }
         ("install", Root::Storage) => {
             staging::sweep(root, powers);
-            let mut received = Received { staging: Staging::new(root)?, layers: Vec::new(), next: None };
+            let mut received =
+                Received { staging: Staging::new(root, staging::RUNS_MAX)?, layers: Vec::new(), next: None };
             // Who has gone meanwhile wants nothing published; later it could not be removed.
             match stream.layers(&mut received).and_then(|()| job.until.check()) {
                 Ok(()) => Ok(Work::Install(received)),
@@ -137,18 +141,15 @@ pub fn receive<R: Read>(stream: &mut Stream<'_, R>, job: &Job) -> Result<Work, E
         }
         ("unpack", Root::Rootfs) => {
             staging::sweep(root, powers);
-            // While it is held nobody else writes a tree here.
-            let lock = flock(root, FlockOperation::NonBlockingLockExclusive);
-            lock.map_err(|error| Error::system("locking the directory (is another install under way?)", error))?;
-            // First of all: it makes sure that nobody else can put something there that `clear` would remove.
-            let staging = Staging::new(root)?;
+            // First of all: it makes sure that nobody else can put something there that `clear` would remove, and while it is there
+            // nobody else writes a tree here.
+            let staging = Staging::new(root, 1)?;
             // The rest of a run that was interrupted when its tree was complete.
             if root.has(COMPLETE) {
-                staging.remove(root, powers);
-                return Ok(Work::Tree(None, rest.to_owned()));
+                return Ok(Work::Tree(staging, true, rest.to_owned()));
             }
             match clear(root, powers).and_then(|()| stream.tree(&staging)) {
-                Ok(()) => Ok(Work::Tree(Some(staging), rest.to_owned())),
+                Ok(()) => Ok(Work::Tree(staging, false, rest.to_owned())),
                 Err(error) => staging.abandon(root, powers, error),
             }
         }
@@ -199,7 +200,7 @@ fn clear(root: &Dir, powers: Powers) -> Result<(), Error> {
         apply::remove(powers, root, TREE).map_err(failed)?;
     }
     let listed = root.names().map_err(failed)?;
-    match listed.iter().find(|name| *name != b"lost+found" && !name.starts_with(staging::PREFIX)) {
+    match listed.iter().find(|name| *name != LOST_FOUND && !name.starts_with(staging::PREFIX)) {
         Some(name) => Err(Error::said(format!("the directory is not empty: {} is in it", shown(name)))),
         None => Ok(()),
     }
@@ -218,7 +219,7 @@ impl<'a, R: Read> Stream<'a, R> {
             if entry.path == LAYER {
                 let record = self.text(&entry)?;
                 match open.take() {
-                    Some(Layer { id, has_split: true, .. }) => received.layers.push((id, record)),
+                    Some(Layer { id, has_split: true, bytes, .. }) => received.layers.push((id, record, bytes)),
                     _ => return Err(Error::refused(&entry, "a record without its files")),
                 }
                 at_most(received.layers.len(), LAYERS_MAX)?;
@@ -241,6 +242,7 @@ impl<'a, R: Read> Stream<'a, R> {
                     if name == format!("{}.tar-split.gz", layer.id).as_bytes() && !layer.has_split =>
                 {
                     layer.has_split = true;
+                    layer.bytes -= self.budget.allow.max_bytes;
                     self.file(&received.staging.dir, name, &entry)?;
                     continue;
                 }
@@ -264,7 +266,7 @@ impl<'a, R: Read> Stream<'a, R> {
         let diff = to.dir.make(id.as_bytes(), 0o700).and_then(|layer| layer.make(b"diff", 0o700));
         let tree = diff.and_then(|diff| Tree::new(diff, [&entry.path[..], b"/"].concat(), false));
         let tree = tree.map_err(|error| Error::system(format!("making layer {id}"), error))?;
-        Ok(Layer { id, tree, has_split: false })
+        Ok(Layer { id, tree, has_split: false, bytes: self.budget.allow.max_bytes })
     }
 
     /// The first components of a path in the store, and the rest of it.
@@ -286,6 +288,10 @@ impl<'a, R: Read> Stream<'a, R> {
         while let Some(entry) = self.input.next_entry()? {
             if entry.path.starts_with(b".prepull-") {
                 return Err(Error::refused(&entry, "the name is prepull's own"));
+            }
+            // It would never find its place.
+            if entry.path.split(|&byte| byte == b'/').next() == Some(LOST_FOUND) {
+                return Err(Error::refused(&entry, "the directory of this name belongs to the file system"));
             }
             tree.place(self.budget, &entry, self.input)?;
         }

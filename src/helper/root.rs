@@ -2,7 +2,8 @@
 //!
 //! No path is ever looked up from `/`. A path below a directory is walked by one `openat2` that follows no symbolic link in any
 //! of its components, does not leave the directory, and does not enter another mount ([`BENEATH`]); names are made and
-//! changed in directories that are held open. So it makes no difference what somebody else renames meanwhile.
+//! changed in directories that are held open. So it makes no difference what somebody else renames meanwhile. Only on the way to
+//! the target itself are symbolic links followed, inside of the root ([`Dir::enter`]).
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

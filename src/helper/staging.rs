@@ -15,8 +15,8 @@ pub const PREFIX: &[u8] = b".prepull-staging-";
 
 const NOT_OURS: &str = "the store's directory belongs to another user, or others may write to it (chown, chmod go-w)";
 
-/// Runs at once on one target, at most.
-const RUNS_MAX: u32 = 1000;
+/// Maximum number of runs at a time in one store.
+pub const RUNS_MAX: u32 = 1000;
 
 /// The directory of this run.
 #[derive(Debug)]
@@ -27,16 +27,17 @@ pub struct Staging {
 }
 
 impl Staging {
-    /// Makes one in `root`.
+    /// Makes one in `root`, if fewer than `runs` are there. With one it locks `root`: only root can open the directory, and so
+    /// nobody else can hold that lock.
     ///
     /// # Errors
-    /// When it cannot be made.
-    pub fn new(root: &Dir) -> Result<Self, Error> {
+    /// If it cannot be made.
+    pub fn new(root: &Dir, runs: u32) -> Result<Self, Error> {
         if !is_safe(root) {
             return Err(Error::said(NOT_OURS));
         }
         let failed = |error| Error::system("making a directory for what is not complete yet", error);
-        for number in 0..RUNS_MAX {
+        for number in 0..runs {
             let name = [PREFIX, number.to_string().as_bytes()].concat();
             let dir = match root.make(&name, 0o700) {
                 // Another run's; or ours, but who sweeps was faster.
@@ -48,7 +49,11 @@ impl Staging {
                 return Ok(Self { dir, name });
             }
         }
-        Err(failed(Errno::EXIST))
+        Err(if runs == 1 {
+            Error::said("another install into this directory is under way")
+        } else {
+            failed(Errno::EXIST)
+        })
     }
 
     /// Removes it, since this has happened.

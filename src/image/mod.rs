@@ -17,7 +17,7 @@ mod tests;
 
 use std::io::Read;
 
-use crate::digest::{Digest, Hasher, ParseDigestError, VerifyReader};
+use crate::digest::{Digest, ParseDigestError, VerifyReader};
 use crate::go_types;
 use crate::json;
 use crate::media_type::essence;
@@ -213,23 +213,12 @@ impl Image {
     }
 }
 
-/// The ids that containers/storage gives the layers with these diffIDs, one on top of the other: the first layer's is its
-/// diffID, each other's the SHA-256 of its parent's id, `+` and its own diffID, both in hexadecimal digits
-/// (containers/image `storage/storage_dest.go`, `computeNextLayerID`).
+/// Returns the ids that a store gives the layers with these diffIDs, one on top of the other ([`Digest::layer_id`]).
 #[must_use]
 pub fn chain_ids(diff_ids: &[Digest]) -> Vec<Digest> {
     let mut chain: Vec<Digest> = Vec::with_capacity(diff_ids.len());
     for diff_id in diff_ids {
-        chain.push(match chain.last() {
-            None => *diff_id,
-            Some(parent) => {
-                let mut hasher = Hasher::new();
-                hasher.update(parent.hex().as_bytes());
-                hasher.update(b"+");
-                hasher.update(diff_id.hex().as_bytes());
-                hasher.finish()
-            }
-        });
+        chain.push(diff_id.layer_id(chain.last()));
     }
     chain
 }

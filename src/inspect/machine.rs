@@ -381,6 +381,14 @@ impl MachineConfig {
         self.graphroot.as_ref().map_or_else(|| DEFAULT_GRAPHROOT.to_owned(), |set| within(&set.value))
     }
 
+    /// Returns whether the store at `graphroot`, a path within the input, is an additional one: as the configuration says, else by
+    /// its place.
+    #[must_use]
+    pub fn is_additional(&self, graphroot: &str) -> bool {
+        self.additional.iter().any(|set| within(&set.value) == graphroot)
+            || is_place_of_additional(graphroot) && self.graphroot_within() != graphroot
+    }
+
     /// The driver: `overlay` where nobody says otherwise.
     #[must_use]
     pub fn driver_or_default(&self) -> &str {
@@ -396,6 +404,13 @@ pub fn pinned_by(files: &Files, config: &MachineConfig) -> Option<String> {
         text.and_then(|text| text.parse::<CrioFile>().ok()).is_some_and(|file| file.crio.image.pinned_images.is_some())
     };
     config.files.iter().rev().filter(|path| path.starts_with("etc/crio/")).find(has).cloned()
+}
+
+/// Returns whether a store at `graphroot` is an additional one where no configuration says what it is: below /usr, which no
+/// program writes to while a machine runs.
+#[must_use]
+pub fn is_place_of_additional(graphroot: &str) -> bool {
+    graphroot.starts_with("usr/")
 }
 
 /// An absolute path of the machine as one within the input.

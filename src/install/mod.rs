@@ -15,9 +15,8 @@ use crate::helper::confine::Powers;
 use crate::helper::policy;
 use crate::helper::publish::record::ImageRecord;
 use crate::helper::root::{Dir, without_mounts};
-use crate::helper::{self, Answer, Job, REQUEST, Until, VERSION};
+use crate::helper::{self, Answer, Job, REQUEST, Until, VERSION, graphroot};
 use crate::wire;
-use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 pub use way::Way;
 
@@ -33,6 +32,8 @@ pub struct Target {
     pub graphroot: String,
     /// Whether the whole of it is written, into an empty directory.
     pub is_rootfs: bool,
+    /// True if a new store is for every user to read, as an additional one. The helper decides by its policy.
+    pub is_additional: bool,
 }
 
 impl Target {
@@ -184,7 +185,7 @@ impl Asked {
         if !request.has_content() {
             tar.extend_from_slice(&wire::END);
         }
-        let there = Dir::at(target.root.as_path()).and_then(|root| within(&root, target.below_root()));
+        let there = Dir::at(target.root.as_path()).and_then(|root| root.enter(target.below_root()));
         let known = matches!(way, Way::Own) && !target.is_rootfs && there.is_err_and(|error| error == Errno::NOENT);
         let mut started = way.start(target, known.then(|| no_store(request)).flatten())?;
         // Who does not listen may have something to say.
@@ -259,7 +260,11 @@ fn own_job(target: &Target) -> io::Result<(Job, Budget)> {
     let (kind, directory) = if target.is_rootfs {
         (policy::Kind::Rootfs, root)
     } else {
-        (policy::Kind::Storage, own_graphroot(&root, &target.graphroot)?)
+        (
+            policy::Kind::Storage,
+            graphroot(root, &target.graphroot, if target.is_additional { 0o755 } else { 0o700 })
+                .map_err(|error| io::Error::other(error.to_string()))?,
+        )
     };
     let allow = policy::Allow {
         user: None,
@@ -268,50 +273,29 @@ fn own_job(target: &Target) -> io::Result<(Job, Budget)> {
         kind,
         graphroot: Some(target.graphroot.clone()),
         max_bytes: u64::MAX,
+        max_store_bytes: u64::MAX,
+        keep_free: 0,
+        additional: Some(target.is_additional),
         max_inodes: u64::MAX,
         max_seconds: u64::MAX,
         devices: true,
         suid: true,
         filecaps: true,
     };
+    let directory = Dir(without_mounts(directory.0)).open(b"")?;
+    let budget = Budget::new(Powers::Own, allow, &directory)?;
     let job = Job {
         root: (found.st_dev, found.st_ino),
-        target: Dir(without_mounts(directory.0)).open(b"")?,
-        until: Until { deadline: Instant::now() + Duration::from_secs(helper::SECONDS_MAX), is_gone: way::is_stopped },
+        target: directory,
+        is_readable: target.is_additional,
+        place: None,
+        until: Until {
+            deadline: Instant::now() + Duration::from_secs(helper::SECONDS_MAX),
+            is_gone: way::is_stopped,
+            holds: way::holds,
+        },
     };
-    Ok((job, Budget { powers: Powers::Own, allow, dropped: (0, Vec::new()) }))
-}
-
-/// Opens the directory `path` as a machine with `root` as its `/` would: symbolic links are followed, but never out of `root`.
-fn within(root: &Dir, path: &[u8]) -> Result<Dir, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    rustix::io::retry_on_intr(|| rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)).map(Dir)
-}
-
-/// Opens the graphroot for root itself, and makes missing directories on the way. Existing ones stay as they are, and a link
-/// on the way is followed ([`within`]); for other callers, [`helper::graphroot`] follows none.
-fn own_graphroot(root: &Dir, graphroot: &str) -> io::Result<Dir> {
-    let names: Vec<&str> = graphroot.split('/').filter(|name| !name.is_empty()).collect();
-    let mut parent = within(root, b".")?;
-    for (number, name) in names.iter().enumerate() {
-        let path = names[..=number].join("/");
-        let mode = if number + 1 == names.len() { 0o700 } else { 0o755 };
-        let opened = within(root, path.as_bytes()).or_else(|error| match error {
-            Errno::NOENT => match parent.make(name.as_bytes(), mode) {
-                // Another process has made it meanwhile, or it is a link to nothing.
-                Err(Errno::EXIST) => within(root, path.as_bytes()),
-                made => made,
-            },
-            error => Err(error),
-        });
-        parent = opened.map_err(|error| {
-            let is_link = error == Errno::NOENT && parent.stat(name.as_bytes()).is_ok();
-            let hint = if is_link { " (it is a symbolic link to a missing directory)" } else { "" };
-            io::Error::new(io::Error::from(error).kind(), format!("opening /{path}: {}{hint}", io::Error::from(error)))
-        })?;
-    }
-    Ok(parent)
+    Ok((job, budget))
 }
 
 /// Reads a line of JSON. Who has said it before it has read all that was sent resets a socket: what it said counts.

@@ -5,13 +5,16 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
+use signal_hook::consts::{SIGTSTP, SIGTTIN, SIGTTOU};
+use signal_hook::flag;
 
 use super::{Error, Target, own_job, read_answer};
 use crate::helper::{Answer, serve};
@@ -72,6 +75,36 @@ pub fn stop() {
     served.0 = true;
     // Whether in time or not: the process ends.
     drop(IS_OVER.wait_timeout_while(served, PATIENCE, |served| served.1 > 0));
+}
+
+/// Signals of a terminal that stop a process.
+const STOPS: [i32; 3] = [SIGTSTP, SIGTTIN, SIGTTOU];
+
+/// What such signals meet: whether they may stop the process, and whether one has come when it might not.
+#[derive(Debug)]
+struct Stops {
+    may: Arc<AtomicBool>,
+    has_come: Arc<AtomicBool>,
+}
+
+static STOPS_MET: LazyLock<Stops> = LazyLock::new(|| {
+    let stops = Stops { may: Arc::new(AtomicBool::new(true)), has_come: Arc::new(AtomicBool::new(false)) };
+    for signal in STOPS {
+        // Without it a stop takes effect at once, as for any program.
+        let _ = flag::register(signal, Arc::clone(&stops.has_come));
+        let _ = flag::register_conditional_default(signal, Arc::clone(&stops.may));
+    }
+    stops
+});
+
+/// Puts off being stopped by Ctrl-Z while the locks of a store are held: podman and CRI-O would wait for as long.
+pub fn holds(is_held: bool) {
+    STOPS_MET.may.store(!is_held, Ordering::SeqCst);
+    if is_held {
+        STOPS_MET.has_come.store(false, Ordering::SeqCst);
+    } else if STOPS_MET.has_come.swap(false, Ordering::SeqCst) {
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TSTP);
+    }
 }
 
 /// Whether [`stop`] was called.

@@ -6,7 +6,7 @@ use super::link_name;
 use crate::digest::Digest;
 use crate::go_types::go_time;
 pub use crate::helper::publish::record::OWNERS_MAX;
-use crate::helper::publish::record::{ImageRecord, LayerRecord};
+use crate::helper::publish::record::{ImageRecord, LayerRecord, MANIFEST_KEY};
 use crate::image::{Image, Layer};
 use crate::segment::file::Facts;
 
@@ -49,9 +49,6 @@ pub struct StoreImage {
     indexes: BTreeMap<Digest, Vec<u8>>,
     manifests: BTreeMap<Digest, (Vec<u8>, Vec<Layer>)>,
 }
-
-/// The key of the image's own manifest (containers/storage `images.go`, `ImageDigestBigDataKey`).
-const MANIFEST_KEY: &str = "manifest";
 
 impl StoreImage {
     /// An image without names.

@@ -160,6 +160,13 @@ impl Judge<'_> {
             self.add(Rule::ImageDataUnlisted, shown.to_owned(), what);
         }
         self.image_digest(image, shown, &digests);
+        // By such a name containers/image opens the item with the digest (`storage/storage_reference.go`, `resolveImage`).
+        for name in image.names() {
+            let digest = name.split_once('@').and_then(|(_, digest)| digest.parse::<Digest>().ok());
+            if digest.is_some_and(|digest| !digests.contains(&digest)) {
+                self.add(Rule::ImageNameDigest, shown.to_owned(), format!("has the name {name} without its manifest"));
+            }
+        }
         let unlisted: Vec<String> = self
             .contents
             .rest()

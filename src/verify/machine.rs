@@ -7,7 +7,7 @@ use super::report::{Finding, Report};
 use super::rule::Rule;
 use crate::inspect::contents::Contents;
 use crate::inspect::list::{Listed, list};
-use crate::inspect::machine::{Error, MachineConfig, within};
+use crate::inspect::machine::{Error, MachineConfig, is_place_of_additional, within};
 use crate::inspect::why::fits;
 use crate::json::Document;
 
@@ -22,14 +22,9 @@ const REQUIREMENTS: [&str; 5] = ["insecureAcceptAnything", "reject", "signedBy",
 /// File systems that are empty after a boot: where a runroot belongs.
 const VOLATILE: [&str; 4] = ["run/", "var/run/", "tmp/", "dev/shm/"];
 
-/// Whether a store is an additional one: as the configuration says, else by its place.
+/// Returns whether a store is an additional one: as the configuration says, else by its place.
 pub(super) fn is_additional(contents: &Contents, graphroot: &str) -> bool {
-    let by_place = graphroot.starts_with("usr/");
-    let Ok(config) = contents.config() else { return by_place };
-    if config.additional.iter().any(|set| within(&set.value) == graphroot) {
-        return true;
-    }
-    by_place && config.graphroot_within() != graphroot
+    contents.config().map_or_else(|_| is_place_of_additional(graphroot), |config| config.is_additional(graphroot))
 }
 
 /// Judges all of it.

@@ -175,6 +175,7 @@ rules! {
     ImageDirectory "image-directory" Error Error ImageDeleted ImageDeleted "the image is lost, and CRI-O deletes its data at the next start: probably a second tar for a machine's own store was unpacked over a store that had images" OVER;
     ImageLayer "image-layer" Error Error ListFails ImageDeleted "listing fails for all images, unless an additional store has the layer" AGAIN;
     ImageLayers "image-layers" Error Error WrongContent WrongContent "containers see other files than the image has" AGAIN;
+    ImageNameDigest "image-name-digest" Error Error PodFails PodFails "pods and tools that use the image by this digest cannot open it" "`prepull install` it by that digest again, or take the name away";
     ImageDigest "image-digest" Warning Warning Kept Kept "the image is listed with a digest that is not its own" AGAIN;
 
     // layers.json.

@@ -14,6 +14,9 @@ fn a_short_entry_has_defaults() {
         kind: Kind::Storage,
         graphroot: None,
         max_bytes: 64 << 30,
+        max_store_bytes: u64::MAX,
+        keep_free: 0,
+        additional: None,
         max_inodes: 4 << 20,
         max_seconds: 3600,
         devices: false,
@@ -28,7 +31,7 @@ fn a_short_entry_has_defaults() {
 fn all_keys_are_taken() {
     let allow = parse(
         "[[allow]]\ngroup = 1000\nroot = '/'\nkind = 'storage'\ngraphroot = '/a/b'\nmax_bytes = '20G'\nmax_inodes = 3\n\
-         max_seconds = 4\ndevices = true\nsuid = false\nfilecaps = false\n\
+         max_seconds = 4\ndevices = true\nsuid = false\nfilecaps = false\nmax_store_bytes = '1T'\nkeep_free = '5G'\nadditional = true\n\
          [[allow]]\nuser = 0\nroot = '/x'\nkind = 'rootfs'\nmax_bytes = 7",
     );
     let allow = allow.unwrap();
@@ -37,6 +40,7 @@ fn all_keys_are_taken() {
     assert_eq!((store.root.as_str(), store.graphroot()), ("/", "/a/b"));
     assert_eq!((store.max_bytes, store.max_inodes, store.max_seconds), (20 << 30, 3, 4));
     assert_eq!((store.devices, store.suid, store.filecaps), (true, false, false));
+    assert_eq!((store.max_store_bytes, store.keep_free, store.is_readable()), (1 << 40, 5 << 30, true));
     assert_eq!((tree.kind, tree.max_bytes), (Kind::Rootfs, 7));
     assert!(parse("").unwrap().is_empty(), "nobody may");
 }

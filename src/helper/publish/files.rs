@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::super::root::{DIRECTORY, Dir};
@@ -27,6 +27,20 @@ impl Dir {
         file.write_all(content).map_err(errno)?;
         rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
         rustix::fs::fsync(&file)
+    }
+
+    /// Writes a file, which is on the disk after the next syncfs(2). A file of this name is replaced.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn replace(&self, name: &[u8], mode: u32, content: &[u8]) -> Result<(), Errno> {
+        match rustix::fs::unlinkat(self, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error),
+        }
+        let mut file = self.create(name, mode)?;
+        file.write_all(content).map_err(errno)?;
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))
     }
 
     /// Opens a regular file, made with `mode` if it is not there and `flags` say so.

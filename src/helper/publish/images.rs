@@ -1,29 +1,38 @@
 //! New layers and images, out of staging into the store.
 //!
 //! ```text
-//!  no lock:   all that has been received onto the disk (syncfs)
-//!  all locks: read the records again ▶ layers renamed in ▶ layers.json ▶ images renamed in ▶ images.json
+//!  no lock:   the records are read ▶ layers get their files ▶ everything onto the disk (syncfs)
+//!  all locks: the records are read again ▶ renames ▶ one syncfs ▶ layers.json, images.json renamed
+//!  no lock:   their directories onto the disk
 //! ```
 //!
-//! A layer is complete before anything names it, and an image's layers are there before the image is. Whoever is killed in
-//! between leaves a store with the old images in it, and directories that no record names.
+//! A layer is complete before anything names it, and an image's layers are there before the image is. A process that is killed
+//! in between leaves a store with the old images in it, and directories that no record names. What is read without locks only
+//! prepares: if the store has changed when the locks are held, it is prepared again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
+use super::super::root::Dir;
 use super::super::staging::Staging;
 use super::super::{Error, Until};
-use super::incoming::image_directory;
-use super::record::{ImageRecord, LayerRecord};
-use super::store::{Image, LAYERS_MAX, Layer, Locked, Store};
+use super::incoming::{file_name, image_directory};
+use super::record::{ImageRecord, LayerRecord, MANIFEST_KEY};
+use super::store::{Image, LAYERS_MAX, Layer, Locked, Replaced, Store, Written};
+use crate::digest::Digest;
+
+/// Number of times that layers are prepared before it is given up because other programs keep changing the store.
+const ATTEMPTS: usize = 5;
 
 /// What has been received, with its records read.
 #[derive(Debug)]
 pub struct New {
     layers: Vec<LayerRecord>,
     images: Vec<ImageRecord>,
+    /// Bytes that were received of all of it.
+    bytes: u64,
 }
 
 /// What has been done.
@@ -37,21 +46,66 @@ pub struct Done {
     pub names: u64,
 }
 
+/// What a store has of the layers: its records, without those that count for nothing.
+#[derive(Debug)]
+struct Stored {
+    layers: Vec<Layer>,
+    /// Layers that are deleted as soon as containers/storage looks at them, and are replaced now.
+    incomplete: BTreeSet<String>,
+    /// Layers of containers, which write to them: nothing can stand on them.
+    of_containers: BTreeSet<String>,
+}
+
+/// Which layers are published, and what their files depend on.
+#[derive(Debug, PartialEq, Eq)]
+struct Plan<'a> {
+    /// The layers, with whether the store has a record of them.
+    layers: Vec<(&'a LayerRecord, bool)>,
+    /// Every layer that one of these stands on.
+    below: BTreeMap<String, Below>,
+}
+
+/// A layer on which others stand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Below {
+    parent: String,
+    /// Its short name.
+    link: Vec<u8>,
+    /// Layers below it.
+    depth: usize,
+}
+
 impl New {
-    /// These images, on layers with these ids and records.
+    /// Checks the records of these layers, each with its id and the bytes of its files, and of these images. With `is_metered`, a
+    /// layer may not have more bytes than its record counts.
     ///
     /// # Errors
-    /// When a record is not valid, or not of what came before it.
-    pub fn of(received: &[(String, String)], images: Vec<ImageRecord>) -> Result<Self, Error> {
-        let mut layers = Vec::new();
-        for (id, text) in received {
+    /// If a record is not valid, or does not belong to what came before it, or a layer's id is not that of its diffIDs.
+    pub fn of(received: &[(String, String, u64)], images: Vec<ImageRecord>, is_metered: bool) -> Result<Self, Error> {
+        let (mut layers, mut links) = (Vec::new(), BTreeSet::new());
+        let mut bytes: u64 = images.iter().flat_map(|image| image.big_data_sizes.values()).sum();
+        for (id, text, size) in received {
             let record = LayerRecord::parse(text)?;
             if *id != record.id || record.parent == record.id {
                 return Err(Error::request("a layer's record that is not of the layer before it"));
             }
+            let parent = Digest::from_hex(&record.parent).ok();
+            let expected = record.diff_digest.parse::<Digest>().map(|diff_id| diff_id.layer_id(parent.as_ref()).hex());
+            if expected.as_ref() != Ok(id) {
+                let why = format!("layer {id}: its id is not the one that its diffID and its parent give");
+                return Err(Error::said(why));
+            }
+            if !links.insert(record.link.clone()) {
+                return Err(Error::request("two layers with one short name"));
+            }
+            if is_metered && record.diff_size < *size {
+                let why = format!("layer {id}: it has more bytes than its record counts (max_store_bytes)");
+                return Err(Error::said(why));
+            }
+            bytes = bytes.saturating_add(record.diff_size.max(*size));
             layers.push(record);
         }
-        Ok(Self { layers, images })
+        Ok(Self { layers, images, bytes })
     }
 
     /// Publishes everything.
@@ -59,103 +113,152 @@ impl New {
     /// # Errors
     /// [`Error::Missing`] when layers are neither here nor in the store; then nothing was published. Others when the store cannot
     /// be read or written: then it has the old images, and perhaps the new ones.
-    pub fn publish(&self, store: &Store, staging: &Staging, until: Until) -> Result<Done, Error> {
-        // All content must be on the disk before anything names it: an image that a power cut leaves empty would be believed.
-        rustix::fs::syncfs(&staging.dir).map_err(|error| Error::system("writing to the disk", error))?;
-        let locked = store.lock(until)?;
-        let mut layers = store.read_layers()?;
-        let mut images = store.read_images()?;
-        // containers/storage deletes what is incomplete as soon as it looks.
+    pub fn publish(&self, store: &Store, staging: &Staging, max_store: u64, until: Until) -> Result<Done, Error> {
+        for _ in 0..ATTEMPTS {
+            let prepared = self.plan(store, &self.stored(store)?)?;
+            for (record, _) in &prepared.layers {
+                until.check()?;
+                let made = prepare(store, staging, record, &prepared.below);
+                made.map_err(|error| Error::system(format!("preparing layer {}", record.id), error))?;
+            }
+            for image in &self.images {
+                let made = open_image(store, staging, image);
+                made.map_err(|error| Error::system(format!("preparing image {}", image.id), error))?;
+            }
+            // All content must be on the disk before anything names it: an image that a power cut leaves empty would be believed.
+            rustix::fs::syncfs(&staging.dir).map_err(|error| Error::system("writing to the disk", error))?;
+            let locked = store.lock(until)?;
+            let stored = self.stored(store)?;
+            if self.plan(store, &stored)? != prepared {
+                continue;
+            }
+            let mut images = store.read_images()?;
+            store.has_room(&stored.layers, &images, self.bytes, max_store)?;
+            let mut done = Done::default();
+            let place = Place { store, staging, locked: &locked, until };
+            let written = self.publish_layers(&place, &stored.layers, &prepared, &mut done)?;
+            let images = self.publish_images(&place, &mut images, &mut done)?;
+            if done.layers == 0 && written.is_none() && images.is_none() {
+                return Ok(done);
+            }
+            // All at once: names, links, what says what is below what, and the new records.
+            rustix::fs::syncfs(&store.overlay).map_err(|error| Error::system("writing to the disk", error))?;
+            let replaced = Replaced::all(store, &locked, &staging.dir, [written, images])?;
+            drop(locked);
+            replaced.sync()?;
+            return Ok(done);
+        }
+        Err(Error::said("other programs keep changing the store (try again when they are done)"))
+    }
+
+    fn stored(&self, store: &Store) -> Result<Stored, Error> {
         let new: BTreeSet<&str> = self.layers.iter().map(|layer| &layer.id[..]).collect();
-        let (incomplete, kept): (Vec<_>, Vec<_>) =
-            layers.into_iter().partition(|layer| layer.is_incomplete && new.contains(&layer.id[..]));
-        layers = kept;
-        let incomplete: BTreeSet<String> = incomplete.into_iter().map(|layer| layer.id).collect();
-        // What a container writes to is nothing to stand on.
-        let containers: BTreeSet<String> =
-            store.read_containers()?.into_iter().map(|container| container.layer).collect();
-        let is_containers = |layer: &Layer| layer.is_volatile() || containers.contains(&layer.id);
-        let missing = self.missing(store, layers.iter().filter(|layer| !is_containers(layer)));
+        let (incomplete, layers): (Vec<_>, Vec<_>) =
+            store.read_layers()?.into_iter().partition(|layer| layer.is_incomplete && new.contains(&layer.id[..]));
+        Ok(Stored {
+            layers,
+            incomplete: incomplete.into_iter().map(|layer| layer.id).collect(),
+            of_containers: store.read_containers()?.into_iter().map(|container| container.layer).collect(),
+        })
+    }
+
+    /// Decides which layers are published on top of what is stored.
+    fn plan(&self, store: &Store, stored: &Stored) -> Result<Plan<'_>, Error> {
+        let parents: BTreeMap<&str, &str> =
+            stored.layers.iter().map(|layer| (&layer.id[..], &layer.parent[..])).collect();
+        let mut names = store.names();
+        let missing = self.missing(stored, |id| names.is_whole(id, &parents));
         if !missing.is_empty() {
             return Err(Error::Missing(missing));
         }
-        let mut done = Done::default();
-        let place = Place { store, staging, locked: &locked, until };
-        self.publish_layers(&place, &layers, &incomplete, &mut done)?;
-        self.publish_images(&place, &mut images, &mut done)?;
-        Ok(done)
+        let mut plan = Plan { layers: Vec::new(), below: BTreeMap::new() };
+        let mut published: BTreeMap<&str, &LayerRecord> = BTreeMap::new();
+        for record in &self.layers {
+            let id = &record.id[..];
+            let known = parents.get(id);
+            if known.is_some() && names.is_whole(id, &parents) {
+                // Another program has pulled it meanwhile.
+                continue;
+            }
+            if known.is_some_and(|parent| **parent != record.parent) {
+                return Err(Error::request("a layer that the store knows on top of another one"));
+            }
+            let is_left = || stored.incomplete.contains(id) || store.is_left(id);
+            if store.overlay.has(id.as_bytes()) && known.is_none() && !is_left() {
+                return Err(Error::request("a layer that is a container's"));
+            }
+            let mut chain = Vec::new();
+            let mut below = &record.parent[..];
+            while !below.is_empty() && !plan.below.contains_key(below) {
+                let found = match published.get(below) {
+                    Some(record) => (&record.parent[..], Some(record.link.clone().into_bytes())),
+                    None => (parents.get(below).copied().unwrap_or_default(), store.link_of(below)),
+                };
+                let (parent, Some(link)) = found else { return Err(Error::Missing(vec![below.to_owned()])) };
+                chain.push((below, parent, link));
+                below = parent;
+                if chain.len() >= LAYERS_MAX {
+                    break;
+                }
+            }
+            for (id, parent, link) in chain.into_iter().rev() {
+                let depth = plan.below.get(parent).map_or(0, |below| below.depth + 1);
+                plan.below.insert(id.to_owned(), Below { parent: parent.to_owned(), link, depth });
+            }
+            if plan.below.get(&record.parent).is_some_and(|below| below.depth + 2 > LAYERS_MAX) {
+                return Err(Error::request("a layer on top of too many others"));
+            }
+            published.insert(id, record);
+            plan.layers.push((record, known.is_some()));
+        }
+        Ok(plan)
     }
 
-    /// Layers that something received stands on, and that are nowhere.
-    fn missing<'a>(&self, store: &Store, layers: impl Iterator<Item = &'a Layer>) -> Vec<String> {
+    /// Returns the layers that something received stands on, and that are neither received nor stored.
+    fn missing(&self, stored: &Stored, mut is_whole: impl FnMut(&str) -> bool) -> Vec<String> {
         let received: BTreeSet<&str> = self.layers.iter().map(|record| &record.id[..]).collect();
-        let there: BTreeSet<&str> = layers.filter(|layer| !layer.is_incomplete).map(|layer| &layer.id[..]).collect();
+        let is_usable =
+            |layer: &&Layer| !(layer.is_incomplete || layer.is_volatile() || stored.of_containers.contains(&layer.id));
+        let there: BTreeSet<&str> = stored.layers.iter().filter(is_usable).map(|layer| &layer.id[..]).collect();
         let needed = self.layers.iter().map(|record| &record.parent);
         let needed = needed.chain(self.images.iter().map(|image| &image.layer)).filter(|id| !id.is_empty());
-        let is_missing = |id: &&String| !(received.contains(&id[..]) || there.contains(&id[..]) && store.has_files(id));
-        needed.filter(is_missing).cloned().collect::<BTreeSet<_>>().into_iter().collect()
+        let needed: BTreeSet<&String> = needed.filter(|id| !received.contains(&id[..])).collect();
+        needed.into_iter().filter(|id| !(there.contains(&id[..]) && is_whole(id))).cloned().collect()
     }
 
     fn publish_layers(
         &self,
         place: &Place<'_>,
         layers: &[Layer],
-        incomplete: &BTreeSet<String>,
+        plan: &Plan<'_>,
         done: &mut Done,
-    ) -> Result<(), Error> {
-        let Place { store, staging, locked, .. } = place;
-        let mut links: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-        let mut parents: BTreeMap<String, String> =
-            layers.iter().map(|layer| (layer.id.clone(), layer.parent.clone())).collect();
-        let mut new = Vec::new();
-        for record in &self.layers {
-            let id = &record.id;
+    ) -> Result<Option<Written>, Error> {
+        let known: BTreeSet<&str> = layers.iter().map(|layer| &layer.id[..]).collect();
+        let known: BTreeSet<&str> =
+            known.into_iter().chain(plan.layers.iter().map(|(record, _)| &record.id[..])).collect();
+        for (record, _) in &plan.layers {
             place.until.in_time()?;
-            let known = parents.get(id).cloned();
-            if known.is_some() && store.has_files(id) {
-                // Somebody else has pulled it meanwhile.
-                continue;
-            }
-            if known.as_ref().is_some_and(|parent| *parent != record.parent) {
-                return Err(Error::request("a layer that the store knows on top of another one"));
-            }
-            if store.overlay.has(id.as_bytes()) && known.is_none() && !incomplete.contains(id) && !store.is_left(id) {
-                return Err(Error::request("a layer that is a container's"));
-            }
-            let is_known = known.is_some();
-            let mut chain = vec![];
-            let mut below = record.parent.clone();
-            while !below.is_empty() {
-                let parent = parents.get(&below).cloned();
-                chain.push(below.clone());
-                below = parent.ok_or_else(|| Error::Missing(vec![below]))?;
-                if chain.len() >= LAYERS_MAX {
-                    return Err(Error::request("a layer on top of too many others"));
-                }
-            }
-            place
-                .publish_layer(record, &chain, &parents, &mut links)
-                .map_err(|error| Error::system(format!("publishing layer {id}"), error))?;
-            parents.insert(id.clone(), record.parent.clone());
-            if !is_known {
-                new.push(record);
-            }
+            let published = place.publish_layer(record, &known);
+            published.map_err(|error| Error::system(format!("publishing layer {}", record.id), error))?;
             done.layers += 1;
         }
-        if done.layers == 0 {
-            return Ok(());
-        }
-        // All at once: names, links and what says what is below what.
-        rustix::fs::syncfs(&store.overlay).map_err(|error| Error::system("writing to the disk", error))?;
-        if new.is_empty() { Ok(()) } else { store.write_layers(locked, &staging.dir, layers, &new) }
+        let new: Vec<&LayerRecord> =
+            plan.layers.iter().filter(|(_, is_known)| !is_known).map(|(record, _)| *record).collect();
+        if new.is_empty() { Ok(None) } else { place.store.write_layers(&place.staging.dir, layers, &new).map(Some) }
     }
 
-    fn publish_images(&self, place: &Place<'_>, images: &mut Vec<Image>, done: &mut Done) -> Result<(), Error> {
-        let Place { store, staging, locked, .. } = place;
+    fn publish_images(
+        &self,
+        place: &Place<'_>,
+        images: &mut Vec<Image>,
+        done: &mut Done,
+    ) -> Result<Option<Written>, Error> {
         let mut is_changed = false;
         let mut owner: BTreeMap<String, usize> = BTreeMap::new();
+        let mut places: BTreeMap<String, usize> = BTreeMap::new();
         for (at, image) in images.iter().enumerate() {
             owner.extend(image.record.names.iter().map(|name| (name.clone(), at)));
+            places.insert(image.record.id.clone(), at);
         }
         for new in &self.images {
             place.until.in_time()?;
@@ -167,15 +270,9 @@ impl New {
                     is_changed = true;
                 }
             }
-            let staged = staging.dir.open(image_directory(&new.id).as_bytes()).map_err(failed)?;
-            let Some(at) = images.iter().position(|image| image.record.id == new.id) else {
-                if store.images.has(new.id.as_bytes()) {
-                    let old = format!("old-image-{}", new.id);
-                    store.images.rename(new.id.as_bytes(), &staging.dir, old.as_bytes()).map_err(failed)?;
-                }
-                staged.sync().map_err(failed)?;
-                let from = image_directory(&new.id);
-                staging.dir.rename(from.as_bytes(), &store.images, new.id.as_bytes()).map_err(failed)?;
+            let Some(&at) = places.get(&new.id) else {
+                places.insert(new.id.clone(), images.len());
+                place.publish_image(&new.id).map_err(failed)?;
                 owner.extend(new.names.iter().map(|name| (name.clone(), images.len())));
                 images.push(Image::new(new.clone()));
                 (done.images, done.names) = (done.images + 1, done.names + new.names.len() as u64);
@@ -183,13 +280,10 @@ impl New {
                 continue;
             };
             owner.extend(new.names.iter().map(|name| (name.clone(), at)));
+            is_changed |= place.complete_image(&mut images[at], new).map_err(failed)?;
             is_changed |= add_names(&mut images[at], new, done);
         }
-        if !is_changed {
-            return Ok(());
-        }
-        store.images.sync().map_err(|error| Error::system("writing to the disk", error))?;
-        store.write_images(locked, &staging.dir, images)
+        if is_changed { place.store.write_images(&place.staging.dir, images).map(Some) } else { Ok(None) }
     }
 }
 
@@ -197,42 +291,55 @@ impl New {
 struct Place<'a> {
     store: &'a Store,
     staging: &'a Staging,
+    #[expect(dead_code, reason = "shows that the locks are held")]
     locked: &'a Locked,
     until: Until,
 }
 
+/// Makes what a layer in staging has beside its content: what another attempt has made is replaced. The short names of the
+/// layers below are those of the store, since another tool makes others.
+fn prepare(
+    store: &Store,
+    staging: &Staging,
+    LayerRecord { id, link, parent, .. }: &LayerRecord,
+    below: &BTreeMap<String, Below>,
+) -> Result<(), Errno> {
+    let mode = store.directory_mode();
+    let staged = staging.dir.open(id.as_bytes())?;
+    store.open_directory(&staged)?;
+    store.open_file(&staging.dir, format!("{id}.tar-split.gz").as_bytes())?;
+    staged.open_or_make(b"merged", mode)?;
+    staged.open_or_make(b"work", mode)?;
+    staged.replace(b"link", 0o644, link.as_bytes())?;
+    if parent.is_empty() {
+        // What is below a layer that nothing is below (`overlay.go`, `get`).
+        return staged.open_or_make(b"empty", mode).map(drop);
+    }
+    let (mut lower, mut ids) = (Vec::new(), String::new());
+    let mut at = &parent[..];
+    while let Some(layer) = below.get(at) {
+        lower.extend_from_slice(if lower.is_empty() { b"l/" } else { b":l/" });
+        lower.extend_from_slice(&layer.link);
+        ids.push_str(if ids.is_empty() { "" } else { ":" });
+        ids.push_str(at);
+        at = &layer.parent;
+    }
+    staged.replace(b"lower", 0o644, &lower)?;
+    staged.replace(b"lower-layers", 0o644, ids.as_bytes())
+}
+
+/// Gives the files of an image in staging the modes of the store.
+fn open_image(store: &Store, staging: &Staging, image: &ImageRecord) -> Result<(), Errno> {
+    let staged = staging.dir.open(image_directory(&image.id).as_bytes())?;
+    store.open_directory(&staged)?;
+    image.big_data_names.iter().try_for_each(|key| store.open_file(&staged, file_name(key).as_bytes()))
+}
+
 impl Place<'_> {
-    /// `chain`: the layers below, the nearest first. Their short names are what the store says: another tool makes others.
-    fn publish_layer(
-        &self,
-        LayerRecord { id, link, .. }: &LayerRecord,
-        chain: &[String],
-        known: &BTreeMap<String, String>,
-        links: &mut BTreeMap<String, Vec<u8>>,
-    ) -> Result<(), Errno> {
+    /// Moves a prepared layer to its place.
+    fn publish_layer(&self, LayerRecord { id, link, .. }: &LayerRecord, known: &BTreeSet<&str>) -> Result<(), Errno> {
         let Self { store, staging, .. } = self;
-        let staged = staging.dir.open(id.as_bytes())?;
-        staged.make(b"merged", 0o700)?;
-        staged.make(b"work", 0o700)?;
-        staged.write(b"link", 0o644, link.as_bytes())?;
-        let mut lower = Vec::new();
-        for id in chain {
-            if !links.contains_key(id) {
-                let link = store.overlay.open(id.as_bytes())?.read(b"link", 255)?.ok_or(Errno::NOENT)?;
-                links.insert(id.clone(), link);
-            }
-            let link = &links[id];
-            lower.extend_from_slice(if lower.is_empty() { b"l/" } else { b":l/" });
-            lower.extend_from_slice(link.trim_ascii());
-        }
-        if !chain.is_empty() {
-            staged.write(b"lower", 0o644, &lower)?;
-            staged.write(b"lower-layers", 0o644, chain.join(":").as_bytes())?;
-        } else {
-            // What is below a layer that nothing is below (`overlay.go`, `get`).
-            staged.make(b"empty", 0o700)?;
-        }
-        // No record names what is there: somebody died while making it.
+        // No record names what is there, or it is damaged.
         if store.overlay.has(id.as_bytes()) {
             store.overlay.rename(id.as_bytes(), &staging.dir, format!("old-{id}").as_bytes())?;
         }
@@ -242,7 +349,7 @@ impl Place<'_> {
                 let found = rustix::fs::readlinkat(&store.links, link, [])?;
                 let other = found.to_str().ok().and_then(|found| found.strip_prefix("../")?.strip_suffix("/diff"));
                 // What another layer is found by is not taken from it.
-                if other.is_some_and(|other| other != id && known.contains_key(other)) {
+                if other.is_some_and(|other| other != id && known.contains(other)) {
                     return Err(Errno::EXIST);
                 }
                 rustix::fs::unlinkat(&store.links, link, AtFlags::empty())?;
@@ -254,10 +361,74 @@ impl Place<'_> {
         staging.dir.rename(split.as_bytes(), &store.layers, split.as_bytes())?;
         staging.dir.rename(id.as_bytes(), &store.overlay, id.as_bytes())
     }
+
+    /// Moves the files of an image to their place; what no record names there is moved away.
+    fn publish_image(&self, id: &str) -> Result<(), Errno> {
+        let Self { store, staging, .. } = self;
+        if store.images.has(id.as_bytes()) {
+            store.images.rename(id.as_bytes(), &staging.dir, format!("old-image-{id}").as_bytes())?;
+        }
+        staging.dir.rename(image_directory(id).as_bytes(), &store.images, id.as_bytes())
+    }
+
+    /// Gives an image that the store has the items that it lacks, as containers/image's `Commit` does for an image that exists
+    /// (`storage/storage_dest.go`, `SetImageBigData` of each item). Returns whether there were any.
+    fn complete_image(&self, image: &mut Image, new: &ImageRecord) -> Result<bool, Errno> {
+        let Self { store, staging, .. } = self;
+        let lacking = lacking_items(store, &image.record, new);
+        if lacking.is_empty() {
+            return Ok(false);
+        }
+        let staged = staging.dir.open(image_directory(&new.id).as_bytes())?;
+        let there = store.images.open_or_make(new.id.as_bytes(), store.directory_mode())?;
+        let record = image.edit();
+        for key in lacking {
+            let name = file_name(key);
+            staged.rename(name.as_bytes(), &there, name.as_bytes())?;
+            if !record.big_data_names.contains(key) {
+                record.big_data_names.push(key.clone());
+            }
+            record.big_data_sizes.insert(key.clone(), new.big_data_sizes[key]);
+            record.big_data_digests.insert(key.clone(), new.big_data_digests[key].clone());
+        }
+        // An item without its file is of no use to anyone, and no program can mend it.
+        record.big_data_names.retain(|key| there.has(file_name(key).as_bytes()));
+        let left: BTreeSet<&String> = record.big_data_names.iter().collect();
+        record.big_data_sizes.retain(|key, _| left.contains(key));
+        record.big_data_digests.retain(|key, _| left.contains(key));
+        Ok(true)
+    }
 }
 
-/// Gives an image that is there the names that it lacks; gives whether that were any. Its files stay those that it has: what is
-/// sent is not looked into.
+/// Returns the items of `new` that the image of the same id lacks in the store: without an entry in its record that says the same, or
+/// without a file that has that content. Its own manifest counts as one that it has: which of several is the image's own
+/// (`manifest`) is for the last install that added one.
+fn lacking_items<'a>(store: &Store, image: &ImageRecord, new: &'a ImageRecord) -> Vec<&'a String> {
+    let directory = store.images.open(image.id.as_bytes()).ok();
+    let is_there = |key: &str, digest: Option<&String>, size: Option<&u64>| {
+        image.big_data_names.iter().any(|name| name == key)
+            && image.big_data_digests.get(key) == digest
+            && image.big_data_sizes.get(key) == size
+            && directory.as_ref().is_some_and(|directory| has_content(directory, key, digest, size))
+    };
+    let has = |key: &str| is_there(key, new.big_data_digests.get(key), new.big_data_sizes.get(key));
+    let own = image.big_data_digests.get(MANIFEST_KEY);
+    let is_own_known = own.is_some_and(|digest| image.big_data_names.contains(&format!("{MANIFEST_KEY}-{digest}")))
+        && is_there(MANIFEST_KEY, own, image.big_data_sizes.get(MANIFEST_KEY));
+    let mut lacking: Vec<&String> = new.big_data_names.iter().filter(|key| *key != MANIFEST_KEY && !has(key)).collect();
+    if !lacking.is_empty() || !is_own_known && !has(MANIFEST_KEY) {
+        lacking.extend(new.big_data_names.iter().filter(|key| *key == MANIFEST_KEY));
+    }
+    lacking
+}
+
+fn has_content(directory: &Dir, key: &str, digest: Option<&String>, size: Option<&u64>) -> bool {
+    let (Some(digest), Some(size)) = (digest, size) else { return false };
+    let content = directory.read(file_name(key).as_bytes(), *size).ok().flatten();
+    content.is_some_and(|content| content.len() as u64 == *size && Digest::of(&content).to_string() == *digest)
+}
+
+/// Gives an image that is there the names that it lacks. Returns whether there were any.
 fn add_names(image: &mut Image, new: &ImageRecord, done: &mut Done) -> bool {
     let names: Vec<_> = new.names.iter().filter(|name| !image.record.names.contains(name)).cloned().collect();
     if names.is_empty() {
@@ -271,18 +442,23 @@ fn add_names(image: &mut Image, new: &ImageRecord, done: &mut Done) -> bool {
     true
 }
 
-/// What of `images` and `layers` a store lacks: ids of layers, and of images that an install would change.
+/// Returns what of `layers` and `images` a store lacks: ids of layers, and of images that an install would change.
 ///
 /// # Errors
-/// When its records cannot be read.
+/// If its records cannot be read.
 pub fn lacking(store: &Store, layers: &[String], images: &[ImageRecord]) -> Result<(Vec<String>, Vec<String>), Error> {
     let there = store.read_layers()?;
-    let stored = store.read_images()?;
-    let has = |id: &str| there.iter().any(|layer| layer.id == id && !layer.is_incomplete) && store.has_files(id);
+    let parents: BTreeMap<&str, &str> = there.iter().map(|layer| (&layer.id[..], &layer.parent[..])).collect();
+    let complete: BTreeSet<&str> =
+        there.iter().filter(|layer| !layer.is_incomplete).map(|layer| &layer.id[..]).collect();
+    let stored: BTreeMap<String, Image> =
+        store.read_images()?.into_iter().map(|image| (image.record.id.clone(), image)).collect();
+    let mut names = store.names();
+    let mut has = |id: &str| complete.contains(id) && names.is_whole(id, &parents);
     let layers = layers.iter().filter(|id| !has(id)).cloned().collect();
     let is_complete = |new: &&ImageRecord| {
-        let Some(image) = stored.iter().find(|image| image.record.id == new.id) else { return false };
-        new.names.iter().all(|name| image.record.names.contains(name))
+        let Some(Image { record, .. }) = stored.get(&new.id) else { return false };
+        new.names.iter().all(|name| record.names.contains(name)) && lacking_items(store, record, new).is_empty()
     };
     Ok((layers, images.iter().filter(|new| !is_complete(new)).map(|new| new.id.clone()).collect()))
 }

@@ -1,6 +1,7 @@
-//! Images of a stream: they come after its layers. Their files are root's, and for nobody else, whatever the headers say.
+//! Images of a stream: they come after its layers. Their files are root's, whatever the headers say, and are what their names
+//! and the image's record say. One config or manifest that is not makes podman and CRI-O unable to list any image of the store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 
 use base64::Engine as _;
@@ -8,8 +9,11 @@ use base64::Engine as _;
 use super::super::Error;
 use super::super::receive::{IMAGE, INCOMPLETE, NO_FILE, OPEN, Stream, at_most, text_id};
 use super::super::staging::Staging;
-use super::record::ImageRecord;
+use super::record::{ImageRecord, MANIFEST_KEY};
+use crate::digest::Digest;
 use crate::entry::{Entry, Kind};
+use crate::go_types;
+use crate::json::{self, Document};
 
 /// The most bytes of one file of an image: containers/image reads manifests to 4 MiB, and configs are as large at most.
 const BIG_DATA_MAX: u64 = 16 << 20;
@@ -61,6 +65,7 @@ pub fn images<R: Read>(
             if files != (Files { id: record.id.clone(), sizes: record.big_data_sizes.clone() }) {
                 return Err(Error::request("an image's record that is not of the image before it"));
             }
+            check(to, &record)?;
             records.push(record);
             at_most(records.len(), IMAGES_MAX)?;
         } else {
@@ -101,6 +106,64 @@ fn file<R: Read>(
         }
         _ => Err(Error::refused(entry, "it does not belong to the image before it, or is too much")),
     }
+}
+
+/// Checks the files of an image in staging against its record: each has the digest that its key names and is a document that Go can
+/// unmarshal, the manifest is of this config, the config's layers end in the image's layer, and a digest in a name is that of one of
+/// its manifests.
+fn check(to: &Staging, record: &ImageRecord) -> Result<(), Error> {
+    let wrong = |what: &str| Error::said(format!("image {}: {what}", record.id));
+    let directory = to.dir.open(image_directory(&record.id).as_bytes());
+    let directory = directory.map_err(|error| Error::system(format!("reading image {}", record.id), error))?;
+    let read = |key: &str| {
+        let content = directory.read(file_name(key).as_bytes(), BIG_DATA_MAX).ok().flatten();
+        content.ok_or_else(|| wrong("one of its files is missing"))
+    };
+    let (config, of_manifest) = (format!("sha256:{}", record.id), format!("{MANIFEST_KEY}-"));
+    let mut manifests = BTreeSet::new();
+    for key in &record.big_data_names {
+        let content = read(key)?;
+        let digest = Digest::of(&content).to_string();
+        let named = if *key == config { Some(&config[..]) } else { key.strip_prefix(&of_manifest) };
+        if named.is_some_and(|named| named != digest) || record.big_data_digests.get(key) != Some(&digest) {
+            return Err(wrong(&format!("the content of {key} has another digest, {digest}")));
+        }
+        let checked = match &key[..] {
+            MANIFEST_KEY => go_types::check_manifest(&content).map(drop),
+            key if key == config => go_types::check_config(&content),
+            _ => go_types::check_further_manifest(&content).map(drop),
+        };
+        checked.map_err(|error| wrong(&format!("{key}: {error}")))?;
+        if *key != config {
+            manifests.insert(digest);
+        }
+    }
+    if !manifests.contains(&record.digest) {
+        return Err(wrong("its digest is that of none of its manifests"));
+    }
+    let named = record.names.iter().filter_map(|name| name.split_once('@'));
+    if let Some((_, digest)) = named.into_iter().find(|(_, digest)| !manifests.contains(*digest)) {
+        return Err(wrong(&format!("a name has {digest}, which is the digest of none of its manifests")));
+    }
+    let json = |error: json::Error| wrong(&error.to_string());
+    let manifest = Document::parse(&read(MANIFEST_KEY)?).map_err(json)?;
+    let of_config = manifest.top().get("config").map_err(json)?;
+    let of_config = of_config.map(|view| view.get_text("digest").map(|digest| digest == config));
+    if !of_config.transpose().map_err(json)?.unwrap_or(false) {
+        return Err(wrong("its manifest is of another config"));
+    }
+    let document = Document::parse(&read(&config)?).map_err(json)?;
+    let mut top: Option<Digest> = None;
+    if let Some(rootfs) = document.top().get("rootfs").map_err(json)? {
+        for diff_id in rootfs.get_items("diff_ids").map_err(json)? {
+            let diff_id = diff_id.text().map_err(json)?.parse::<Digest>().map_err(|error| wrong(&error.to_string()))?;
+            top = Some(diff_id.layer_id(top.as_ref()));
+        }
+    }
+    if top.map(|id| id.hex()).unwrap_or_default() != record.layer {
+        return Err(wrong("the layers of its config do not end in its layer"));
+    }
+    Ok(())
 }
 
 /// Where the files of an image are in staging.

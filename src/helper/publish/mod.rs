@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use super::confine::Powers;
 use super::receive::{Received, Stream, Work, is_id};
-use super::staging::Staging;
+use super::staging::{RUNS_MAX, Staging};
 use super::{Error, Job};
 use images::{Done, New};
 use record::{Lines, is_name};
@@ -109,8 +109,9 @@ pub fn publish<R: Read>(work: Work, stream: &mut Stream<'_, R>, job: &Job, answe
         Work::Install(received) => {
             let Received { staging, layers, next } = received;
             let images = incoming::images(stream, &staging, next);
-            let new = images.and_then(|images| New::of(&layers, images));
-            let published = new.and_then(|new| new.publish(&open(job)?, &staging, job.until));
+            let most = stream.budget.allow.max_store_bytes;
+            let new = images.and_then(|images| New::of(&layers, images, most < u64::MAX));
+            let published = new.and_then(|new| new.publish(&open(job)?, &staging, most, job.until));
             answer.left = !staging.remove(root, Powers::Own);
             answer.done = published?;
         }
@@ -136,9 +137,9 @@ pub fn publish<R: Read>(work: Work, stream: &mut Stream<'_, R>, job: &Job, answe
             }
             answer.gone = staged(job, answer, |store, staging| remove::remove(store, staging, &targets, job.until))?;
         }
-        Work::Tree(staging, identity) => {
-            let published = tree::publish(root, staging.as_ref(), &identity);
-            answer.left = staging.is_some_and(|staging| !staging.remove(root, Powers::Own));
+        Work::Tree(staging, is_rest, identity) => {
+            let published = tree::publish(root, &staging, is_rest, &identity);
+            answer.left = !staging.remove(root, Powers::Own);
             published?;
         }
     }
@@ -146,7 +147,8 @@ pub fn publish<R: Read>(work: Work, stream: &mut Stream<'_, R>, job: &Job, answe
 }
 
 fn open(job: &Job) -> Result<Store, Error> {
-    Store::open(job.target.open(b"").map_err(|error| Error::system("opening the store", error))?)
+    let root = job.target.open(b"").map_err(|error| Error::system("opening the store", error))?;
+    Store::open(root, job.is_readable)
 }
 
 /// Something that needs a place for what it takes away.
@@ -156,7 +158,7 @@ fn staged(
     act: impl FnOnce(&Store, &Staging) -> Result<Gone, Error>,
 ) -> Result<Gone, Error> {
     let store = open(job)?;
-    let staging = Staging::new(&job.target)?;
+    let staging = Staging::new(&job.target, RUNS_MAX)?;
     let gone = act(&store, &staging);
     answer.left = !staging.remove(&job.target, Powers::Own);
     gone

@@ -18,12 +18,16 @@ use crate::go_types::is_time;
 /// The most names, and the most files, of one image. While they are compared with the store's, others wait for its locks.
 pub(super) const PER_IMAGE_MAX: usize = 1000;
 
+/// Key of an image's own manifest (containers/storage `images.go`, `ImageDigestBigDataKey`), and with `-DIGEST` behind it of each
+/// of its manifests and indexes.
+pub const MANIFEST_KEY: &str = "manifest";
+
 /// The most owners, and the most groups, of one layer: they are there for user namespaces, which are not made larger
 /// (containers/storage `types/options.go`, `AutoUserNsMaxSize`).
 pub const OWNERS_MAX: usize = 65536;
 
 /// A layer.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct LayerRecord {
     /// The chainID of its diffIDs, in hexadecimal digits.

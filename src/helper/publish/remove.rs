@@ -11,7 +11,7 @@ use super::super::root::Dir;
 use super::super::staging::Staging;
 use super::super::{Error, Until};
 use super::record::LayerRecord;
-use super::store::{Container, Image, Layer, Locked, Store};
+use super::store::{Container, Image, Layer, Locked, Replaced, Store, Written};
 
 /// A layer that nothing refers to is somebody's who is still pulling, until it is as old as this (containers/storage `check.go`,
 /// `defaultMaximumUnreferencedLayerAge`).
@@ -71,13 +71,15 @@ pub fn remove(store: &Store, staging: &Staging, targets: &[Target], until: Until
             gone.images.push(images.remove(at).record.id);
         }
     }
-    store.write_images(&locked, &staging.dir, &images)?;
+    let written = store.write_images(&staging.dir, &images)?;
     // Those that nothing used before either may be somebody's who is still pulling.
     let unused = unused_layers(&layers, &images, &containers, &unused_before);
-    take_layers(store, staging, &locked, layers, &unused, &mut gone)?;
+    let replaced = take_layers(store, staging, &locked, Some(written), layers, &unused, &mut gone)?;
     for id in &gone.images {
         take(&store.images, id.as_bytes(), staging, "image")?;
     }
+    drop(locked);
+    replaced.sync()?;
     Ok(gone)
 }
 
@@ -100,7 +102,7 @@ pub fn collect(store: &Store, staging: &Staging, until: Until) -> Result<Gone, E
     let (_, young): (BTreeSet<_>, BTreeSet<_>) = unused.into_iter().partition(is_old);
     let unused = unused_layers(&layers, &images, &containers, &young);
     let known: BTreeSet<Vec<u8>> = layers.iter().map(|layer| layer.id.clone().into_bytes()).collect();
-    take_layers(store, staging, &locked, layers, &unused, &mut gone)?;
+    let replaced = take_layers(store, staging, &locked, None, layers, &unused, &mut gone)?;
 
     let listed = |error| Error::system("listing the store", error);
     let is_hex = |name: &Vec<u8>| std::str::from_utf8(name).is_ok_and(is_id);
@@ -129,6 +131,8 @@ pub fn collect(store: &Store, staging: &Staging, until: Until) -> Result<Gone, E
             gone.orphans += 1;
         }
     }
+    drop(locked);
+    replaced.sync()?;
     Ok(gone)
 }
 
@@ -174,31 +178,39 @@ fn unused_layers(
     layers.iter().map(|layer| &layer.id).filter(|id| !used.contains(&id[..])).cloned().collect()
 }
 
-fn take_layers(
-    store: &Store,
+/// Replaces the records: `images` that have been written, and those of layers without the unused ones. Then moves these away.
+fn take_layers<'a>(
+    store: &'a Store,
     staging: &Staging,
     locked: &Locked,
+    images: Option<Written>,
     mut layers: Vec<Layer>,
     unused: &BTreeSet<String>,
     gone: &mut Gone,
-) -> Result<(), Error> {
-    if unused.is_empty() {
-        return Ok(());
-    }
+) -> Result<Replaced<'a>, Error> {
     layers.retain(|layer| !unused.contains(&layer.id));
-    store.write_layers(locked, &staging.dir, &layers, &[] as &[LayerRecord])?;
+    let written = if unused.is_empty() {
+        None
+    } else {
+        Some(store.write_layers(&staging.dir, &layers, &[] as &[LayerRecord])?)
+    };
+    if images.is_some() || written.is_some() {
+        // The new records are on the disk before they replace the old ones.
+        rustix::fs::syncfs(&staging.dir).map_err(|error| Error::system("writing to the disk", error))?;
+    }
+    let replaced = Replaced::all(store, locked, &staging.dir, [images, written])?;
     for id in unused {
-        let link = store.overlay.open(id.as_bytes()).and_then(|layer| layer.read(b"link", 255)).ok().flatten();
+        let link = store.link_of(id);
         take(&store.overlay, id.as_bytes(), staging, "old")?;
         take(&store.layers, format!("{id}.tar-split.gz").as_bytes(), staging, "old")?;
         // Big data of a layer.
         take(&store.layers, id.as_bytes(), staging, "old-data")?;
-        if let Some(link) = link.filter(|link| !link.is_empty() && !link.contains(&b'/') && !link.starts_with(b".")) {
-            let _ = rustix::fs::unlinkat(&store.links, link.trim_ascii(), AtFlags::empty());
+        if let Some(link) = link {
+            let _ = rustix::fs::unlinkat(&store.links, link, AtFlags::empty());
         }
         gone.layers += 1;
     }
-    Ok(())
+    Ok(replaced)
 }
 
 /// Moves what nothing names any more out of the store, to be removed when the locks are free. Gives how much that was.

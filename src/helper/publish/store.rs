@@ -7,6 +7,7 @@
 //!   podman and CRI-O see that they must read again.
 //! * Records are replaced by rename. Those that we do not change stay as they are, to the byte.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -30,6 +31,16 @@ const RECORDS_MAX: u64 = 256 << 20;
 /// The most layers of one image (containers/storage `drivers/overlay/overlay.go`, `maxDepth`).
 pub const LAYERS_MAX: usize = 500;
 
+/// Files with records of layers and of images.
+const LAYERS: &str = "layers.json";
+const IMAGES: &str = "images.json";
+
+/// Maximum size of a file `link`, in bytes.
+const LINK_MAX: u64 = 255;
+
+/// Maximum size of a file `lower`, in bytes: as many short names as layers.
+const LOWER_MAX: u64 = 64 << 10;
+
 /// How long a lock is waited for at most: a pull of a large layer keeps it for minutes.
 const LOCK_PATIENCE: Duration = Duration::from_secs(600);
 
@@ -44,6 +55,8 @@ struct LayerView {
     parent: String,
     #[serde(default)]
     flags: serde_json::Map<String, serde_json::Value>,
+    #[serde(default, rename = "diff-size")]
+    diff_size: i64,
 }
 
 /// A layer of the store.
@@ -55,6 +68,8 @@ pub struct Layer {
     pub parent: String,
     /// Whether somebody died while making it: containers/storage deletes it the next time it looks.
     pub is_incomplete: bool,
+    /// Bytes of its uncompressed tar.
+    diff_size: u64,
     /// The record as it is in the file; `None` if it is in another file (`volatile-layers.json`).
     raw: Option<Box<RawValue>>,
 }
@@ -96,6 +111,24 @@ pub struct Store {
     pub images: Dir,
     /// `overlay-containers`.
     pub containers: Dir,
+    /// Whether every user may read it, as an additional store.
+    is_readable: bool,
+}
+
+/// New records in staging, under the name that they get.
+#[derive(Debug)]
+pub struct Written(&'static str);
+
+/// Records that have been replaced. Their directories are not on the disk yet, which takes no lock.
+#[derive(Debug)]
+#[must_use]
+pub struct Replaced<'a>(Vec<&'a Dir>);
+
+/// Short names of layers, each looked up once.
+#[derive(Debug)]
+pub struct Names<'a> {
+    store: &'a Store,
+    layers: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 /// A lock that is held until this is dropped.
@@ -109,6 +142,18 @@ pub struct Locked {
     layers: Lock,
     images: Lock,
     _containers: Lock,
+    // Dropped last, when the locks are free.
+    _held: Held,
+}
+
+/// That locks are held, or waited for, until this is dropped.
+#[derive(Debug)]
+struct Held(fn(bool));
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        (self.0)(false);
+    }
 }
 
 impl Layer {
@@ -134,31 +179,67 @@ impl Image {
 }
 
 impl Store {
-    /// Opens the store in `root`, and makes what is missing of its directories.
+    /// Opens the store in `root`, and makes what is missing of its directories. A new store is for every user to read if
+    /// `is_readable`; one that exists is if its `overlay` directory is.
     ///
     /// # Errors
-    /// When they cannot be opened or made.
-    pub fn open(root: Dir) -> Result<Self, Error> {
+    /// If they cannot be opened or made.
+    pub fn open(root: Dir, is_readable: bool) -> Result<Self, Error> {
+        let is_readable = root.stat(b"overlay").map_or(is_readable, |found| found.st_mode & 0o005 == 0o005);
+        let (mode, file_mode) = modes(is_readable);
         let make = |name: &'static str, parent: &Dir, mode| {
             parent.open_or_make(name.as_bytes(), mode).map_err(|error| Error::system(format!("opening {name}"), error))
         };
-        let overlay = make("overlay", &root, 0o700)?;
+        let overlay = make("overlay", &root, mode)?;
         if !rustix::fs::fstat(&overlay).is_ok_and(|found| is_ours(&found)) {
             return Err(Error::said("overlay belongs to another user, or others may write to it (chown, chmod go-w)"));
         }
         if !overlay.has(b".has-mount-program") && !root.has(b"overlay-layers/layers.json") {
             // Without it the first start looks at every file of every layer (`overlay.go`, `SupportsNativeOverlay`).
-            let written = overlay.write(b".has-mount-program", 0o600, b"false");
+            let written = overlay.write(b".has-mount-program", file_mode, b"false");
             written.map_err(|error| Error::system("writing overlay/.has-mount-program", error))?;
         }
         let links = overlay.open_or_make(b"l", 0o755).map_err(|error| Error::system("opening overlay/l", error))?;
-        let layers = make("overlay-layers", &root, 0o700)?;
-        let images = make("overlay-images", &root, 0o700)?;
-        let containers = make("overlay-containers", &root, 0o700)?;
-        let store = Self { root, overlay, links, layers, images, containers };
+        let layers = make("overlay-layers", &root, mode)?;
+        let images = make("overlay-images", &root, mode)?;
+        let containers = make("overlay-containers", &root, mode)?;
+        let store = Self { root, overlay, links, layers, images, containers, is_readable };
         // podman and CRI-O make it when they start, and want to be able to.
         store.lock_file(&store.root, "userns.lock")?;
         Ok(store)
+    }
+
+    /// Returns the mode of directories.
+    #[must_use]
+    pub fn directory_mode(&self) -> u32 {
+        modes(self.is_readable).0
+    }
+
+    /// Gives a directory in staging, which is root's alone, the mode of directories in the store.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn open_directory(&self, directory: &Dir) -> Result<(), Errno> {
+        let mode = Mode::from_raw_mode(self.directory_mode());
+        if self.is_readable { rustix::fs::fchmod(directory, mode) } else { Ok(()) }
+    }
+
+    /// Gives a file in staging, which is root's alone, the mode of files in the store.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn open_file(&self, directory: &Dir, name: &[u8]) -> Result<(), Errno> {
+        if !self.is_readable {
+            return Ok(());
+        }
+        let file = directory.open_file(name, OFlags::RDONLY, 0)?;
+        rustix::fs::fchmod(file, Mode::from_raw_mode(modes(true).1))
+    }
+
+    /// Returns an empty table of short names.
+    #[must_use]
+    pub fn names(&self) -> Names<'_> {
+        Names { store: self, layers: BTreeMap::new() }
     }
 
     /// Whether somebody has begun a store in `root`.
@@ -184,11 +265,14 @@ impl Store {
     /// When one is still held by somebody else when the time is over, or cannot be had at all.
     pub fn lock(&self, until: Until) -> Result<Locked, Error> {
         let lock = |directory, name| self.take(directory, name, until);
+        (until.holds)(true);
+        let held = Held(until.holds);
         Ok(Locked {
             _storage: lock(&self.root, "storage.lock")?,
             layers: lock(&self.layers, "layers.lock")?,
             images: lock(&self.images, "images.lock")?,
             _containers: lock(&self.containers, "containers.lock")?,
+            _held: held,
         })
     }
 
@@ -230,7 +314,9 @@ impl Store {
             for raw in records(&self.layers, name)? {
                 let view: LayerView = parse(&raw, name)?;
                 let is_incomplete = view.flags.get("incomplete").is_some_and(|flag| flag == true);
-                all.push(Layer { id: view.id, parent: view.parent, is_incomplete, raw: is_ours.then_some(raw) });
+                let diff_size = u64::try_from(view.diff_size).unwrap_or_default();
+                let raw = is_ours.then_some(raw);
+                all.push(Layer { id: view.id, parent: view.parent, is_incomplete, diff_size, raw });
             }
         }
         Ok(all)
@@ -259,30 +345,24 @@ impl Store {
         Ok(all)
     }
 
-    /// Replaces layers.json: what was there, and `new` records after it.
+    /// Writes a new layers.json into `scratch`: the records of `layers`, and `new` ones after them.
     ///
     /// # Errors
-    /// When it cannot be written; then the old one is there.
-    pub fn write_layers(
-        &self,
-        locked: &Locked,
-        scratch: &Dir,
-        layers: &[Layer],
-        new: &[impl Serialize],
-    ) -> Result<(), Error> {
+    /// If it cannot be written, or could not be read again.
+    pub fn write_layers(&self, scratch: &Dir, layers: &[Layer], new: &[impl Serialize]) -> Result<Written, Error> {
         let mut all: Vec<Vec<u8>> =
             layers.iter().filter_map(|layer| layer.raw.as_ref()).map(|raw| raw.get().as_bytes().to_vec()).collect();
         for record in new {
             all.push(json::write::to_vec(record).map_err(|_| damaged("layers.json"))?);
         }
-        replace(&locked.layers, &self.layers, scratch, "layers.json", &all)
+        self.write(&self.layers, scratch, LAYERS, &all)
     }
 
-    /// Replaces images.json.
+    /// Writes a new images.json into `scratch`.
     ///
     /// # Errors
-    /// When it cannot be written; then the old one is there.
-    pub fn write_images(&self, locked: &Locked, scratch: &Dir, images: &[Image]) -> Result<(), Error> {
+    /// If it cannot be written, or could not be read again.
+    pub fn write_images(&self, scratch: &Dir, images: &[Image]) -> Result<Written, Error> {
         let mut all = Vec::new();
         for image in images {
             all.push(match &image.raw {
@@ -290,7 +370,39 @@ impl Store {
                 None => json::write::to_vec(&image.record).map_err(|_| damaged("images.json"))?,
             });
         }
-        replace(&locked.images, &self.images, scratch, "images.json", &all)
+        self.write(&self.images, scratch, IMAGES, &all)
+    }
+
+    fn write(&self, place: &Dir, scratch: &Dir, name: &'static str, records: &[Vec<u8>]) -> Result<Written, Error> {
+        let failed = |error| Error::system(format!("writing {name}"), error);
+        // Others may read a store that root has opened to them.
+        let mode = place.stat(name.as_bytes()).map_or(modes(self.is_readable).1, |found| found.st_mode & 0o666);
+        let content = [b"[", &records.join(&b","[..])[..], b"]"].concat();
+        // What could not be read any more is not written.
+        if content.len() as u64 > RECORDS_MAX {
+            return Err(failed(Errno::FBIG));
+        }
+        scratch.replace(name.as_bytes(), mode, &content).map_err(failed)?;
+        Ok(Written(name))
+    }
+
+    /// Checks that `new` more bytes leave the store with at most `most`: contents of layers and images, and tar-splits.
+    ///
+    /// # Errors
+    /// If there would be more.
+    pub fn has_room(&self, layers: &[Layer], images: &[Image], new: u64, most: u64) -> Result<(), Error> {
+        if most == u64::MAX {
+            return Ok(());
+        }
+        let split = |layer: &Layer| self.layers.stat(format!("{}.tar-split.gz", layer.id).as_bytes());
+        let layers = layers.iter().map(|layer| {
+            layer
+                .diff_size
+                .saturating_add(split(layer).map_or(0, |found| u64::try_from(found.st_size).unwrap_or_default()))
+        });
+        let images = images.iter().flat_map(|image| image.record.big_data_sizes.values().copied());
+        let all = layers.chain(images).fold(new, u64::saturating_add);
+        if all <= most { Ok(()) } else { Err(Error::said("the store would have too many bytes (max_store_bytes)")) }
     }
 
     /// Whether a directory of a layer that no record names is what somebody has left who was killed. The layers of containers
@@ -301,12 +413,84 @@ impl Store {
         self.layers.has(format!("{id}.tar-split.gz").as_bytes()) || !has_link
     }
 
-    /// Whether the layer has what a store cannot do without.
+    /// Returns the short name of a layer as its file `link` has it; `None` if it is missing or no name.
     #[must_use]
-    pub fn has_files(&self, id: &str) -> bool {
-        let has = |name: &str| self.overlay.open(id.as_bytes()).is_ok_and(|layer| layer.has(name.as_bytes()));
-        is_id(id) && has("diff") && has("link")
+    pub fn link_of(&self, id: &str) -> Option<Vec<u8>> {
+        let layer = is_id(id).then(|| self.overlay.open(id.as_bytes()).ok())??;
+        let link = layer.read(b"link", LINK_MAX).ok()??.trim_ascii().to_vec();
+        let is_name = !link.is_empty() && !link.contains(&b'/') && !link.starts_with(b".");
+        is_name.then_some(link)
     }
+}
+
+impl Names<'_> {
+    /// Returns whether a layer has the files that a store cannot do without: its content, its short name, and in `lower` the
+    /// short names of exactly those layers that its record and its parents' records say are below it.
+    pub fn is_whole(&mut self, id: &str, parents: &BTreeMap<&str, &str>) -> bool {
+        let Ok(layer) = self.store.overlay.open(id.as_bytes()) else { return false };
+        if !layer.has(b"diff") || self.store.link_of(id).is_none() {
+            return false;
+        }
+        let lower = layer.read(b"lower", LOWER_MAX).ok().flatten().unwrap_or_default();
+        let mut lowers = lower.trim_ascii().split(|&byte| byte == b':').filter(|name| !name.is_empty());
+        let mut at = parents.get(id).copied().unwrap_or_default();
+        for _ in 0..=LAYERS_MAX {
+            if at.is_empty() {
+                return lowers.next().is_none();
+            }
+            // A layer of another store has no record here, and what is below it is that store's.
+            let Some(parent) = parents.get(at) else { return true };
+            if !lowers.next().and_then(|name| name.strip_prefix(b"l/")).is_some_and(|name| self.is_name_of(name, at)) {
+                return false;
+            }
+            at = parent;
+        }
+        false
+    }
+
+    /// Returns whether a short name leads to a layer. containers/storage makes a link again that is missing (`overlay.go`,
+    /// `recreateSymlinks`).
+    fn is_name_of(&mut self, name: &[u8], id: &str) -> bool {
+        let layer = self.layers.entry(name.to_vec()).or_insert_with(|| {
+            let target = rustix::fs::readlinkat(&self.store.links, name, []).unwrap_or_default();
+            let layer = target.to_bytes().strip_prefix(b"../").and_then(|target| target.strip_suffix(b"/diff"));
+            layer.unwrap_or_default().to_vec()
+        });
+        layer == id.as_bytes() || layer.is_empty() && self.store.link_of(id).as_deref() == Some(name)
+    }
+}
+
+impl<'a> Replaced<'a> {
+    /// Moves new records to their places, in this order, each after a new token (`layers.go`, `saveLayers`): a program that reads
+    /// between the two reads once more.
+    ///
+    /// # Errors
+    /// If one cannot be replaced; then the old one is there.
+    pub fn all(store: &'a Store, locked: &Locked, scratch: &Dir, written: [Option<Written>; 2]) -> Result<Self, Error> {
+        let mut directories = Vec::new();
+        for Written(name) in written.into_iter().flatten() {
+            let failed = |error| Error::system(format!("writing {name}"), error);
+            let (lock, directory) =
+                if name == LAYERS { (&locked.layers, &store.layers) } else { (&locked.images, &store.images) };
+            write_token(lock).map_err(failed)?;
+            scratch.rename(name.as_bytes(), directory, name.as_bytes()).map_err(failed)?;
+            directories.push(directory);
+        }
+        Ok(Self(directories))
+    }
+
+    /// Has the new names on the disk.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn sync(self) -> Result<(), Error> {
+        self.0.into_iter().try_for_each(Dir::sync).map_err(|error| Error::system("writing to the disk", error))
+    }
+}
+
+/// Returns the modes of directories and files in a store.
+fn modes(is_readable: bool) -> (u32, u32) {
+    if is_readable { (0o755, 0o644) } else { (0o700, 0o600) }
 }
 
 fn damaged(name: &str) -> Error {
@@ -326,22 +510,6 @@ fn records(directory: &Dir, name: &'static str) -> Result<Vec<Box<RawValue>>, Er
 
 fn parse<'a, T: Deserialize<'a>>(raw: &'a RawValue, name: &'static str) -> Result<T, Error> {
     serde_json::from_str(raw.get()).map_err(|_| damaged(name))
-}
-
-/// The token first, then the file (`layers.go`, `saveLayers`): who reads between the two reads once more.
-fn replace(lock: &Lock, directory: &Dir, scratch: &Dir, name: &'static str, records: &[Vec<u8>]) -> Result<(), Error> {
-    let failed = |error| Error::system(format!("writing {name}"), error);
-    // Others may read a store that root has opened to them.
-    let mode = directory.stat(name.as_bytes()).map_or(0o600, |found| found.st_mode & 0o666);
-    let content = [b"[", &records.join(&b","[..])[..], b"]"].concat();
-    // What could not be read any more is not written.
-    if content.len() as u64 > RECORDS_MAX {
-        return Err(failed(Errno::FBIG));
-    }
-    scratch.write(name.as_bytes(), mode, &content).map_err(failed)?;
-    write_token(lock).map_err(failed)?;
-    scratch.rename(name.as_bytes(), directory, name.as_bytes()).map_err(failed)?;
-    directory.sync().map_err(failed)
 }
 
 /// A token that nobody has written before: the time, and who we are (`pkg/lockfile`, `newLastWrite`).

@@ -8,15 +8,16 @@ use super::super::receive::{COMPLETE, STAGED, TREE};
 use super::super::root::Dir;
 use super::super::staging::Staging;
 
-/// Publishes the tree in `staging`, or the rest of one that is in `root`, if that is the same by its identity.
+/// Publishes the tree in `staging`, or with `is_rest` what is left of one in `root`, if that is the same by its identity. `staging` is
+/// the lock of `root`.
 ///
 /// # Errors
 /// The kernel's, and when the rest is of another tree: that is published, but not what was asked for.
-pub fn publish(root: &Dir, staging: Option<&Staging>, identity: &str) -> Result<(), Error> {
+pub fn publish(root: &Dir, staging: &Staging, is_rest: bool, identity: &str) -> Result<(), Error> {
     let found = root.read(COMPLETE, identity.len() as u64).ok().flatten();
-    let is_other = staging.is_none() && found.as_deref() != Some(identity.as_bytes());
+    let is_other = is_rest && found.as_deref() != Some(identity.as_bytes());
     let all = || {
-        if let Some(staging) = staging {
+        if !is_rest {
             syncfs(&staging.dir)?;
             staging.dir.rename(STAGED, root, TREE)?;
             root.write(COMPLETE, 0o600, identity.as_bytes())?;

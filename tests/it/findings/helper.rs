@@ -7,7 +7,7 @@ use std::process::Stdio;
 use prepull::entry::{Device, Entry, Kind};
 
 use crate::command::needs_root;
-use crate::privilege::stream::{Stream, diff, good, meta};
+use crate::privilege::stream::{Stream, config_of, diff, good, image_record, manifest_of, meta, stack};
 use crate::privilege::{By, Jail, USER};
 
 fn chmod(path: impl AsRef<Path>, mode: u32) {
@@ -217,6 +217,43 @@ fn c02_helper_that_holds_the_locks_cannot_be_stopped_from_its_terminal() {
     assert!(said.contains("status 0") && said.contains("\"layers\":1"), "{said}");
 }
 
+#[test]
+fn c02_prepull_that_holds_the_locks_itself_stops_when_they_are_free() {
+    if !needs_root("findings::helper::c02_prepull_that_holds_the_locks_itself_stops_when_they_are_free") {
+        return;
+    }
+    let machine = Machine::new();
+    machine.installs(&[&crate::command::hello()]);
+    let lock = machine.at("root").join(crate::stores::GRAPHROOT).join("overlay-containers/containers.lock");
+    let file = fs_err::File::options().read(true).write(true).open(lock).unwrap();
+    let whole = nix::libc::flock { l_type: 1, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 };
+    nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_OFD_SETLK(&whole)).unwrap();
+    let mut command = machine.prepull("gc");
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let pid = rustix::process::Pid::from_child(&child);
+    let state = || {
+        let stat = fs_err::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap();
+        stat.rsplit(')').next().unwrap().trim_start().chars().next().unwrap()
+    };
+    let wait = |milliseconds| std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+    // It has the first three.
+    let held = |name: &str| {
+        let path = machine.at("root").join(crate::stores::GRAPHROOT).join(name);
+        let file = fs_err::File::options().read(true).write(true).open(path).unwrap();
+        nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_OFD_SETLK(&whole)).is_err()
+    };
+    (0..1000).take_while(|_| !held("overlay-images/images.lock")).for_each(|_| wait(10));
+    rustix::process::kill_process(pid, rustix::process::Signal::TSTP).unwrap();
+    wait(300);
+    assert_ne!(state(), 'T', "stopped with the locks");
+    drop(file);
+    (0..1000).take_while(|_| state() != 'T').for_each(|_| wait(10));
+    assert_eq!(state(), 'T', "not stopped when the locks were free");
+    assert!(!held("overlay-images/images.lock") && !held("storage.lock"));
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
 fn base64(bytes: &[u8]) -> String {
     use base64::Engine as _;
     base64::engine::general_purpose::STANDARD.encode(bytes)
@@ -249,4 +286,490 @@ fn c02_helper_does_not_keep_its_callers_scheduling() {
     let outcome = jail.run(By::ForUser).wrapper("chrt --idle 0").feed(&good(&jail, 1, None).end());
     assert!(outcome.refused("idle").contains("idle scheduling policy"), "{outcome:?}");
     jail.run(By::ForUser).wrapper("chrt --batch 0").feed(&good(&jail, 1, None).end()).succeeded("batch");
+}
+
+/// The calls that reach the disk in a trace of `fcntl`, `close` and those calls, while all four locks of a store are held, and how
+/// long that was.
+fn under_the_locks(trace: &str) -> (Vec<String>, f64) {
+    let time = |line: &str| line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap();
+    let lines: Vec<&str> = trace.lines().collect();
+    let is_lock = |line: &&&str| line.contains("F_OFD_SETLK, {l_type=F_WRLCK") && line.ends_with("= 0");
+    let locks: Vec<&str> = lines.iter().filter(is_lock).filter(|line| line.contains("l_len=0")).copied().collect();
+    assert_eq!(locks.len(), 4, "{trace}");
+    let descriptor = locks[0].split("fcntl(").nth(1).unwrap().split(',').next().unwrap();
+    let first = lines.iter().position(|line| *line == locks[0]).unwrap();
+    let closed = lines[first..].iter().position(|line| line.contains(&format!("close({descriptor})"))).unwrap() + first;
+    let held = &lines[first..closed];
+    let calls = held.iter().filter(|line| line.contains("sync"));
+    (calls.map(|line| (*line).to_owned()).collect(), time(lines[closed]) - time(lines[first]))
+}
+
+#[test]
+fn c03_locks_are_held_for_one_sync_however_many_layers() {
+    if !needs_root("findings::helper::c03_locks_are_held_for_one_sync_however_many_layers") {
+        return;
+    }
+    let jail = Jail::new("");
+    jail.run(By::ForUser).feed(&good(&jail, 1, None).end()).succeeded("a store");
+    let wrapper = format!(
+        "strace -f -ttt -o {} -e trace=fcntl,close,fsync,fdatasync,syncfs,sync_file_range",
+        jail.at("trace").display()
+    );
+    let request_of = |word: &str, lines: &str| {
+        let text = format!("{}{lines}", crate::privilege::stream::request(word, &jail));
+        Stream::default().file("prepull-request", text).end()
+    };
+    let image =
+        |number| Stream::new("install", &jail).image(config_of(number).as_bytes(), Some(number), "localhost/x:1").end();
+    for (what, stream) in [
+        ("500 layers", stack(&jail, 500)),
+        ("a layer and an image", good(&jail, 2, Some(1)).end()),
+        ("an image", image(1)),
+        ("a name", image(2)),
+        ("rm", request_of("remove", "name localhost/good:2\n")),
+        ("gc", request_of("collect", "")),
+    ] {
+        jail.run(By::ForUser).wrapper(&wrapper).feed(&stream).succeeded(what);
+        let (calls, seconds) = under_the_locks(&fs_err::read_to_string(jail.at("trace")).unwrap());
+        assert!(calls.len() <= 1, "{what}: {calls:?}");
+        // Generous: strace stops each of these calls, and the machine has other things to do.
+        assert!(seconds < 3.0, "{what}: {seconds} s");
+        eprintln!("{what}: the locks were held for {seconds:.3} s, {} sync(s)", calls.len());
+    }
+    jail.ok(r#""$at/bin/prepull" verify --quiet "$at/vm" >/dev/null || test $? = 1"#);
+    assert!(jail.podman().contains("localhost/good:1 "));
+}
+
+#[test]
+fn c05_helper_refuses_records_that_their_content_does_not_bear_out() {
+    if !needs_root("findings::helper::c05_helper_refuses_records_that_their_content_does_not_bear_out") {
+        return;
+    }
+    let jail = Jail::new("");
+    jail.run(By::ForUser).feed(&good(&jail, 1, None).end()).succeeded("a store");
+    let before = jail.podman();
+    let config = config_of(1);
+    let manifest = manifest_of(config.as_bytes());
+    let name = "localhost/bad:1";
+    let record = image_record(config.as_bytes(), &manifest, Some(1), name);
+    let key = format!("sha256:{}", record.id);
+    let with = |files: &[(&str, &[u8])], lines: String| {
+        Stream::new("install", &jail).data(&record.id, files).file("prepull-image", lines).end()
+    };
+    let good_files = [("manifest", &manifest[..]), (&key[..], config.as_bytes())];
+    let other_config = config.replace("amd64", "arm64");
+    let other_manifest = manifest_of(other_config.as_bytes());
+    let of_other = image_record(config.as_bytes(), &other_manifest, Some(1), name).to_lines();
+    let image = |config: &[u8], layer| Stream::new("install", &jail).image(config, layer, name).end();
+    let digested = |digest: &str| record.to_lines().replace(name, &format!("localhost/bad@{digest}"));
+    let attacks = [
+        ("a config of the same length", with(&[good_files[0], (&key, other_config.as_bytes())], record.to_lines())),
+        ("a manifest of the same length", with(&[("manifest", &other_manifest), good_files[1]], record.to_lines())),
+        ("a manifest of another config", with(&[("manifest", &other_manifest), good_files[1]], of_other)),
+        ("a name with another digest", with(&good_files, digested(&crate::privilege::stream::digest(1)))),
+        ("a name with the config's digest", with(&good_files, digested(&key))),
+        ("a config that is no JSON", image(b"not JSON, though it mentions sha256:", Some(1))),
+        ("a config that is a list", image(b"[]", Some(1))),
+        ("a config without layers", image(br#"{"rootfs":{"type":"layers","diff_ids":[]}}"#, Some(1))),
+        ("a config of another layer", image(config_of(2).as_bytes(), Some(1))),
+        ("an image without the layers of its config", image(config.as_bytes(), None)),
+        ("a diffID that is no digest", image(config.replace("sha256:", "sha512:").as_bytes(), Some(1))),
+        ("a layer with another id", Stream::new("install", &jail).layer(3, None).end()),
+        ("a layer with another parent", Stream::new("install", &jail).layer(3, Some(2)).end()),
+    ];
+    for (what, stream) in attacks {
+        jail.refuses(By::ForUser, what, "image |layer ", &stream);
+        assert_eq!(jail.podman(), before, "{what}");
+    }
+    let of_manifest = prepull::digest::Digest::of(&manifest).to_string();
+    jail.run(By::ForUser)
+        .feed(&with(&good_files, digested(&of_manifest)))
+        .succeeded("a name with its manifest's digest");
+    assert!(jail.published().contains(&format!("localhost/bad@{of_manifest}")));
+}
+
+#[test]
+fn c06_root_is_locked_by_what_only_root_can_open() {
+    if !needs_root("findings::helper::c06_root_is_locked_by_what_only_root_can_open") {
+        return;
+    }
+    let jail = Jail::rootfs("suid = false\nfilecaps = false");
+    fs_err::remove_dir_all(jail.root().join("etc")).unwrap();
+    chmod(jail.root(), 0o755);
+    // What mkfs makes stays as it is.
+    fs_err::create_dir(jail.root().join("lost+found")).unwrap();
+    chmod(jail.root().join("lost+found"), 0o700);
+    let tree = Stream::new("unpack", &jail).dir("usr").file("usr/x", b"x").dir("usr");
+    let error = jail.run(By::ForUser).feed(&tree.clone().dir("lost+found").end()).refused("lost+found");
+    assert!(error.contains("belongs to the file system"), "{error}");
+    let inner = tree.clone().file("lost+found/x", b"").end();
+    assert!(jail.run(By::ForUser).feed(&inner).refused("lost+found").contains("belongs to the file system"));
+    // A user's flock(2) on the directory, as it can be had by anyone who may read it.
+    let said = jail.ok(&format!(
+        r#"as flock --exclusive "$at/vm" sleep 30 & user=$!
+        for n in $(seq 200); do grep -q FLOCK /proc/locks && break; sleep 0.02; done
+        cd "$at/vm"; echo {} | base64 -d >"$at/stream"; SUDO_UID={USER} "$at/bin/prepull-helper" stdio <"$at/stream"; echo "status $?"
+        kill $user; ls -a "$at/vm""#,
+        base64(&tree.clone().end())
+    ));
+    assert!(said.contains("status 0\n") && said.contains("lost+found\nusr\n"), "{said}");
+    assert!(!said.contains(".prepull"), "{said}");
+    // Two at a time are one too many.
+    for name in ["usr/x", "usr"] {
+        let at = jail.root().join(name);
+        let _ = fs_err::remove_file(&at).or_else(|_| fs_err::remove_dir(&at));
+    }
+    let mut first = jail.run(By::ForUser).command().spawn().unwrap();
+    let mut input = first.stdin.take().unwrap();
+    std::io::Write::write_all(&mut input, &tree.0).unwrap();
+    let begun = || jail.root().join(".prepull-staging-0/tree/usr").exists();
+    (0..500).take_while(|_| !begun()).for_each(|_| std::thread::sleep(std::time::Duration::from_millis(10)));
+    let error = jail.run(By::ForUser).feed(&tree.end()).refused("two at a time");
+    assert!(error.contains("another install into this directory"), "{error}");
+    std::io::Write::write_all(&mut input, &prepull::wire::END).unwrap();
+    drop(input);
+    assert!(first.wait().unwrap().success());
+    assert_eq!(fs_err::read(jail.root().join("usr/x")).unwrap(), b"x");
+}
+
+#[test]
+fn c09_policy_limits_the_store_and_the_free_space() {
+    if !needs_root("findings::helper::c09_policy_limits_the_store_and_the_free_space") {
+        return;
+    }
+    let jail = Jail::new("max_store_bytes = \"10K\"");
+    jail.run(By::ForUser).feed(&good(&jail, 1, None).end()).succeeded("the first");
+    // Each run is small; all together are not.
+    let mut refused = String::new();
+    for number in 2..30 {
+        let outcome = jail.run(By::ForUser).feed(&good(&jail, number, Some(1)).end());
+        if outcome.code != 0 {
+            refused = outcome.refused("too many bytes");
+            break;
+        }
+    }
+    assert!(refused.contains("max_store_bytes"), "{refused:?}");
+    assert_eq!(jail.staging(), 0);
+    // A record that counts fewer bytes than its layer has does not help.
+    let at = diff(40);
+    let lie =
+        Stream::new("install", &jail).dir(&at).file(format!("{at}/f"), vec![b'x'; 3000]).end_layer(40, Some(1)).end();
+    assert!(jail.run(By::ForUser).feed(&lie).refused("a lie").contains("more bytes than its record counts"));
+
+    let jail = Jail::new("keep_free = \"1T\"");
+    let error = jail.run(By::ForUser).feed(&good(&jail, 1, None).end()).refused("a full disk");
+    assert!(error.contains("keep_free"), "{error}");
+    let jail = Jail::new("keep_free = \"24M\"");
+    jail.ok(&format!(
+        "mkdir -p $at/vm/{0}; mount -t tmpfs -o size=64M,mode=700 none $at/vm/{0}",
+        crate::stores::GRAPHROOT
+    ));
+    jail.run(By::ForUser).feed(&good(&jail, 1, None).end()).succeeded("room enough");
+    let at = diff(2);
+    let big = (0..12).fold(Stream::new("install", &jail).dir(&at), |stream, number| {
+        stream.file(format!("{at}/{number}"), vec![b'x'; 5 << 20])
+    });
+    let error = jail.run(By::ForUser).feed(&big.end_layer(2, Some(1)).end()).refused("more than there is");
+    assert!(error.contains("keep_free"), "{error}");
+}
+
+#[test]
+fn c09_one_user_does_not_keep_others_from_the_helper() {
+    if !needs_root("findings::helper::c09_one_user_does_not_keep_others_from_the_helper") {
+        return;
+    }
+    let jail = Jail::new("");
+    let query = Stream::new("query", &jail).end();
+    let begun = std::time::Instant::now();
+    let idle: Vec<_> = (0..prepull::helper::caller::RUNS_MAX)
+        .map(|_| crate::privilege::process::waiting(&jail, By::ForUser, "").0)
+        .collect();
+    let error = jail.run(By::ForUser).feed(&query).refused("one too many");
+    assert!(error.contains("helpers run for this user already"), "{error}");
+    jail.run(By::Root).feed(&query).succeeded("another user");
+    // Nothing is said on these connections, so they end by themselves.
+    for mut child in idle {
+        let input = child.stdin.take();
+        let mut said = String::new();
+        std::io::Read::read_to_string(child.stdout.as_mut().unwrap(), &mut said).unwrap();
+        drop(input);
+        child.wait().unwrap();
+        let answer: prepull::helper::Answer = serde_json::from_str(&said).unwrap();
+        assert!(answer.error.contains("no request has come"), "{answer:?}");
+    }
+    assert!(begun.elapsed().as_secs() < 120, "{:?}", begun.elapsed());
+    jail.run(By::ForUser).feed(&query).succeeded("when they are gone");
+}
+
+/// An OCI layout with one image in two manifests, which have the layer in two compressions; returns their digests.
+fn two_manifests(at: &Path) -> [String; 2] {
+    use crate::made::Layout;
+    let layer = crate::raw::archive(&[crate::raw::dir("bin/"), crate::raw::file("a").data("hello\n")]);
+    let mut layout = Layout::new(at.to_owned());
+    let config = serde_json::json!({
+        "architecture": "amd64", "os": "linux", "config": {},
+        "rootfs": {"type": "layers", "diff_ids": [prepull::digest::Digest::of(&layer).to_string()]},
+    });
+    let config = layout.blob(prepull::media_type::OCI_CONFIG, &serde_json::to_vec(&config).unwrap());
+    let tar = "application/vnd.oci.image.layer.v1.tar";
+    let blobs = [layout.blob(&format!("{tar}+gzip"), &crate::made::gzip(&layer)), layout.blob(tar, &layer)];
+    let manifests = blobs.map(|blob| {
+        layout.manifest(&serde_json::json!({
+            "schemaVersion": 2, "mediaType": prepull::media_type::OCI_MANIFEST, "config": config, "layers": [blob],
+        }))
+    });
+    let digests = [0, 1].map(|number| manifests[number]["digest"].as_str().unwrap().to_owned());
+    let [first, second] = manifests;
+    layout.add(Some("first"), first);
+    layout.add(Some("second"), second);
+    digests
+}
+
+/// A root directory, and what `prepull VERB --root` says of it.
+struct Machine {
+    directory: tempfile::TempDir,
+}
+
+impl Machine {
+    fn new() -> Self {
+        Self { directory: crate::stores::scratch() }
+    }
+
+    fn at(&self, name: &str) -> std::path::PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn prepull(&self, verb: &str) -> std::process::Command {
+        fs_err::create_dir_all(self.at("root")).unwrap();
+        let mut command = crate::command::prepull(self.directory.path());
+        command.arg(verb).arg("--root").arg(self.at("root"));
+        if verb == "install" {
+            command.args(["--no-cache", "--platform", "linux/amd64"]);
+        }
+        command
+    }
+
+    #[track_caller]
+    fn installs(&self, arguments: &[&str]) -> String {
+        let output = self.prepull("install").args(arguments).output().unwrap();
+        let said = crate::command::stderr(&output);
+        assert!(output.status.success(), "{arguments:?}: {said}");
+        said + &String::from_utf8_lossy(&output.stdout)
+    }
+
+    /// What `verify --strict` says; empty if it has nothing against it.
+    fn verify(&self) -> String {
+        let mut command = crate::command::prepull(self.directory.path());
+        let output = command.args(["verify", "--strict"]).arg(self.at("root")).output().unwrap();
+        if output.status.success() { String::new() } else { String::from_utf8_lossy(&output.stdout).into_owned() }
+    }
+
+    fn record(&self) -> serde_json::Value {
+        let path = self.at("root").join(crate::stores::GRAPHROOT).join("overlay-images/images.json");
+        serde_json::from_slice(&fs_err::read(path).unwrap()).unwrap()
+    }
+}
+
+#[test]
+fn a02_install_by_another_digest_adds_that_manifest() {
+    if !needs_root("findings::helper::a02_install_by_another_digest_adds_that_manifest") {
+        return;
+    }
+    let machine = Machine::new();
+    let oci = machine.at("oci");
+    let [first, second] = two_manifests(&oci);
+    let item = |name: &str, as_name: &str| format!("oci:{}:{name}={as_name}", oci.display());
+    let by_digest = format!("localhost/app@{second}");
+    machine.installs(&[&item("first", "localhost/app:1")]);
+    let said = machine.installs(&[&item("second", &by_digest)]);
+    assert!(!said.contains("everything is there already"), "{said}");
+    let record = &machine.record()[0];
+    let keys: Vec<&str> =
+        record["big-data-names"].as_array().unwrap().iter().map(|key| key.as_str().unwrap()).collect();
+    for digest in [&first, &second] {
+        let key = format!("manifest-{digest}");
+        assert!(keys.contains(&&key[..]), "{key}: {keys:?}");
+        assert_eq!(record["big-data-digests"][&key], **digest);
+    }
+    // The image's own manifest is the last that came, as after `skopeo copy` of both.
+    assert_eq!(record["big-data-digests"]["manifest"], second);
+    let graph = machine.at("root").join(crate::stores::GRAPHROOT);
+    let store = format!("containers-storage:[overlay@{}+{}]{by_digest}", graph.display(), machine.at("run").display());
+    let inspect = r#"exec skopeo inspect "$1""#;
+    crate::command::succeeds(crate::stores::in_own_mounts("sh").args(["-c", inspect, "sh", &store]));
+    assert_eq!(machine.verify(), "");
+    for (name, as_name) in [("first", "localhost/app:1"), ("second", &by_digest[..])] {
+        let said = machine.installs(&[&item(name, as_name)]);
+        assert!(said.contains("everything is there already"), "{name}: {said}");
+    }
+    // A name by a digest without its manifest is an error.
+    let path = graph.join("overlay-images/images.json");
+    let text = fs_err::read_to_string(&path).unwrap();
+    let other = second.replace(&second[60..], &"0".repeat(second.len() - 60));
+    fs_err::write(&path, text.replace(&by_digest, &format!("localhost/app@{other}"))).unwrap();
+    assert!(machine.verify().contains("image-name-digest"), "{}", machine.verify());
+}
+
+#[test]
+fn a03_install_mends_what_a_record_has_lost() {
+    if !needs_root("findings::helper::a03_install_mends_what_a_record_has_lost") {
+        return;
+    }
+    let machine = Machine::new();
+    let oci = machine.at("oci");
+    two_manifests(&oci);
+    let layer = crate::raw::archive(&[crate::raw::file("top").data("top\n")]);
+    let base = crate::raw::archive(&[crate::raw::dir("bin/")]);
+    let mut layout = crate::made::Layout::new(machine.at("two"));
+    let image = layout.image("amd64", &[base, layer]);
+    layout.add(Some("localhost/two:1"), image);
+    let item = format!("oci:{}:localhost/two:1", machine.at("two").display());
+    machine.installs(&[&item]);
+    assert_eq!(machine.verify(), "");
+    let graph = machine.at("root").join(crate::stores::GRAPHROOT);
+    let damage = |script: &str| {
+        let mut command = std::process::Command::new("bash");
+        crate::command::succeeds(command.args(["-euc", script]).current_dir(&graph));
+    };
+    for script in [
+        "rm overlay-images/*/manifest",
+        "rm overlay-images/*/=*",
+        "for f in overlay-images/*/=*; do : >$f; done",
+        "for f in overlay-images/*/*; do : >$f; done",
+        "rm -r overlay-images/[0-9a-f]*",
+        "for f in overlay-images/*/manifest; do sed -i s/schemaVersion/schemaversion/ $f; done",
+        "for f in overlay-images/*/=*; do printf x >>$f; done",
+        // The records themselves.
+        r#"sed -i 's/"manifest":[0-9]*/"manifest":7/' overlay-images/images.json"#,
+        r#"sed -i 's/"manifest":"sha256:..../"manifest":"sha256:0000/' overlay-images/images.json"#,
+        r#"sed -i 's/"big-data-names":\[[^]]*\]/"big-data-names":["manifest"]/' overlay-images/images.json"#,
+        // Files of layers.
+        "rm overlay/*/lower",
+        "for f in overlay/*/lower; do : >$f; done",
+        "for f in overlay/*/lower; do printf l/AAAAAAAAAAAAAAAAAAAAAAAAAA >$f; done",
+        "for f in overlay/*/link; do : >$f; done",
+        "rm overlay/*/link",
+        "rm -r overlay/*/diff",
+    ] {
+        damage(script);
+        let said = machine.installs(&[&item]);
+        assert!(!said.contains("everything is there already"), "{script}: {said}");
+        assert_eq!(machine.verify(), "", "{script}");
+        let mut podman = crate::stores::in_own_mounts("podman");
+        podman.arg("--root").arg(&graph).arg("--runroot").arg(machine.at("run"));
+        let listed = crate::command::succeeds(podman.args(["--storage-driver", "overlay", "images"]));
+        assert!(listed.contains("localhost/two"), "{script}: {listed}");
+        assert!(machine.installs(&[&item]).contains("everything is there already"), "{script}");
+    }
+}
+
+#[test]
+fn e09_additional_store_is_readable_by_either_way() {
+    if !needs_root("findings::helper::e09_additional_store_is_readable_by_either_way") {
+        return;
+    }
+    let additional = "/usr/lib/containers/storage";
+    let machine = Machine::new();
+    machine.installs(&["--graphroot", additional, &crate::command::hello()]);
+    assert_eq!(machine.verify(), "");
+    let store = machine.at("root").join(&additional[1..]);
+    for (name, mode) in [("", 0o755), ("overlay", 0o755), ("overlay-images/images.json", 0o644)] {
+        let found = fs_err::metadata(store.join(name)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(found, mode, "{name}");
+    }
+    // One that storage.conf names is one, wherever it is; the machine's own is not.
+    let machine = Machine::new();
+    fs_err::create_dir_all(machine.at("root/etc/containers")).unwrap();
+    let conf = "[storage]\ndriver = \"overlay\"\n[storage.options]\nadditionalimagestores = [\"/srv/images\"]\n";
+    fs_err::write(machine.at("root/etc/containers/storage.conf"), conf).unwrap();
+    machine.installs(&["--graphroot", "/srv/images", &crate::command::hello()]);
+    machine.installs(&[&crate::command::hello()]);
+    for (name, mode) in [("srv/images/overlay", 0o755), ("var/lib/containers/storage/overlay", 0o700)] {
+        let found = fs_err::metadata(machine.at("root").join(name)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(found, mode, "{name}");
+    }
+
+    // By the helper: for root, and for users where programs of images are harmless.
+    let (by_place, by_key) = (additional, "/srv/store");
+    for (graphroot, more, user) in [
+        (by_place, "", false),
+        (by_key, "additional = true", false),
+        (by_place, "suid = false\nfilecaps = false", true),
+        (by_key, "additional = true\nsuid = false\nfilecaps = false", true),
+    ] {
+        let jail = Jail::new(&format!("graphroot = \"{graphroot}\"\n{more}"));
+        two_manifests(&jail.at("home/oci"));
+        let said = jail.ok(&format!(
+            r#"chown -R {USER} "$at/home"; cd /
+            {who} install --no-cache --platform linux/amd64 --helper "$at/bin/prepull-helper" --root "$at/vm" --graphroot {graphroot} \
+                oci:$at/home/oci:first=localhost/app:1 2>&1
+            find "$at/vm{graphroot}" -path '*/diff/*' -prune -o ! -name '*.lock' ! -perm -444 -print
+            "$at/bin/prepull" verify --strict --store additional "$at/vm{graphroot}" 2>&1 || :"#,
+            who = if user { r#"as env PATH="$PATH" "$at/bin/prepull""# } else { "direct" },
+        ));
+        assert!(!said.contains("warning") && !said.contains("/overlay"), "{graphroot} {more}: {said}");
+    }
+    // Elsewhere a setuid program in it would make its user root.
+    let jail = Jail::new(&format!("graphroot = \"{additional}\""));
+    let outcome = jail.run(By::ForUser).feed(&Stream::new("query", &jail).end());
+    assert!(outcome.refused("an open store").contains("users can reach it"), "{outcome:?}");
+}
+
+#[test]
+fn a18_install_follows_links_and_leaves_directories_as_they_are() {
+    if !needs_root("findings::helper::a18_install_follows_links_and_leaves_directories_as_they_are") {
+        return;
+    }
+    use std::os::unix::fs::{MetadataExt as _, symlink};
+    for link in ["var", "var/lib", "var/lib/containers", "var/lib/containers/storage"] {
+        for target in ["/data/far", "up/../data/far"] {
+            let machine = Machine::new();
+            let root = machine.at("root");
+            fs_err::create_dir_all(root.join("data/far")).unwrap();
+            chmod(root.join("data"), 0o2750);
+            chown(root.join("data/far"), Some(7), Some(8)).unwrap();
+            let owned_by_others = link == "var/lib/containers/storage";
+            if owned_by_others {
+                chown(root.join("data/far"), Some(0), Some(0)).unwrap();
+            }
+            chmod(root.join("data/far"), 0o701);
+            let parent = root.join(link).parent().unwrap().to_owned();
+            fs_err::create_dir_all(&parent).unwrap();
+            fs_err::create_dir_all(parent.join("up")).unwrap();
+            // A relative one leads there by way of `..`.
+            let depth = link.matches('/').count();
+            let target =
+                if target.starts_with('/') { target.to_owned() } else { format!("{}data/far", "../".repeat(depth)) };
+            symlink(&target, root.join(link)).unwrap();
+            let below = "var/lib/containers/storage".strip_prefix(link).unwrap().trim_start_matches('/');
+            let graph = root.join("data/far").join(below);
+            fs_err::create_dir_all(&graph).unwrap();
+            let state = |path: &Path| {
+                let found = fs_err::symlink_metadata(path).unwrap();
+                (found.mode(), found.uid(), found.gid(), found.mtime(), found.mtime_nsec(), found.ino())
+            };
+            let mut outside = vec![root.join(link), parent, root.join("data")];
+            if !owned_by_others {
+                outside.push(root.join("data/far"));
+            }
+            let before: Vec<_> = outside.iter().map(|path| state(path)).collect();
+            machine.installs(&[&crate::command::hello()]);
+            assert_eq!(outside.iter().map(|path| state(path)).collect::<Vec<_>>(), before, "{link} to {target}");
+            assert!(graph.join("overlay-images/images.json").exists(), "{link} to {target}");
+        }
+    }
+    // What is missing is made, for everyone to enter.
+    let machine = Machine::new();
+    machine.installs(&[&crate::command::hello()]);
+    for (name, mode) in [("var", 0o755), ("var/lib", 0o755), ("var/lib/containers", 0o755)] {
+        let found = fs_err::metadata(machine.at("root").join(name)).unwrap();
+        assert_eq!((found.mode() & 0o7777, found.uid(), found.gid()), (mode, 0, 0), "{name}");
+    }
+    // A link to nothing is named.
+    let machine = Machine::new();
+    fs_err::create_dir_all(machine.at("root/var/lib")).unwrap();
+    symlink("/gone", machine.at("root/var/lib/containers")).unwrap();
+    let output = machine.prepull("install").arg(crate::command::hello()).output().unwrap();
+    let said = crate::command::stderr(&output);
+    assert!(output.status.code() == Some(1) && said.contains("a symbolic link to a missing directory"), "{said}");
 }

@@ -151,6 +151,7 @@ impl World {
         let script = r#"at=$1; shift
             o=$(mktemp -d "$at/etc-XXXXXX") && mount -t tmpfs tmpfs "$o" && mkdir "$o/up" "$o/work" || exit 99
             mount -t overlay overlay -o "lowerdir=/etc,upperdir=$o/up,workdir=$o/work" /etc || exit 99
+            mkdir -p /run/prepull && mount -t tmpfs -o mode=755 none /run/prepull || exit 99
             mkdir -p -m 755 /etc/prepull && cp "$at/helper.toml" /etc/prepull/ && chmod 644 /etc/prepull/helper.toml || exit 99
             mkdir -p -m 755 /etc/sudoers.d && cp "$at/sudoers" /etc/sudoers.d/prepull && chmod 440 /etc/sudoers.d/prepull || exit 99
             echo 'prepulltester:x:4321:4321::/:/bin/sh' >>/etc/passwd

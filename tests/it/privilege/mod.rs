@@ -21,7 +21,7 @@ mod attacks;
 /// What the helper may still do when it reads its first byte, and when it publishes.
 mod calls;
 /// What is done to the process instead of the stream.
-mod process;
+pub mod process;
 /// Somebody renames the root directory all the time.
 mod race;
 /// What else a stream may say: records, requests, order, limits.
@@ -121,6 +121,7 @@ impl Jail {
             mount -t tmpfs none $at/etc; mkdir $at/etc/u $at/etc/w
             mount -t overlay none -o lowerdir=/etc,upperdir=$at/etc/u,workdir=$at/etc/w /etc
             mount --bind {built}/prepull $at/bin/prepull; mount --bind {built}/prepull-helper $at/bin/prepull-helper
+            mkdir -p /run/prepull; mount -t tmpfs -o mode=755 none /run/prepull
             rm -rf /etc/prepull; mkdir -m 755 /etc/prepull; mkdir -p /etc/sudoers.d
             grep -q '^tester:' /etc/passwd || echo 'tester:x:{USER}:{USER}::/:/bin/sh' >>/etc/passwd
             grep -q '^tester:' /etc/group || echo 'tester:x:{USER}:' >>/etc/group

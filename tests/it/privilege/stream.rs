@@ -12,9 +12,10 @@ use crate::stores::GRAPHROOT;
 #[derive(Debug, Clone, Default)]
 pub struct Stream(pub Vec<u8>);
 
-/// 64 digits.
+/// The id of layer `number`: 1 is a layer of its own, every other one is on top of it.
 pub fn id(number: u64) -> String {
-    format!("{number:064x}")
+    let [base, diff_id] = [1, number].map(|number| digest(number).parse::<Digest>().unwrap());
+    diff_id.layer_id((number != 1).then_some(&base)).hex()
 }
 
 /// A short name.
@@ -23,8 +24,9 @@ pub fn link(number: u64) -> String {
     format!("AAAAAAAAAAAAAAAAAAAAAAA{}{}{}", digit(8), digit(4), digit(0))
 }
 
+/// The diffID of layer `number`.
 pub fn digest(number: u64) -> String {
-    format!("sha256:{}", id(number))
+    format!("sha256:{number:064x}")
 }
 
 /// Where the files of layer `number` are.
@@ -150,7 +152,7 @@ impl Stream {
 
     /// A whole image on top of `layer`.
     pub fn image(self, config: &[u8], layer: Option<u64>, name: &str) -> Self {
-        let manifest = &manifest_of(config, layer.unwrap_or_default())[..];
+        let manifest = &manifest_of(config)[..];
         let record = image_record(config, manifest, layer, name);
         let key = format!("sha256:{}", record.id);
         self.data(&record.id, &[("manifest", manifest), (&key, config)]).file("prepull-image", record.to_lines())
@@ -161,24 +163,27 @@ impl Stream {
     }
 }
 
-/// A config that podman reads.
+/// A config that podman reads, of an image that ends in layer `number`.
 pub fn config_of(number: u64) -> String {
-    let root = format!("{{\"type\":\"layers\",\"diff_ids\":[\"{}\"]}}", digest(number));
+    let digests: Vec<_> = std::collections::BTreeSet::from([1, number]).into_iter().map(digest).collect();
+    let root = format!("{{\"type\":\"layers\",\"diff_ids\":[\"{}\"]}}", digests.join("\",\""));
     format!("{{\"architecture\":\"amd64\",\"os\":\"linux\",\"config\":{{}},\"rootfs\":{root}}}")
 }
 
 /// A manifest that podman reads.
-fn manifest_of(config: &[u8], layer: u64) -> Vec<u8> {
+pub fn manifest_of(config: &[u8]) -> Vec<u8> {
     let oci = "application/vnd.oci.image";
     let of_config = format!(
         "{{\"mediaType\":\"{oci}.config.v1+json\",\"digest\":\"{}\",\"size\":{}}}",
         Digest::of(config),
         config.len()
     );
-    let of_layer =
-        format!("{{\"mediaType\":\"{oci}.layer.v1.tar+gzip\",\"digest\":\"{}\",\"size\":100}}", digest(layer));
+    // One descriptor for each diffID. What they name is not in the stream.
+    let layers = String::from_utf8_lossy(config).matches("sha256:").count();
+    let of_layer = format!("{{\"mediaType\":\"{oci}.layer.v1.tar+gzip\",\"digest\":\"{}\",\"size\":100}}", digest(1));
+    let of_layers = vec![of_layer; layers].join(",");
     let head = format!("{{\"schemaVersion\":2,\"mediaType\":\"{oci}.manifest.v1+json\"");
-    format!("{head},\"config\":{of_config},\"layers\":[{of_layer}]}}").into_bytes()
+    format!("{head},\"config\":{of_config},\"layers\":[{of_layers}]}}").into_bytes()
 }
 
 /// A stream with everything that a layer may have, which must be taken.
@@ -196,4 +201,23 @@ pub fn good(jail: &Jail, number: u64, parent: Option<u64>) -> Stream {
         .dir(format!("{at}/d"))
         .end_layer(number, parent)
         .image(config_of(number).as_bytes(), Some(number), &format!("localhost/good:{number}"))
+}
+
+/// Layers on top of each other, the lowest on none.
+pub fn stack(jail: &Jail, layers: u64) -> Vec<u8> {
+    let mut stream = Stream::new("install", jail);
+    let mut below: Option<Digest> = None;
+    for number in 1..=layers {
+        let number = number + 5000;
+        let diff_id: Digest = digest(number).parse().unwrap();
+        let id = diff_id.layer_id(below.as_ref());
+        let parent = below.map(|id| id.hex()).unwrap_or_default();
+        let record = LayerRecord { id: id.hex(), parent, link: link(number - 4000), ..layer_record(number, None) };
+        let at = format!("{GRAPHROOT}/overlay/{}/diff", record.id);
+        let split = format!("{GRAPHROOT}/overlay-layers/{}.tar-split.gz", record.id);
+        stream = stream.dir(&at).file(format!("{at}/file"), b"content").dir(&at).file(split, b"split");
+        stream = stream.file("prepull-layer", record.to_lines());
+        below = Some(id);
+    }
+    stream.end()
 }
