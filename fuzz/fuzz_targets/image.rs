@@ -5,12 +5,12 @@ use std::io::{Cursor, Read};
 
 use libfuzzer_sys::fuzz_target;
 use prepull::digest::Digest;
+use prepull::go_types::{go_time, seconds_since_epoch};
 use prepull::image::{Image, LAYERS_MAX, Platform};
 use prepull::inspect::find::Found;
 use prepull::inspect::list::list;
 use prepull::json;
 use prepull::source::{Descriptor, Error, ImageSource, RawManifest};
-use prepull::go_types::{go_time, seconds_since_epoch};
 use prepull::storage::record::StoreImage;
 use prepull_fuzz::{choice, parts};
 

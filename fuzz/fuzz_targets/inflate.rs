@@ -5,8 +5,8 @@
 use std::io::{self, Read};
 
 use libfuzzer_sys::fuzz_target;
-use prepull::digest::Digest;
 use prepull::compression::{self, Compression, SizeLimit};
+use prepull::digest::Digest;
 use prepull::layer::inflate::{Inflation, inflate};
 use prepull::source::Descriptor;
 use prepull_fuzz::{Trickle, choice};

@@ -74,8 +74,15 @@ fn converted(blob: &[u8], tar: &[u8]) -> Result<Converted, Error> {
     let descriptor = Descriptor { media_type: String::new(), digest: Digest::of(blob), size: blob.len() as u64 };
     let key = Digest::of(b"key");
     let slot = Slot::none();
-    let job =
-        Job { descriptor: &descriptor, diff_id: Digest::of(tar), prefix: PREFIX, key, scratch: scratch(), slot: &slot, limit: SizeLimit::none() };
+    let job = Job {
+        descriptor: &descriptor,
+        diff_id: Digest::of(tar),
+        prefix: PREFIX,
+        key,
+        scratch: scratch(),
+        slot: &slot,
+        limit: SizeLimit::none(),
+    };
     let files: RefCell<Vec<File>> = RefCell::default();
     let new_file = || {
         let file = empty_file()?;

@@ -4,9 +4,9 @@
 use libfuzzer_sys::fuzz_target;
 use prepull::cli::Args;
 use prepull::cli::args::{CacheCommand, Command};
+use prepull::go_types::{go_time, seconds_since_epoch, utc};
 use prepull::json::{self, Document, View};
 use prepull::layer::acl::Acl;
-use prepull::go_types::{go_time, seconds_since_epoch, utc};
 use prepull_fuzz::{choice, parts};
 
 fuzz_target!(|data: &[u8]| {
