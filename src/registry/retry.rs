@@ -38,7 +38,9 @@ impl fmt::Display for Retry<'_> {
 
 /// Receives every [`Retry`] before its wait begins, from the thread that waits.
 #[derive(Clone, Default)]
-pub struct Observer(Option<Arc<dyn Fn(&Retry<'_>) + Send + Sync>>);
+pub struct Observer(Option<Arc<Observe>>);
+
+type Observe = dyn Fn(&Retry<'_>) + Send + Sync;
 
 impl Observer {
     /// Calls `observe` for every retry.
