@@ -10,7 +10,7 @@ use super::install::check_root;
 use super::make::GRAPHROOT;
 use super::output::{self, Printer};
 use super::{Exit, Failure};
-use crate::helper::caller;
+use crate::helper::caller::Caller;
 use crate::helper::policy::{self, Kind, Policy};
 use crate::install::way::HELPER;
 use crate::install::{Error, Target, Way, probe};
@@ -103,7 +103,7 @@ fn read_policy() -> (PolicyState, Vec<Target>) {
         Ok(policy) => policy,
         Err(error) => return unreadable(error.to_string()),
     };
-    let caller = match caller::identify(None) {
+    let caller = match Caller::of(rustix::process::getuid().as_raw()) {
         Ok(caller) => caller,
         Err(error) => return unreadable(error.to_string()),
     };

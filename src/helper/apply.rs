@@ -280,8 +280,9 @@ impl Making<'_> {
         let left = self.budget.allow.max_bytes.checked_sub((name.len() + value.len()) as u64);
         self.budget.allow.max_bytes = left.ok_or_else(|| self.refuse("too many bytes (max_bytes)"))?;
         let known = name == CAPABILITY || name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_");
+        let is_file = matches!(self.entry.kind, Kind::Regular { .. } | Kind::Directory);
         let done = match self.budget.powers {
-            Powers::Raised if !known || !of.is_empty() => Err(Errno::NOTSUP),
+            Powers::Raised if !known || !is_file => Err(Errno::NOTSUP),
             powers if of.is_empty() => powers.with(needed, || fs::fsetxattr(at, name, value, XattrFlags::empty())),
             // The system call takes no directory.
             Powers::Own | Powers::Raised => {

@@ -59,8 +59,7 @@ pub struct Caller {
 /// # Errors
 /// When that is not clear, or the tables of users are not to be trusted.
 pub fn identify(sudo_uid: Option<&OsStr>) -> Result<Caller, Error> {
-    let uid = decide(getuid().as_raw(), geteuid().as_raw(), sudo_uid, peer)?;
-    Ok(Caller::known_as(uid, &trusted("/etc/passwd", TABLE_MAX)?, &trusted("/etc/group", TABLE_MAX)?))
+    Caller::of(decide(getuid().as_raw(), geteuid().as_raw(), sudo_uid, peer)?)
 }
 
 /// The order matters: what the caller can influence least comes first. `peer` gives the user at the other end of standard input,
@@ -102,6 +101,14 @@ fn peer() -> Result<Option<u32>, Error> {
 }
 
 impl Caller {
+    /// Looks `uid` up in /etc/passwd and /etc/group.
+    ///
+    /// # Errors
+    /// If these cannot be read, or others than root could have written them.
+    pub fn of(uid: u32) -> Result<Self, Error> {
+        Ok(Self::known_as(uid, &trusted("/etc/passwd", TABLE_MAX)?, &trusted("/etc/group", TABLE_MAX)?))
+    }
+
     /// Looks `uid` up. Lines that are not as passwd(5) and group(5) have them are nobody's.
     fn known_as(uid: u32, passwd: &str, group: &str) -> Self {
         let user = passwd.lines().find_map(|line| match line.split(':').collect::<Vec<_>>()[..] {

@@ -407,7 +407,12 @@ fn a_root_with_links_in_it() {
             symlink(target.replace("OUTSIDE", &outside), &path).unwrap();
             let what = format!("{link} is a link to {target}");
             let error = jail.run(By::ForUser).feed(&good(&jail, 1, None).end()).refused(&what);
-            let is_link = error.contains("Not a directory") || error.contains("Too many levels of symbolic links");
+            // On the way to the store links are followed, but never out of the root: there it is not.
+            let is_way = GRAPHROOT.starts_with(link);
+            let parts =
+                ["Not a directory", "Too many levels of symbolic links", "a symbolic link to a missing directory"];
+            let is_link =
+                if is_way { error.contains(parts[2]) } else { parts[..2].iter().any(|part| error.contains(part)) };
             assert!(is_link, "{what}: {error}");
             jail.outside_is_unchanged(&what);
             tried += 1;

@@ -45,7 +45,7 @@ fn records_that_do_not_fit() {
         (&link(2), &link(1), "File exists"),
         (&id(1), &id(2), "not of the layer before it"),
         (&id(1), &id(77), "its id is not the one"),
-        (&format!("diff-digest {}", digest(2)), &format!("diff-digest {}", digest(3)), "its id is not the one"),
+        (&format!("\ndiff-digest {}", digest(2)), &format!("\ndiff-digest {}", digest(3)), "its id is not the one"),
         (&parent, "", "its id is not the one"),
         (&id(1), "x", "`parent`"),
         ("parent", "Parent", "`created`"),
@@ -442,7 +442,8 @@ fn over_the_limits() {
     attacks.push(("too many layers".to_owned(), "max_inodes", many.end()));
     let mut many = Stream::new("install", &jail);
     for number in 10..51_u32 {
-        many = many.image(number.to_string().as_bytes(), Some(1), &format!("localhost/a:{number}"));
+        let config = config_of(1) + &" ".repeat(number as usize);
+        many = many.image(config.as_bytes(), Some(1), &format!("localhost/a:{number}"));
     }
     attacks.push(("too many images".to_owned(), "max_inodes", many.end()));
     let big = vec![b'x'; (16 << 20) + 1];
