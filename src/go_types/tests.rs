@@ -206,7 +206,8 @@ mod agreement {
         let leaf = prop_oneof![
             Just("null".to_owned()),
             Just("true".to_owned()),
-            "-?(0|[1-9][0-9]{0,20})(\\.[0-9]{1,2})?",
+            // Without -0, which Go takes for the integer 0 and serde_json for a float.
+            "(0|-?[1-9][0-9]{0,20})(\\.[0-9]{1,2})?",
             "\"[a-zé\u{1f600}]{0,3}(\\\\u00e9|\\\\n)?\"",
         ];
         leaf.prop_recursive(3, 12, 3, |inner| {

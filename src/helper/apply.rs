@@ -226,17 +226,18 @@ impl Making<'_> {
     /// Makes a device or a whiteout. Opening it could have side effects, so it is changed by its name.
     fn node(&mut self, parent: &Dir, name: &[u8], kind: FileType, device: Device) -> Result<(), Error> {
         let number = fs::makedev(device.major, device.minor);
-        let mode = Mode::from_raw_mode((self.entry.meta.mode & 0o1777).into());
+        let mode = Mode::from_raw_mode((self.entry.meta.mode & 0o7777).into());
         let make = || fs::mknodat(parent, name, kind, mode, number);
         let is_whiteout = kind == FileType::CharacterDevice && number == 0;
         let made = if is_whiteout { make() } else { self.budget.powers.with(CapabilitySet::MKNOD, make) };
         self.done("making", made)?;
-        // The umask has taken its part of the mode. Bits beyond these mean nothing on a device.
-        let is_masked = self.done("looking at", parent.stat(name))?.st_mode & 0o7777 != mode.as_raw_mode();
-        if is_masked {
-            self.done("changing the mode of", chmod_in_ours(parent, name, mode))?;
+        self.finish(parent, name)?;
+        // The umask has taken its part of the mode, and chown(2) clears set-id bits.
+        if self.done("looking at", parent.stat(name))?.st_mode & 0o7777 != mode.as_raw_mode() {
+            let chmod = self.budget.powers.with(OF_OTHERS, || chmod_in_ours(parent, name, mode));
+            self.done("changing the mode of", chmod)?;
         }
-        self.finish(parent, name)
+        Ok(())
     }
 
     /// Sets the metadata of the file, directory or pipe that is open. With `name`, that of a symbolic link or device in the

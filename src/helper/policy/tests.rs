@@ -94,7 +94,7 @@ fn what_is_not_understood_is_refused() {
     }
     for size in ["", "G", "20g", "+1", "-1", "1 G", "1.5G", "0x10", "20GB", "99999999999999999999", "16777216T", "é"] {
         let error = parse(&format!("[[allow]]\nuser = 'a'\nroot = '/a'\nkind = 'storage'\nmax_bytes = '{size}'"));
-        assert!(error.as_ref().unwrap_err().contains("max_bytes is a number"), "{size}: {error:?}");
+        assert!(error.as_ref().unwrap_err().contains("a size is a number of bytes"), "{size}: {error:?}");
     }
     for text in ["allow = 1", "[allow]", "[[deny]]\nuser = 'a'", "version = 2", "[[allow", "[[allow]]\n\u{1}"] {
         parse(text).unwrap_err();

@@ -181,8 +181,8 @@ fn a06_a_tar_with_a_hostile_skeleton_is_not_mounted() {
         store.join("overlay/l").join(fs_err::read_to_string(store.join("overlay").join(layer).join("link")).unwrap())
     }
     fn image(store: &Path) -> std::path::PathBuf {
-        let entries = fs_err::read_dir(store.join("overlay-images")).unwrap().map(|entry| entry.unwrap().path());
-        entries.filter(|path| path.is_dir()).next().unwrap()
+        let mut entries = fs_err::read_dir(store.join("overlay-images")).unwrap().map(|entry| entry.unwrap().path());
+        entries.find(|path| path.is_dir()).unwrap()
     }
     fn edit(path: impl AsRef<Path>, from: &str, to: &str) {
         let text = fs_err::read_to_string(path.as_ref()).unwrap();

@@ -304,7 +304,8 @@ fn a07_records_are_read_within_the_root_and_only_regular_files() {
         fs_err::write(&outside, &original).unwrap();
         let is_record = records.contains(path);
         let pipe = |path: &Path| succeeds(Command::new("mkfifo").arg(path));
-        let kinds: [(&str, &dyn Fn(&Path)); 5] = [
+        type Make<'a> = &'a dyn Fn(&Path);
+        let kinds: [(&str, Make<'_>); 5] = [
             ("a link to outside", &|path| symlink(&outside, path).unwrap()),
             ("a relative link to outside", &|path| symlink("../../../../../../../outside", path).unwrap()),
             ("a link to the kernel's log", &|path| symlink("/proc/kmsg", path).unwrap()),
