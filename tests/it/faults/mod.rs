@@ -376,6 +376,10 @@ impl Work {
         let mut odd: Vec<PathBuf> = files(&world.join("tmp"));
         odd.extend(files(&world.join("out")).into_iter().filter(|path| path.to_str().unwrap().contains(".prepull-")));
         odd.extend(files(&world.join("cache")).into_iter().filter(|path| {
+            // What was seen of a tar is kept beside it.
+            if path.extension().is_some_and(|end| end == "seen") && path.with_extension("").exists() {
+                return false;
+            }
             let name = path.file_name().unwrap().to_str().unwrap();
             ![16, 64].contains(&name.len()) || !name.bytes().all(|byte| byte.is_ascii_hexdigit())
         }));
