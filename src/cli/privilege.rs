@@ -44,6 +44,9 @@ pub fn of_fetching<'a>(
             Location::Registry(_) | Location::Overlay(_) => {}
         }
     }
+    // Many images may come from one layout or archive.
+    needs.reads.sort();
+    needs.reads.dedup();
     let home = |names: &[&str]| -> Vec<PathBuf> { names.iter().map(|name| environment.home.join(name)).collect() };
     needs.reads.extend(home(&CREDENTIALS));
     needs.reads.extend(registry.authfile.iter().chain(&registry.cert_dir).cloned());

@@ -168,7 +168,7 @@ fn c01_mode_of_a_pipe_or_device_is_not_set_by_its_name() {
     );
     let found = jail.ok(&format!("stat -c '%n %a' $at/vm/{at}/*"));
     let modes: Vec<_> = found.lines().map(|line| line.rsplit('/').next().unwrap()).collect();
-    assert_eq!(modes, ["mem 640", "null 600", "p 6664", "w 0", "zero 666"]);
+    assert_eq!(modes, ["mem 6640", "null 600", "p 6664", "w 0", "zero 666"]);
 }
 
 #[test]
