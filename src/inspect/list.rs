@@ -93,9 +93,13 @@ pub(super) fn parse<T: for<'a> Deserialize<'a>>(store: &Found, bytes: &[u8], fil
     if bytes.is_empty() {
         return Ok(Vec::new());
     }
-    // Go writes `null` for an empty list, and of a key that occurs twice it takes the last.
-    let value = serde_json::from_slice::<serde_json::Value>(bytes);
-    let records: Result<Option<Vec<T>>, _> = value.and_then(serde_json::from_value);
+    // Go writes `null` for an empty list.
+    let records: Result<Option<Vec<T>>, _> = serde_json::from_slice(bytes);
+    // Of a key that occurs twice Go takes the last, which only a value that is parsed first does here.
+    let records = records.or_else(|error| {
+        let value = serde_json::from_slice::<serde_json::Value>(bytes);
+        value.and_then(serde_json::from_value).map_err(|_| error)
+    });
     let slash = if store.graphroot.is_empty() { "" } else { "/" };
     let file = || format!("{}{slash}{}-{file}", store.graphroot, store.driver);
     Ok(records.map_err(|error| Error { file: file(), error })?.unwrap_or_default())
