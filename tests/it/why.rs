@@ -168,7 +168,9 @@ fn what_is_no_good_is_refused() {
         let path = at.join("root").join(file);
         let before = fs_err::read(&path).ok();
         fs_err::write(&path, text).unwrap();
-        run(&["root", "a:1"], 2, part);
+        // CRI-O lists nothing with such records: that is an answer. A configuration that cannot be read is none.
+        let code = if file.ends_with("images.json") { 1 } else { 2 };
+        run(&["root", "a:1"], code, part);
         match before {
             Some(bytes) => fs_err::write(&path, bytes).unwrap(),
             None => fs_err::remove_file(&path).unwrap(),
