@@ -57,13 +57,15 @@ pub fn run(args: MakeArgs, printer: &Printer, begin: &Begin<'_>) -> Result<(), F
         UnpackerArg::Busybox => args.restore_helper.find(&platform).map_err(Failure::usage)?,
         UnpackerArg::Gnu => None,
     };
-    let additional = matches!(args.store, StoreArg::Additional);
-    let (beside, warnings) = super::beside::read(&args.beside, &graphroot, additional)?;
-    printer.warn_all(&warnings);
     let tar = args.tar.clone().unwrap_or_else(default_tar);
     check_name(&tar)?;
     let pause: Vec<Item> = args.pause.iter().filter_map(|typed| Item::parse(typed).ok()).collect();
-    begin.confined(&of_fetching(items.iter().chain(&pause), &args.registry, &args.cache, Some(&tar)))?;
+    let mut needs = of_fetching(items.iter().chain(&pause), &args.registry, &args.cache, Some(&tar));
+    needs.reads.extend(args.beside.iter().cloned());
+    begin.confined(&needs)?;
+    let additional = matches!(args.store, StoreArg::Additional);
+    let (beside, warnings) = super::beside::read(&args.beside, &graphroot, additional)?;
+    printer.warn_all(&warnings);
     // What cannot be written is said before anything is fetched.
     let target = Target::open(&tar)?;
 

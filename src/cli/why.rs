@@ -9,7 +9,7 @@ use super::{Exit, Failure, readable, unreadable};
 use crate::inspect::contents::Contents;
 use crate::inspect::machine::Origin;
 use crate::inspect::why::{self, Fits, FoundBy, Kind, Pinned, Role, StoreInfo, Verdict, Why};
-use crate::verify::rule::{Fate, Rule};
+use crate::verify::rule::Fate;
 use crate::verify::verify_image;
 
 /// Runs it. The answer is on standard output, also when it is that there is no such image.
@@ -21,11 +21,12 @@ pub fn run(args: &WhyArgs, printer: &Printer) -> Result<Exit, Failure> {
     readable(&shown, stores)?;
     let mut why = why::why(&args.name, stores, contents.files(), config).map_err(|error| match error {
         why::Error::Name(_) => Failure::usage(error),
-        why::Error::Record(_) => anyhow::anyhow!("{shown}: {error}: {}", Rule::ImagesJsonSyntax.info().then).into(),
+        // A damaged store, not an unreadable input.
+        why::Error::Record(_) => anyhow::anyhow!("{shown}: {error}: CRI-O does not start, or lists no image").into(),
         error => unreadable(&shown, error),
     })?;
     judge(&contents, &mut why);
-    contents.failure().map_or(Ok(()), |error| Err(Failure::usage(anyhow::anyhow!("{shown}: {error}"))))?;
+    contents.failure().map_or(Ok(()), |error| Err(unreadable(&shown, error)))?;
     if args.json {
         output::json(&why)?;
     } else if !printer.is_quiet() {

@@ -153,6 +153,7 @@ impl Dependents {
         let mut freed = BTreeSet::new();
         let root = Root::open(machine).map_err(find::Error::Io)?;
         for found in in_directory_at(&root, &within(graphroot))? {
+            find::all_readable(std::slice::from_ref(&found))?;
             let layers = list::parse::<LayerRecord>(&found, &found.layers, "layers/layers.json")?;
             let images = list::parse::<ImageRecord>(&found, &found.images, "images/images.json")?;
             let by_id: BTreeMap<&str, &LayerRecord> = layers.iter().map(|layer| (layer.id.as_str(), layer)).collect();

@@ -64,7 +64,7 @@ impl Walk<'_> {
         drop(directory);
         let mut left = vec![top.to_vec()];
         while let Some(path) = left.pop() {
-            if !self.is_of_images(&path) || self.is_mounted(&path) {
+            if !self.is_of_images(&path) || self.is_mounted(&path) || self.contents.is_left_closed(&path) {
                 continue;
             }
             let read = self.root.directory(&path).and_then(|opened| match opened {
@@ -78,9 +78,6 @@ impl Walk<'_> {
             };
             for name in names {
                 let path = join(&path, &name);
-                if self.contents.is_left_out(&path) {
-                    continue;
-                }
                 match self.one(directory.as_fd(), &name, &path) {
                     Ok(Some((inode, stat))) => {
                         if inode.kind == InodeKind::Directory {

@@ -450,6 +450,12 @@ impl Contents {
         !self.trees && matches!(self.area(path), Area::Layer { path, .. } if !path.is_empty())
     }
 
+    /// Returns whether [`Self::without_trees`] does not look into the directory `path`: a layer's root, or an empty directory that may
+    /// be closed to this user.
+    fn is_left_closed(&self, path: &[u8]) -> bool {
+        !self.trees && (matches!(self.area(path), Area::Layer { .. }) || path.ends_with(b"/empty"))
+    }
+
     fn files_of(&mut self, path: &[u8]) -> (&mut Files, usize) {
         match self.area(path) {
             Area::Rest => (&mut self.rest, 0),
