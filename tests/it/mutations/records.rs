@@ -20,7 +20,7 @@ fn whole() -> Vec<Row> {
                 record["toc-digest"] = json!("sha256:0000000000000000000000000000000000000000000000000000000000000001");
             });
         })
-        .warning("layer-unverified"),
+        .note("layer-unverified"),
         row("no layers.json", |tar| tar.remove(LAYERS))
             .error("layers-json")
             .error("image-layer")
