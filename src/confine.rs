@@ -102,12 +102,18 @@ pub enum Error {
     /// A call of the kernel's failed.
     #[error("giving up root's privileges: {0}: {1}")]
     System(&'static str, io::Error),
-    /// Landlock's rules cannot be made.
+    /// Landlock's rules cannot be made. The text has the whole chain of causes, so there is no source.
     #[error("giving up root's privileges: Landlock: {0}")]
-    Landlock(#[from] RulesetError),
+    Landlock(String),
     /// The filter of system calls cannot be made or set.
     #[error("giving up root's privileges: seccomp: {0}")]
     Seccomp(String),
+}
+
+impl From<RulesetError> for Error {
+    fn from(error: RulesetError) -> Self {
+        Self::Landlock(error.to_string())
+    }
 }
 
 fn at<E: Into<io::Error>>(what: &'static str) -> impl Fn(E) -> Error {

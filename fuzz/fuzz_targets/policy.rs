@@ -3,10 +3,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use prepull::go_types::{is_time, seconds_since_epoch};
 use prepull::helper::policy::Policy;
-use prepull::helper::publish::record::{ImageRecord, LayerRecord, is_name, is_time};
+use prepull::helper::publish::record::{ImageRecord, LayerRecord, is_name};
 use prepull::reference::Reference;
-use prepull::storage::record::seconds_since_epoch;
 use prepull_fuzz::choice;
 
 fuzz_target!(|data: &[u8]| {

@@ -462,17 +462,23 @@ fn ended(may: May, ran: &Ran) -> Result<(), String> {
         (Some(130), _) if may == May::Stop && lines == ["prepull: interrupted"] => Ok(()),
         (Some(1 | 2), _) if may == May::FailSilently => Ok(()),
         (Some(1 | 2), _) if matches!(may, May::Fail | May::Litter) => {
-            let [line] = lines[..] else { return fail("not one line") };
+            // One line for each image that failed, and a total if these are several.
+            let lines = match lines.split_last() {
+                Some((last, images)) if images.len() > 1 && last.ends_with(" images failed") => images,
+                _ if lines.len() == 1 => &lines[..],
+                _ => return fail("not one line for each image"),
+            };
             // What the system said is no message: what was being done belongs before it.
             let systems =
                 ["No space", "Input/output", "Permission", "Disk quota", "Too many", "Interrupted", "Resource"];
-            if line.matches("(os error ").count() > 1 {
+            if lines.iter().any(|line| line.matches("(os error ").count() > 1) {
                 return fail("said twice");
             }
-            match line.strip_prefix("prepull: ") {
-                Some(text) if !systems.iter().any(|begin| text.starts_with(begin)) => Ok(()),
-                _ => fail("no message"),
-            }
+            let is_message = |line: &&str| {
+                let text = line.strip_prefix("prepull: ");
+                text.is_some_and(|text| !systems.iter().any(|begin| text.starts_with(begin)))
+            };
+            if lines.iter().all(is_message) { Ok(()) } else { fail("no message") }
         }
         _ => fail("ended wrongly"),
     }
