@@ -284,7 +284,7 @@ fn limits_and_signals() {
     // Those that the loader or sudo cannot do with. What the others make is no difference.
     let hard =
         ["-n 3", "-n 4", "-n 6", "-S -n 8", "-v 1000", "-S -v 50000", "-v 100000", "-s 64", "-p 1", "-d 0", "-S -d 0"];
-    let soft = ["-f 0", "-f 1", "-S -f 0", "-n 18", "-t 1", "-t 10", "-c 0", "-c unlimited", "-l 0"];
+    let soft = ["-f 0", "-f 1", "-S -f 0", "-n 24", "-t 1", "-t 10", "-c 0", "-c unlimited", "-l 0"];
     let query = Stream::new("query", &jail).end();
     // CAP_SYS_RESOURCE, which root in a container may not have.
     let status = fs_err::read_to_string("/proc/self/status").unwrap();

@@ -142,7 +142,7 @@ fn records_that_do_not_fit() {
         (&size, "data manifest -1", "`data`"),
         (&size, "data manifest", "`data`"),
         (manifest_line, &format!("{size} {key}"), "has another digest"),
-        (config_line, &config_line.replace(&format!(" {key}"), &format!(" {}", digest(7))), "has another digest"),
+        (config_line, &format!("data {key} {} {}", config.len(), digest(7)), "has another digest"),
         ("data manifest", "data ../../x", "`data`"),
         ("data manifest", "data ../manifest", "`data`"),
         ("data manifest", "data =bWFuaWZlc3Q=", "`data`"),
