@@ -172,7 +172,8 @@ impl New {
             return Err(Error::Missing(missing));
         }
         let mut plan = Plan { layers: Vec::new(), below: BTreeMap::new() };
-        let mut published: BTreeMap<&str, &LayerRecord> = BTreeMap::new();
+        // Parents and short names of those that are published.
+        let (mut new_parents, mut new_links): (BTreeMap<&str, &str>, BTreeMap<&str, &str>) = Default::default();
         for record in &self.layers {
             let id = &record.id[..];
             let known = parents.get(id);
@@ -190,9 +191,9 @@ impl New {
             let mut chain = Vec::new();
             let mut below = &record.parent[..];
             while !below.is_empty() && !plan.below.contains_key(below) {
-                let found = match published.get(below) {
-                    Some(record) => (&record.parent[..], Some(record.link.clone().into_bytes())),
-                    None => (parents.get(below).copied().unwrap_or_default(), store.link_of(below)),
+                let found = match (new_parents.get(below), new_links.get(below)) {
+                    (Some(parent), Some(link)) => (*parent, Some(link.as_bytes().to_vec())),
+                    _ => (parents.get(below).copied().unwrap_or_default(), store.link_of(below)),
                 };
                 let (parent, Some(link)) = found else { return Err(Error::Missing(vec![below.to_owned()])) };
                 chain.push((below, parent, link));
@@ -208,7 +209,8 @@ impl New {
             if plan.below.get(&record.parent).is_some_and(|below| below.depth + 2 > LAYERS_MAX) {
                 return Err(Error::request("a layer on top of too many others"));
             }
-            published.insert(id, record);
+            new_parents.insert(id, &record.parent);
+            new_links.insert(id, &record.link);
             plan.layers.push((record, known.is_some()));
         }
         Ok(plan)
@@ -222,8 +224,8 @@ impl New {
         let there: BTreeSet<&str> = stored.layers.iter().filter(is_usable).map(|layer| &layer.id[..]).collect();
         let needed = self.layers.iter().map(|record| &record.parent);
         let needed = needed.chain(self.images.iter().map(|image| &image.layer)).filter(|id| !id.is_empty());
-        let needed: BTreeSet<&String> = needed.filter(|id| !received.contains(&id[..])).collect();
-        needed.into_iter().filter(|id| !(there.contains(&id[..]) && is_whole(id))).cloned().collect()
+        let needed: BTreeSet<&str> = needed.map(|id| &id[..]).filter(|id| !received.contains(id)).collect();
+        needed.into_iter().filter(|id| !(there.contains(id) && is_whole(id))).map(str::to_owned).collect()
     }
 
     fn publish_layers(
@@ -393,9 +395,8 @@ impl Place<'_> {
         }
         // An item without its file is of no use to anyone, and no program can mend it.
         record.big_data_names.retain(|key| there.has(file_name(key).as_bytes()));
-        let left: BTreeSet<&String> = record.big_data_names.iter().collect();
-        record.big_data_sizes.retain(|key, _| left.contains(key));
-        record.big_data_digests.retain(|key, _| left.contains(key));
+        record.big_data_sizes.retain(|key, _| record.big_data_names.contains(key));
+        record.big_data_digests.retain(|key, _| record.big_data_names.contains(key));
         Ok(true)
     }
 }
@@ -451,13 +452,14 @@ pub fn lacking(store: &Store, layers: &[String], images: &[ImageRecord]) -> Resu
     let parents: BTreeMap<&str, &str> = there.iter().map(|layer| (&layer.id[..], &layer.parent[..])).collect();
     let complete: BTreeSet<&str> =
         there.iter().filter(|layer| !layer.is_incomplete).map(|layer| &layer.id[..]).collect();
-    let stored: BTreeMap<String, Image> =
-        store.read_images()?.into_iter().map(|image| (image.record.id.clone(), image)).collect();
+    let stored = store.read_images()?;
+    let places: BTreeMap<String, usize> =
+        stored.iter().enumerate().map(|(at, image)| (image.record.id.clone(), at)).collect();
     let mut names = store.names();
     let mut has = |id: &str| complete.contains(id) && names.is_whole(id, &parents);
     let layers = layers.iter().filter(|id| !has(id)).cloned().collect();
     let is_complete = |new: &&ImageRecord| {
-        let Some(Image { record, .. }) = stored.get(&new.id) else { return false };
+        let Some(record) = places.get(&new.id).map(|at| &stored[*at].record) else { return false };
         new.names.iter().all(|name| record.names.contains(name)) && lacking_items(store, record, new).is_empty()
     };
     Ok((layers, images.iter().filter(|new| !is_complete(new)).map(|new| new.id.clone()).collect()))

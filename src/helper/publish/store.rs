@@ -128,7 +128,7 @@ pub struct Replaced<'a>(Vec<&'a Dir>);
 #[derive(Debug)]
 pub struct Names<'a> {
     store: &'a Store,
-    layers: BTreeMap<Vec<u8>, Vec<u8>>,
+    layers: BTreeMap<String, String>,
 }
 
 /// A lock that is held until this is dropped.
@@ -451,12 +451,14 @@ impl Names<'_> {
     /// Returns whether a short name leads to a layer. containers/storage makes a link again that is missing (`overlay.go`,
     /// `recreateSymlinks`).
     fn is_name_of(&mut self, name: &[u8], id: &str) -> bool {
-        let layer = self.layers.entry(name.to_vec()).or_insert_with(|| {
-            let target = rustix::fs::readlinkat(&self.store.links, name, []).unwrap_or_default();
-            let layer = target.to_bytes().strip_prefix(b"../").and_then(|target| target.strip_suffix(b"/diff"));
-            layer.unwrap_or_default().to_vec()
-        });
-        layer == id.as_bytes() || layer.is_empty() && self.store.link_of(id).as_deref() == Some(name)
+        let name = String::from_utf8_lossy(name).into_owned();
+        if !self.layers.contains_key(&name) {
+            let target = rustix::fs::readlinkat(&self.store.links, &name, []).unwrap_or_default();
+            let layer = target.to_str().ok().and_then(|target| target.strip_prefix("../")?.strip_suffix("/diff"));
+            self.layers.insert(name.clone(), layer.unwrap_or_default().to_owned());
+        }
+        let layer = self.layers.get(&name).map_or("", String::as_str);
+        layer == id || layer.is_empty() && self.store.link_of(id).as_deref() == Some(name.as_bytes())
     }
 }
 
