@@ -151,8 +151,8 @@ fn as_on_ext4(tree: &mut Tree) {
     }
 }
 
-/// Directories that tar has to write into after it has dated them.
-const ABOVE: [&[u8]; 5] = [b"overlay", b"overlay/l", b"overlay-containers", b"overlay-images", b"overlay-layers"];
+/// The store's directory, which has no entry in the tar, and directories that tar has to write into after it has dated them.
+const ABOVE: [&[u8]; 6] = [b"", b"overlay", b"overlay/l", b"overlay-containers", b"overlay-images", b"overlay-layers"];
 
 const LOCKS: [&[u8]; 2] = [b"overlay-layers/layers.lock", b"overlay-images/images.lock"];
 
