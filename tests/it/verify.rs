@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
+use prepull::entry::Entry;
 use prepull::verify::report::Report;
 use prepull::verify::rule::Severity;
 use prepull::verify::{Options, verify};
@@ -130,6 +131,7 @@ fn class(base: &Base, changed: &[u8], position: usize) -> String {
                 let size = usize::from_str_radix(size, 8).unwrap();
                 match at - 512 < size {
                     true if comes_again => "first records",
+                    true if is_idle_opaque(&archive, &item.entry) => "marker that hides nothing",
                     true => "records",
                     false => "padding",
                 }
@@ -151,6 +153,19 @@ fn class(base: &Base, changed: &[u8], position: usize) -> String {
             + if at < content - 512 { " of a PAX header" } else { "" };
     }
     "end".to_owned()
+}
+
+/// Returns whether `entry` is marked opaque, and no other layer has anything that it could hide.
+fn is_idle_opaque(archive: &Archive, entry: &Entry) -> bool {
+    let split = |path: &[u8]| {
+        let path = String::from_utf8_lossy(path).into_owned();
+        path.split_once("/diff/").map(|(layer, below)| (layer.to_owned(), below.to_owned()))
+    };
+    let Some((layer, below)) = split(&entry.path) else { return false };
+    let prefix = format!("{below}/");
+    let is_hidden = |path: &[u8]| split(path).is_some_and(|(of, path)| of != layer && path.starts_with(&prefix));
+    entry.meta.xattrs.iter().any(|(name, _)| name == b"trusted.overlay.opaque")
+        && !archive.items.iter().any(|other| is_hidden(&other.entry.path))
 }
 
 fn gunzip(bytes: &[u8]) -> Vec<u8> {
@@ -218,6 +233,7 @@ const HARMLESS: &[&str] = &[
     "padding",
     "padding of a PAX header",
     "first records of a PAX header",
+    "marker that hides nothing of a PAX header",
     "checksum",
     "checksum of a PAX header",
     // The time and the system of the compressor, and another distance to the same bytes.
@@ -294,7 +310,7 @@ fn the_command_line_says_what_is_wrong() {
     let lines: Vec<&str> = text.lines().collect();
     assert!(
         lines[1].starts_with("error: var/lib/containers/storage/overlay/")
-            && lines[1].ends_with("/empty: is missing [layer-empty]"),
+            && lines[1].ends_with("/empty: is missing, or no directory [layer-empty]"),
         "{text}"
     );
     assert!(lines[2].starts_with("    then: after a power cut CRI-O deletes all images"), "{text}");
