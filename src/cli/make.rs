@@ -95,7 +95,7 @@ pub fn run(args: MakeArgs, printer: &Printer, begin: &Begin<'_>) -> Result<(), F
         printer.warn(&format!(
             "the tar has {}: genisoimage (`xc mkcdrom`) takes no file of 4 GiB or more; make several tars with some of the \
              images each, all with --store additional and a --graphroot of their own, and name the earlier ones with --beside \
-             (see \"4 GiB\" in the README)",
+             (docs/make.md has the commands)",
             human(report.bytes)
         ));
     }

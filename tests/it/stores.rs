@@ -94,7 +94,7 @@ pub fn complaints(at: &Path, root: &str, image_store: Option<&str>) -> Option<Ve
     Some(found)
 }
 
-/// Unpacks with GNU tar as the README says; gives what tar had to say.
+/// Unpacks with GNU tar as docs/make.md says; returns what tar printed.
 pub fn unpack_gnu(tar: &Path, into: &Path) -> Result<(), String> {
     fs_err::create_dir_all(into).unwrap();
     let options = ["--xattrs", "--xattrs-include=*", "--numeric-owner", "--warning=no-timestamp", "-xpf"];

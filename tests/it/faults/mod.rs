@@ -558,7 +558,7 @@ fn registry(layout: &Path) -> FaultServer {
     })
 }
 
-/// Says what was tried: the figures in the README are these.
+/// Prints how many cases were tried: the figures in docs/figures.md are these.
 pub fn figures(text: &str) {
     let line = format!("faults: {text}\n");
     std::io::stderr().write_all(line.as_bytes()).unwrap();

@@ -8,6 +8,8 @@ mod archives;
 mod confined;
 /// CRI-O: damaged stores, an additional store beside its own, images that are installed later.
 mod crio;
+/// D9: the README is one page, and what it and the manual say of files and commands exists.
+mod docs;
 /// A1: each field of each document as skopeo and podman judge it.
 mod go_fields;
 /// What podman and CRI-O cannot read back from a store: A1, A4, A11, A12, A13.
