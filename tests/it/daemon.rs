@@ -47,7 +47,12 @@ impl Daemon {
     fn docker(&self, arguments: &[&str]) -> bool {
         let mut docker = Command::new("docker");
         docker.env("DOCKER_HOST", &self.host).args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
-        docker.status().unwrap_or_else(|error| panic!("run docker (apt-get install docker.io): {error}")).success()
+        docker
+            .status()
+            .unwrap_or_else(|error| {
+                panic!("run docker (apt-get install docker.io, on Debian 13 and later docker-cli): {error}")
+            })
+            .success()
     }
 }
 
