@@ -4,6 +4,7 @@
 //! * A key that is written exactly as a field is that field, else the first field that it folds to; others are ignored.
 //! * Each occurrence of a repeated key is unmarshalled, so each must have the right type.
 //! * An integer is written without fraction and exponent, and is in range.
+//! * Numbers in a field of type `interface{}` are in the range of a `float64`.
 
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
@@ -49,6 +50,7 @@ impl Walk {
             Type::StringMap => self.map(value, "an object with strings", &Type::String),
             Type::Set => self.map(value, "an object with empty objects", &Type::Empty),
             Type::Empty => self.must(value.kind() == Kind::Object, value, "an object"),
+            Type::Any => value.overflow().map_or(Ok(()), |number| Err(Error::overflow(&self.path, number))),
             Type::Struct(layout) => self.structure(value, layout),
             Type::List(layout) => self.list(value, "a list of objects", &Type::Struct(layout)),
         }

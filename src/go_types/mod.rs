@@ -195,6 +195,7 @@ pub fn check_index(bytes: &[u8]) -> Result<Kind, Error> {
 /// [`Error`] if it cannot.
 pub fn check_kind(document: &Document, kind: Kind) -> Result<(), Error> {
     check::check(document.raw(), kind.layout())?;
+    check::check(document.raw(), &tables::OF_SOME_KINDS)?;
     let top = document.top();
     for field in kind.foreign_fields() {
         if top.get(field)?.is_some() {

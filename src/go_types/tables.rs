@@ -29,6 +29,8 @@ pub(super) enum Type {
     Set,
     /// `struct{}`.
     Empty,
+    /// `interface{}`: any value, but its numbers become `float64`.
+    Any,
     /// A struct, or a pointer to one.
     Struct(&'static Layout),
     /// A list of structs.
@@ -64,7 +66,7 @@ pub(super) fn paths(layout: &Layout, within: &str, out: &mut Vec<String>) {
                 out.push(format!("{path}[]"));
                 paths(layout, &format!("{path}[]."), out);
             }
-            Type::String | Type::Bool | Type::Int | Type::Time | Type::Byte | Type::Empty => {}
+            Type::String | Type::Bool | Type::Int | Type::Time | Type::Byte | Type::Empty | Type::Any => {}
         }
     }
 }
@@ -97,8 +99,23 @@ static DESCRIPTOR: Layout = Layout {
 };
 
 /// What tells the kind of a manifest (containers/image `internal/manifest/manifest.go`, `GuessMIMEType`).
-pub(super) static VERSIONED: Layout =
-    Layout { embedded: &[], fields: &[("mediaType", Type::String), ("schemaVersion", Type::Int)] };
+pub(super) static VERSIONED: Layout = Layout {
+    embedded: &[],
+    fields: &[("mediaType", Type::String), ("schemaVersion", Type::Int), ("signatures", Type::Any)],
+};
+
+/// Fields that only some kinds of manifest have (containers/image `internal/manifest/common.go`,
+/// `ValidateUnambiguousManifestFormat`). They are unmarshalled whatever the kind is.
+pub(super) static OF_SOME_KINDS: Layout = Layout {
+    embedded: &[],
+    fields: &[
+        ("config", Type::Any),
+        ("fsLayers", Type::Any),
+        ("history", Type::Any),
+        ("layers", Type::Any),
+        ("manifests", Type::Any),
+    ],
+};
 
 /// `imgspecv1.Manifest` (image-spec `specs-go/v1/manifest.go`; `Versioned` in `specs-go/versioned.go`).
 pub(super) static MANIFEST: Layout = Layout {

@@ -118,6 +118,13 @@ fn manifests_are_recognized_as_containers_image_recognizes_them() {
         ),
         (format!(r#"{OCI},"layers":[{{"data":[255,256]}}]"#), "`layers[0].data[1]` is the number 256, not a byte"),
         (format!(r#"{OCI},"subject":"x""#), "`subject` is the string \"x\", not an object"),
+        // Unmarshalled into an `interface{}` whose numbers are `float64`.
+        (
+            format!(r#"{OCI},"layers":[{{"x":["1e400",-1e999]}}]"#),
+            "`layers` is a value with the number -1e999, not one whose numbers fit",
+        ),
+        (OCI.replace("\"config\":{", "\"config\":{\"x\":1e400,"), "`config` is a value with the number 1e400, not"),
+        (format!(r#"{OCI},"SIGNATURES":1e400"#), "`SIGNATURES` is a value with the number 1e400, not"),
         (format!(r#"{OCI},"annotations":{{"a":1}}"#), "`annotations[\"a\"]` is the number 1, not a string"),
         (
             format!(r#""mediaType":"{docker}","config":{{}},"layers":[{{"mediaType":"x"}}]"#),
@@ -129,6 +136,7 @@ fn manifests_are_recognized_as_containers_image_recognizes_them() {
     }
     assert!(manifest(&format!(r#"{{{OCI},"layers":[{{"data":"e3\n0=","digest":"","size":-1}}]}}"#)).is_ok());
     assert!(manifest(&format!(r#"{{{OCI},"layers":[{{"data":[255,null]}}]}}"#)).is_ok());
+    assert!(manifest(&format!(r#"{{{OCI},"x":1e400,"layers":[{{"x":1e308,"y":1e-400}}],"signatures":-0}}"#)).is_ok());
 }
 
 #[test]

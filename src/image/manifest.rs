@@ -17,6 +17,8 @@ const ZSTD_ANNOTATION: &str = "io.github.containers.compression.zstd";
 pub(super) fn classify(raw: &RawManifest, digest: &Digest) -> Result<(Kind, Document), Error> {
     let go = |error| Error::Manifest { digest: *digest, error };
     let document = Document::parse(&raw.bytes).map_err(|error| go(error.into()))?;
+    // containers/image guesses the kind of what it reads from a store, also when the answer is in the media type.
+    go_types::guess(&document).map_err(go)?;
     let kind = kind_of(raw, &document.top(), digest)?;
     go_types::check_kind(&document, kind).map_err(go)?;
     Ok((kind, document))

@@ -57,8 +57,17 @@ impl Error {
             Kind::List => "a list".to_owned(),
             Kind::Object => "an object".to_owned(),
         };
-        let field = if path.is_empty() { "the document".to_owned() } else { path.to_owned() };
-        Self::Type { field, expected, found }
+        Self::Type { field: Self::field(path), expected, found }
+    }
+
+    /// Returns the error for a value at `path` that has `number` in it.
+    pub(crate) fn overflow(path: &str, number: &str) -> Self {
+        let found = format!("a value with the number {}", shown(number));
+        Self::Type { field: Self::field(path), expected: "one whose numbers fit into 64-bit floats", found }
+    }
+
+    fn field(path: &str) -> String {
+        if path.is_empty() { "the document".to_owned() } else { path.to_owned() }
     }
 }
 
@@ -186,6 +195,36 @@ impl<'a> Raw<'a> {
     #[must_use]
     pub fn text(self) -> &'a str {
         self.0
+    }
+
+    /// Returns the first number anywhere in the value that is too large for a `float64`: Go cannot read a value with one into an
+    /// `interface{}` (`encoding/json/decode.go`, `convertNumber`).
+    #[must_use]
+    pub fn overflow(self) -> Option<&'a str> {
+        let bytes = self.0.as_bytes();
+        let is_digit = |byte: &u8| byte.is_ascii_digit() || b"+-.eE".contains(byte);
+        let mut at = 0;
+        while let Some(byte) = bytes.get(at) {
+            match byte {
+                b'"' => {
+                    at += 1;
+                    while bytes.get(at).is_some_and(|byte| *byte != b'"') {
+                        at += if bytes[at] == b'\\' { 2 } else { 1 };
+                    }
+                    at += 1;
+                }
+                b'-' | b'0'..=b'9' => {
+                    let length = bytes[at..].iter().take_while(|byte| is_digit(byte)).count();
+                    let number = &self.0[at..at + length];
+                    if number.parse::<f64>().is_ok_and(f64::is_infinite) {
+                        return Some(number);
+                    }
+                    at += length;
+                }
+                _ => at += 1,
+            }
+        }
+        None
     }
 
     /// Returns the string, unless this is not one. Half of a surrogate pair becomes U+FFFD.
@@ -474,6 +513,19 @@ mod tests {
         assert!(Document::parse(nested(DEPTH_MAX).as_bytes()).is_ok());
         assert!(Document::parse(nested(DEPTH_MAX + 1).as_bytes()).is_err());
         assert!(Document::parse("[".repeat(4 << 20).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn numbers_that_overflow_are_found_outside_of_strings() {
+        for (text, number) in [
+            ("1e400", Some("1e400")),
+            (r#"{"1e400":["-1e999\\\"1e400",{"a":[1,-1.5E+309]}]}"#, Some("-1.5E+309")),
+            (r#"["1e400","\\",{"a":1.7e308,"b":1e-999,"c":-0}]"#, None),
+            (r#""\"1e400""#, None),
+            ("null", None),
+        ] {
+            assert_eq!(parse(text).raw().overflow(), number, "{text}");
+        }
     }
 
     #[test]

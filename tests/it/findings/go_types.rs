@@ -196,6 +196,16 @@ fn a01_verify_and_why_tell_that_no_image_can_be_listed() {
             json!({"config": manifests[0].1["config"], "layers": []}).to_string(),
         ),
         case(Some(Kind::DockerManifest), "layers", with(&manifests[1].1, "layers", json!([{"mediaType": "x"}]))),
+        case(
+            Some(Kind::OciManifest),
+            "layers",
+            with(&manifests[0].1, "layers", json!([{"x": "HERE"}])).replace("\"HERE\"", "1e400"),
+        ),
+        case(
+            Some(Kind::OciManifest),
+            "signatures",
+            with(&manifests[0].1, "signatures", json!("HERE")).replace("\"HERE\"", "[-1e999]"),
+        ),
     ]
     .into_iter()
     .enumerate()
