@@ -1,12 +1,12 @@
 //! The client of one repository: manifests whole, blobs as streams.
 
 use std::fmt;
-use std::io::Read as _;
+use std::io::Read;
 use std::sync::Arc;
 
 use ureq::http::{StatusCode, header};
 
-use super::download::BlobReader;
+use super::download::{BlobReader, decoded};
 use super::error::Failed;
 use super::retry::{Attempts, Policy};
 use super::session::{Get, Session, broken, refusal};
@@ -168,7 +168,7 @@ impl Endpoint {
             return Err(refusal(answer, what, self.session.host(), credentials.is_some()));
         }
         // Stores of the S3 kind keep `aws-chunked`, `gzip` and the like as metadata of bytes that were never encoded on the way.
-        // The caller compares the bytes as they come with their digest, which decides.
+        // The digest of the bytes decides.
         if let Some(encoding) = answer.field(&header::CONTENT_ENCODING) {
             tracing::debug!(
                 "{what}: the answer says Content-Encoding {:?}",
@@ -205,8 +205,14 @@ impl Endpoint {
         }
         let media_type = answer.field(&header::CONTENT_TYPE).and_then(|field| field.split(';').next());
         let media_type = media_type.map(|field| answer.secrets.scrub(field.trim())).filter(|field| !field.is_empty());
+        let is_gzip = answer.is_gzip();
+        let mut body: Box<dyn Read + Send> = Box::new(answer.response.into_body().into_reader());
+        if is_gzip {
+            // No manifest begins as gzip does.
+            body = decoded(body).map_err(|error| broken(&error, what, 0))?;
+        }
         let mut bytes = Vec::new();
-        let read = answer.response.into_body().into_reader().take(limit + 1).read_to_end(&mut bytes);
+        let read = body.take(limit + 1).read_to_end(&mut bytes);
         if bytes.len() as u64 > limit {
             return Err(too_big());
         }

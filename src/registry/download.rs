@@ -5,9 +5,12 @@
 //! skipped; one that answers with another range than it was asked for is asked without one from then on. A connection that
 //! brings more than `--min-rate` asks of a window forgives the failures before it. So a blob of any size gets through a bad line,
 //! and a line that is dead or trickles is given up on soon.
+//!
+//! Bytes are taken as they come, whatever `Content-Encoding` says of them, as long as they can have the right digest: a length
+//! other than the blob's with `Content-Encoding: gzip` is that of a blob which a proxy has compressed, and is decompressed.
 
 use std::fmt;
-use std::io::{self, Read};
+use std::io::{self, BufReader, Read};
 use std::sync::Arc;
 
 use ureq::http::{StatusCode, header};
@@ -18,6 +21,7 @@ use super::error::Failed;
 use super::header::ContentRange;
 use super::retry::Attempts;
 use super::session::broken;
+use crate::compression::{self, Compression, Decoder};
 use crate::digest::Digest;
 
 /// How much is skipped at once.
@@ -99,7 +103,13 @@ impl BlobReader {
             let error = Error::Broken { what: self.what.clone(), reason, offset: self.offset, attempts: 1 };
             return Err(Failed::Again { error, retry_after: None });
         };
+        let is_encoded = starts_at == 0 && answer.is_gzip() && !answer.has_length(self.size);
         let mut body: Box<dyn Read + Send> = Box::new(answer.response.into_body().into_reader());
+        if is_encoded {
+            // Offsets are those of the encoded bytes then.
+            self.has_ranges = false;
+            body = decoded(body).map_err(|error| broken(&error, &self.what, self.offset))?;
+        }
         self.skip(&mut body, self.offset - starts_at)?;
         self.body = Some(body);
         self.received = 0;
@@ -118,6 +128,15 @@ impl BlobReader {
         }
         Ok(())
     }
+}
+
+/// Returns the bytes that a server has compressed on the way, although it was asked not to.
+pub(crate) fn decoded(body: Box<dyn Read + Send>) -> io::Result<Box<dyn Read + Send>> {
+    let (compression, whole) = compression::peek(body)?;
+    if compression != Compression::Gzip {
+        return Ok(Box::new(whole));
+    }
+    Ok(Box::new(Decoder::new(compression, BufReader::new(whole))))
 }
 
 impl Read for BlobReader {

@@ -87,6 +87,19 @@ impl Answer {
     }
 }
 
+impl Answer {
+    /// Returns whether the server says that the body is compressed with gzip. Stores of the S3 kind say so of bytes that are not.
+    pub(crate) fn is_gzip(&self) -> bool {
+        let encoding = self.field(&header::CONTENT_ENCODING).unwrap_or_default().trim();
+        encoding.eq_ignore_ascii_case("gzip") || encoding.eq_ignore_ascii_case("x-gzip")
+    }
+
+    /// Returns whether the body has this length, or its length is not said.
+    pub(crate) fn has_length(&self, length: u64) -> bool {
+        self.field(&header::CONTENT_LENGTH).is_none_or(|field| field.parse() == Ok(length))
+    }
+}
+
 /// The redirects of one piece of work, which may be several requests.
 #[derive(Default)]
 pub(crate) struct Trail(Vec<Uri>);

@@ -35,6 +35,25 @@ fn b04_a_content_encoding_label_does_not_matter_when_the_digest_is_right() {
 }
 
 #[test]
+fn b04_what_a_proxy_compresses_unasked_is_decompressed() {
+    let gzip = crate::made::gzip;
+    // Long enough for a connection that breaks in the middle.
+    let bytes = blob(300_000);
+    for encoding in ["gzip", "GZip", "x-gzip"] {
+        let content = bytes.clone();
+        let server = FaultServer::start(move |seen, number| {
+            let is_manifest = seen.path.contains("manifests");
+            let body = if is_manifest { gzip(b"{}") } else { gzip(&content) };
+            let reply = Reply::new(200, body).header("Content-Encoding", encoding);
+            // The first attempt at the blob breaks off: the second one is not asked for a range of the compressed bytes.
+            if is_manifest || number > 2 { reply } else { reply.fault(Fault::CutAfter(50_000)) }
+        });
+        fetch(&client(&server, &options()), &bytes).unwrap_or_else(|error| panic!("{encoding}: {error}"));
+        assert_eq!(manifest(&server, &options()).unwrap().bytes, b"{}", "{encoding}");
+    }
+}
+
+#[test]
 fn b05_locations_that_go_follows_are_followed() {
     let bytes = blob(1000);
     for (location, path) in [
