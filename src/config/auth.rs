@@ -228,14 +228,47 @@ impl<'de> Deserialize<'de> for Secret {
     }
 }
 
-#[derive(Deserialize)]
+/// A whole `auth.json` or `config.json`.
+#[derive(Default)]
 struct Document {
-    #[serde(default)]
-    auths: Option<HashMap<String, Option<Entry>>>,
-    #[serde(default, rename = "credHelpers")]
-    helpers: Option<HashMap<String, String>>,
-    #[serde(default, rename = "credsStore")]
+    auths: HashMap<String, Option<Entry>>,
+    helpers: HashMap<String, String>,
     store: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for Document {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(DocumentVisitor)
+    }
+}
+
+/// Reads the members of a file as [`EntryVisitor`] reads those of an entry. Objects under one name are joined.
+struct DocumentVisitor;
+
+impl<'de> serde::de::Visitor<'de> for DocumentVisitor {
+    type Value = Document;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Document, A::Error> {
+        let mut document = Document::default();
+        while let Some(mut name) = map.next_key::<String>()? {
+            name.make_ascii_lowercase();
+            match name.as_str() {
+                "auths" => document.auths.extend(map.next_value::<Option<HashMap<_, _>>>()?.unwrap_or_default()),
+                "credhelpers" => {
+                    document.helpers.extend(map.next_value::<Option<HashMap<_, _>>>()?.unwrap_or_default())
+                }
+                "credsstore" => document.store = map.next_value()?,
+                _ => {
+                    map.next_value::<serde::de::IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(document)
+    }
 }
 
 /// What a file says about a key.
@@ -273,8 +306,8 @@ impl AuthFile {
         let document: Document = serde_json::from_str(text).map_err(json)?;
         Ok(Self {
             legacy,
-            auths: flat(document.auths.unwrap_or_default()),
-            helpers: document.helpers.unwrap_or_default(),
+            auths: flat(document.auths),
+            helpers: document.helpers,
             store: document.store.filter(|store| !store.is_empty()),
         })
     }
@@ -470,7 +503,7 @@ impl Place {
                     tracing::warn!("skipping credentials file {}: {}", self.path.display(), error.kind());
                     return Ok(None);
                 }
-                kind => return Err(Error::Read { path: path(), error: kind.into() }),
+                kind => return Err(Error::Read { path: path(), error: super::without_path(kind) }),
             },
         };
         let mut text = String::new();

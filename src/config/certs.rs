@@ -107,7 +107,8 @@ pub fn directory(host: &str, named: Option<&Path>, environment: &Environment) ->
 /// When a file cannot be read or a client certificate and its key are not both there. A directory that may not be
 /// looked into is skipped, as containers/image does.
 pub fn load(directory: &Path, must_exist: bool) -> Result<Certificates, Error> {
-    let fail = |path: &Path, error: io::Error| Error::Read { path: path.to_owned(), error: error.kind().into() };
+    let fail =
+        |path: &Path, error: io::Error| Error::Read { path: path.to_owned(), error: super::without_path(error.kind()) };
     let mut names = Vec::new();
     match fs_err::read_dir(directory) {
         Ok(entries) => {
@@ -154,7 +155,7 @@ pub fn load(directory: &Path, must_exist: bool) -> Result<Certificates, Error> {
 
 fn read(path: &Path) -> Result<PemFile, Error> {
     use io::Read as _;
-    let fail = |error: io::Error| Error::Read { path: path.to_owned(), error: error.kind().into() };
+    let fail = |error: io::Error| Error::Read { path: path.to_owned(), error: super::without_path(error.kind()) };
     let file = fs_err::File::open(path).map_err(fail)?;
     let mut text = Vec::new();
     file.take(CERTIFICATE_FILE_MAX + 1).read_to_end(&mut text).map_err(fail)?;

@@ -8,7 +8,16 @@ pub mod certs;
 pub mod helper;
 
 use std::ffi::OsString;
+use std::io;
 use std::path::PathBuf;
+
+/// Returns an error of `kind` without the path, which the message has already. For a missing file it has the system's words.
+fn without_path(kind: io::ErrorKind) -> io::Error {
+    match kind {
+        io::ErrorKind::NotFound => io::Error::new(kind, "no such file or directory"),
+        kind => kind.into(),
+    }
+}
 
 /// The part of the process environment that decides where configuration lies and how the network is reached.
 ///

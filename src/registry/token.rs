@@ -10,13 +10,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
-use serde::Deserialize;
+use serde_json::Value;
 use ureq::http::StatusCode;
 
 use super::error::Failed;
 use super::transport::{Http, Request, Trail};
 use super::url::{self, Origin};
 use super::{Credentials, Error, Secret, TOKEN_ANSWER_MAX};
+use crate::json::is_key;
 
 /// A token lives at least this long, and this long when the server does not say (the specification's default, and
 /// containers/image `minimumTokenLifetimeSeconds`).
@@ -95,7 +96,9 @@ pub(crate) fn basic(credentials: &Credentials) -> Secret {
 pub(crate) fn fetch(http: &Http, key: &Key, may_be_plain: bool, host: &str) -> Result<(Secret, Duration), Failed> {
     let credentials = key.credentials.as_ref();
     let unusable = |reason| Failed::Final(Error::Token { what: format!("authenticating at {host}"), reason });
-    let realm = url::absolute(&key.realm).ok_or_else(|| unusable("the token server's address (realm) is not a URL"))?;
+    let realm = url::target(&key.realm).ok_or_else(|| unusable("the token server's address (realm) is not a URL"))?;
+    // User and password in the address count where there are no credentials (Go's `net/http.send`).
+    let url::Target { uri: realm, authorization: own } = realm;
     if !Origin::of(&realm).is_https() && !may_be_plain {
         return Err(unusable(
             "the registry names a token server on plain http, where tokens and credentials could be read on the way \
@@ -127,6 +130,10 @@ pub(crate) fn fetch(http: &Http, key: &Key, may_be_plain: bool, host: &str) -> R
         let query = query(&fields);
         let whole = if query.is_empty() { realm.to_string() } else { format!("{realm}{joint}{query}") };
         uri = url::absolute(&whole).ok_or_else(|| unusable("the token server's address (realm) is not a URL"))?;
+    }
+    let authorization = authorization.or(own);
+    if let Some(authorization) = &authorization {
+        http.secrets.add(authorization.expose());
     }
     let request = Request {
         uri,
@@ -163,22 +170,27 @@ fn query(fields: &[(&str, &str)]) -> String {
     pairs.join("&")
 }
 
-#[derive(Deserialize)]
-struct Answer {
-    token: Option<Secret>,
-    access_token: Option<Secret>,
-    #[serde(default)]
-    expires_in: serde_json::Value,
-}
-
-/// The `Authorization` and the lifetime in a token server's answer. The token must be what a header field can carry.
+/// The `Authorization` and the lifetime in a token server's answer, whose keys may be in any letter case, as Go reads them. The
+/// token must be what a header field can carry.
 #[must_use]
 pub fn parse(body: &[u8]) -> Option<(Secret, Duration)> {
-    let answer: Answer = serde_json::from_slice(body).ok()?;
-    let token = [answer.token, answer.access_token].into_iter().flatten().find(|token| !token.is_empty())?;
-    let fits = token.expose().bytes().all(|byte| byte.is_ascii_graphic());
-    let seconds = answer.expires_in.as_f64().unwrap_or(0.0).clamp(0.0, LIFETIME_MAX.as_secs_f64());
-    fits.then(|| (Secret::new(format!("Bearer {}", token.expose())), Duration::from_secs_f64(seconds)))
+    let answer: serde_json::Map<String, Value> = serde_json::from_slice(body).ok()?;
+    let get = |name: &str| {
+        let folded = || answer.iter().find(|(key, _)| is_key(key, name)).map(|(_, value)| value);
+        answer.get(name).or_else(folded).unwrap_or(&Value::Null)
+    };
+    let mut token = "";
+    for name in ["access_token", "token"] {
+        match get(name) {
+            Value::Null => {}
+            Value::String(text) if text.is_empty() => {}
+            Value::String(text) => token = text,
+            _ => return None,
+        }
+    }
+    let fits = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+    let seconds = get("expires_in").as_f64().unwrap_or(0.0).clamp(0.0, LIFETIME_MAX.as_secs_f64());
+    fits.then(|| (Secret::new(format!("Bearer {token}")), Duration::from_secs_f64(seconds)))
 }
 
 #[cfg(test)]
@@ -199,9 +211,17 @@ mod tests {
         assert_eq!(bearer(r#"{"token":"","access_token":"b"}"#), Some(("Bearer b".into(), 0)));
         assert_eq!(bearer(r#"{"access_token":"b","expires_in":-5}"#), Some(("Bearer b".into(), 0)));
         assert_eq!(bearer(r#"{"token":"b","expires_in":1e300}"#), Some(("Bearer b".into(), LIFETIME_MAX.as_secs())));
-        for bad in
-            ["", "[]", "{}", r#"{"token":""}"#, r#"{"token":"a\r\nX: y"}"#, r#"{"token":5}"#, r#"{"token":null}"#]
-        {
+        assert_eq!(bearer(r#"{"Token":"a","EXPIRES_IN":300}"#), Some(("Bearer a".into(), 300)));
+        for bad in [
+            "",
+            "[]",
+            r#"["a"]"#,
+            "{}",
+            r#"{"token":""}"#,
+            r#"{"token":"a\r\nX: y"}"#,
+            r#"{"token":5}"#,
+            r#"{"token":null}"#,
+        ] {
             assert_eq!(bearer(bad), None, "{bad}");
         }
     }

@@ -41,7 +41,12 @@ impl Origin {
 /// Returns `None` for anything else.
 #[must_use]
 pub fn absolute(text: &str) -> Option<Uri> {
-    Some(Reference::parse(text.as_bytes())?.against(None)?.uri)
+    Some(target(text)?.uri)
+}
+
+/// Parses an absolute `http` or `https` URL, with the user and password in it.
+pub(crate) fn target(text: &str) -> Option<Target> {
+    Reference::parse(text.as_bytes())?.against(None)
 }
 
 /// The place that a `Location` names.

@@ -112,6 +112,63 @@ fn b07_auths_entries_with_username_and_password_are_used() {
     }
 }
 
+#[test]
+fn b07_keys_of_credentials_files_and_token_answers_are_read_in_any_case() {
+    let home = tempfile::tempdir().unwrap();
+    let registry = FaultServer::start(|seen: &Seen, _| {
+        let (is_user, is_bearer) = match seen.header("authorization") {
+            Some("Basic dXNlcjpodW50ZXIy") => (true, false),
+            Some("Bearer good") => (false, true),
+            _ => (false, false),
+        };
+        match seen.path.starts_with("/token") {
+            true if is_user => Reply::new(200, r#"{"Token":"good","EXPIRES_IN":300}"#),
+            false if is_bearer => Reply::new(200, "{}"),
+            _ => {
+                let host = seen.header("host").unwrap_or_default();
+                Reply::new(401, "").header("WWW-Authenticate", format!("Bearer realm=\"http://{host}/token\""))
+            }
+        }
+    });
+    let host = registry.host();
+    let file = home.path().join("config.json");
+    let read = |text: &str| {
+        fs_err::write(&file, text).unwrap();
+        let options = Options { auth_file: Some(file.clone()), ..options() };
+        Client::new(&host, "app", &options)?.manifest(Which::Tag("v1"), MANIFEST_MAX)
+    };
+    for text in [
+        format!(r#"{{"Auths":{{"{host}":{{"Auth":"dXNlcjpodW50ZXIy"}}}}}}"#),
+        format!(r#"{{"AUTHS":{{"{host}":{{"UserName":"user","PASSWORD":"hunter2"}}}},"credhelpers":null}}"#),
+        // As in Go, objects under one key are joined.
+        format!(r#"{{"auths":{{"{host}":{{"auth":"dXNlcjpodW50ZXIy"}}}},"auths":{{"other.test":{{}}}}}}"#),
+    ] {
+        assert_eq!(read(&text).unwrap().bytes, b"{}", "{text}");
+    }
+    // A list is no file of credentials.
+    let error = read("[]").unwrap_err();
+    assert!(error.to_string().contains("not valid JSON for this file at line 1"), "{error}");
+}
+
+#[test]
+fn b05_user_and_password_in_a_realm_go_to_the_token_server() {
+    let registry =
+        FaultServer::start(|seen: &Seen, _| match (seen.path.starts_with("/token"), seen.header("authorization")) {
+            (true, Some("Basic dXM6d29yZA==")) => Reply::new(200, r#"{"token":"good"}"#),
+            (false, Some("Bearer good")) => Reply::new(200, "{}"),
+            (is_token, sent) => {
+                let host = seen.header("host").unwrap_or_default();
+                let said = if is_token { sent.unwrap_or_default() } else { "" };
+                Reply::new(401, format!(r#"{{"message":"you sent {said}"}}"#))
+                    .header("WWW-Authenticate", format!("Bearer realm=\"http://us:word@{host}/token\""))
+            }
+        });
+    assert_eq!(manifest(&registry, &options()).unwrap().bytes, b"{}");
+    // The user's own credentials count first.
+    let error = manifest(&registry, &with_creds()).unwrap_err().to_string();
+    assert!(error.contains("you sent ***") && !error.contains("word"), "{error}");
+}
+
 /// Options with a proxy at `address` (`[USER:PASSWORD@]HOST:PORT`) for all but `direct.invalid`.
 fn through(address: &str) -> Options {
     let mut options = options();
