@@ -318,6 +318,11 @@ pub fn usage_error(error: &clap::Error) -> String {
         }
         ErrorKind::ValueValidation => {
             let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+            // The standard library's words for what is not a number.
+            let cause = match &cause[..] {
+                "invalid digit found in string" | "cannot parse integer from empty string" => "not a whole number",
+                cause => cause,
+            };
             match cause.strip_prefix(&format!("{value:?} ")) {
                 Some(rest) => format!("{argument}: {value:?} {rest}"),
                 None => format!("{argument}: {value:?}: {cause}"),

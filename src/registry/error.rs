@@ -176,8 +176,7 @@ impl From<Error> for Failed {
 }
 
 /// What helps when a proxy does not know its client.
-pub(crate) const PROXY_HINT: &str =
-    "hint: put them into $HTTP_PROXY or $HTTPS_PROXY, as http://USER:PASSWORD@HOST:PORT with percent escapes";
+pub(crate) const PROXY_HINT: &str = "hint: put the proxy's user and password into $HTTP_PROXY or $HTTPS_PROXY, as http://USER:PASSWORD@HOST:PORT with percent escapes";
 
 /// The step that failed before there was an answer.
 #[derive(Debug)]
@@ -366,6 +365,10 @@ fn tls_reason(error: &rustls::Error, server: &str) -> String {
         Certificate::Other(other) => match other.0.downcast_ref::<Unfit>() {
             Some(Unfit::SelfSigned) => format!("{certificate} {} ({TRUST_HINT})", Unfit::SelfSigned),
             Some(unfit) => format!("{certificate} {unfit} ({INSECURE_HINT})"),
+            // webpki's error, which has no other text.
+            None if other.to_string() == "UnsupportedCriticalExtension" => format!(
+                "{certificate}, or that of its authority, has a critical extension that is not known ({INSECURE_HINT})"
+            ),
             None => format!("{certificate} is not usable: {} ({INSECURE_HINT})", clean(&other.to_string())),
         },
         other => format!("{certificate} is not usable: {} ({INSECURE_HINT})", clean(&other.to_string())),

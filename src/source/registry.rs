@@ -3,6 +3,7 @@
 use std::io::Read;
 
 use super::{Descriptor, Error, ImageSource, MANIFEST_MAX, RawManifest};
+use crate::config::{auth, certs};
 use crate::digest::Digest;
 use crate::reference::Reference;
 use crate::registry::{self, Client, Options, Which};
@@ -62,8 +63,16 @@ impl ImageSource for RegistrySource {
 
 /// What is not there has its own exit code.
 fn classify(error: registry::Error) -> Error {
-    match error {
+    let is_missing = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+    match &error {
         registry::Error::NotFound { .. } => Error::NotFound(error.to_string()),
-        other => Error::Registry(Box::new(other)),
+        // The file of `--authfile`, the directory of `--cert-dir`.
+        registry::Error::Credentials(auth::Error::Read { error: cause, .. })
+        | registry::Error::Certificates(certs::Error::Read { error: cause, .. })
+            if is_missing(cause) =>
+        {
+            Error::NotFound(error.to_string())
+        }
+        _ => Error::Registry(Box::new(error)),
     }
 }

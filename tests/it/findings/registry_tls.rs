@@ -135,6 +135,7 @@ fn b01_certificates_in_the_system_s_store_are_taken_as_curl_and_skopeo_take_them
     shop.make("other-host", P256, &[CA, "subjectAltName=DNS:other.test"]);
     shop.make("for-clients", P256, &[CA, SAN, "extendedKeyUsage=clientAuth"]);
     shop.make("for-servers", P256, &[CA, SAN, "extendedKeyUsage=serverAuth", "keyUsage=digitalSignature,keyCertSign"]);
+    shop.make("unknown-extension", P256, &["basicConstraints=CA:FALSE", SAN, "1.2.3.4=critical,DER:0500"]);
     shop.make("root", P256, &[CA]);
     shop.make(
         "middle",
@@ -158,6 +159,7 @@ fn b01_certificates_in_the_system_s_store_are_taken_as_curl_and_skopeo_take_them
         ("leaf", None, "leaf", None),
         ("plain", None, "plain", None),
         ("for-servers", None, "for-servers", None),
+        ("unknown-extension", None, "unknown-extension", Some("has a critical extension that is not known")),
         ("issued", None, "root", None),
         ("below", Some("middle"), "root", None),
         ("child", Some("own"), "own", None),
@@ -319,6 +321,7 @@ fn b08_elliptic_curves_and_hashes_that_skopeo_takes_are_taken() {
 #[test]
 fn b08_what_is_not_taken_is_named_in_one_sentence() {
     let shop = Shop::new();
+    shop.make("unknown-extension", P256, &["basicConstraints=CA:FALSE", SAN, "1.2.3.4=critical,DER:0500"]);
     shop.make("root", P256, &[CA]);
     shop.make("sha1", P256, &[SAN, "-CA", "root.pem", "-CAkey", "root.key", "-sha1"]);
     shop.make("weak", &["-newkey", "rsa:1024"], &[CA, SAN]);

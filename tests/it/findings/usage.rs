@@ -276,6 +276,21 @@ fn d04_first_inputs_are_answered_with_what_to_do() {
 }
 
 #[test]
+fn d05_files_that_options_name_and_numbers_are_refused_in_plain_words() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = scratch.path();
+    for (options, error) in [
+        (["--authfile", "none.json"], "localhost:1/x:1: reading credentials file none.json: no such file or directory"),
+        (["--cert-dir", "none"], "localhost:1/x:1: reading none: no such file or directory"),
+        (["--timeout", "1m"], "\"1m\": not a whole number"),
+        (["--min-rate", ""], "\"\": not a whole number"),
+    ] {
+        let mut command = prepull(at);
+        fails(command.current_dir(at).arg("make").args(options).arg("localhost:1/x:1"), 2, error);
+    }
+}
+
+#[test]
 fn d04_help_lists_every_command_in_one_group() {
     let scratch = tempfile::tempdir().unwrap();
     let help = succeeds(prepull(scratch.path()).env("COLUMNS", "80").arg("-h"));
