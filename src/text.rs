@@ -2,7 +2,7 @@
 //!
 //! An escape sequence in a label could repaint the screen, a right-to-left override could show `exe.txt` for `txt.exe`, and two
 //! names that differ in a zero-width character would look the same. All text that leaves the program goes through
-//! [`printable`]; JSON goes through [`is_hidden`], which has the same characters escaped as `\uXXXX`.
+//! [`printable`]; JSON goes through [`is_hidden`], which has the same characters escaped as `\uXXXX`. Sizes are written by [`human`].
 
 use std::ops::RangeInclusive;
 
@@ -51,6 +51,28 @@ pub fn printable(text: &str) -> String {
         }
     }
     shown
+}
+
+/// Returns a size for people, in three digits and units of 1000 bytes: `1.5 MB`, as podman, docker and crictl show sizes. Every size
+/// that any command shows comes from here.
+#[must_use]
+pub fn human(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    let mut unit = "B";
+    for larger in ["kB", "MB", "GB", "TB"] {
+        if value < 999.5 {
+            break;
+        }
+        (value, unit) = (value / 1000.0, larger);
+    }
+    let decimals = if unit == "B" || value >= 99.95 {
+        0
+    } else if value >= 9.995 {
+        1
+    } else {
+        2
+    };
+    format!("{value:.decimals$} {unit}")
 }
 
 #[cfg(test)]

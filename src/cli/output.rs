@@ -10,7 +10,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 use serde_json::ser::{CompactFormatter, Formatter, Serializer};
 
-pub use crate::text::printable;
+pub use crate::text::{human, printable};
 
 /// Several independent errors of one command.
 #[derive(Debug, thiserror::Error)]
@@ -210,27 +210,6 @@ impl Formatter for Printable {
 fn line(out: &mut dyn Write, text: &str) {
     // If standard error is closed, no other place is left to report that.
     let _ = writeln!(out, "{}", printable(text));
-}
-
-/// Returns a size for people, in three digits and units of 1000 bytes: `1.5 MB`, as podman, docker and crictl show sizes. Every size
-/// that any command shows comes from here.
-pub fn human(bytes: u64) -> String {
-    let mut value = bytes as f64;
-    let mut unit = "B";
-    for larger in ["kB", "MB", "GB", "TB"] {
-        if value < 999.5 {
-            break;
-        }
-        (value, unit) = (value / 1000.0, larger);
-    }
-    let decimals = if unit == "B" || value >= 99.95 {
-        0
-    } else if value >= 9.995 {
-        1
-    } else {
-        2
-    };
-    format!("{value:.decimals$} {unit}")
 }
 
 /// Returns rows of cells as aligned columns, with hidden characters escaped.

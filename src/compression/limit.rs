@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::text::human;
+
 /// Default maximum of the uncompressed size of an image's layers, or of an archive, in bytes: 64 GiB. The largest images in
 /// use, those of CUDA and of models, have about 40 GiB.
 const SIZE_MAX: u64 = 64 << 30;
@@ -61,26 +63,20 @@ impl fmt::Display for TooLarge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { plain, compressed, max } = *self;
         let ratio = plain / compressed.max(1);
-        write!(f, "more than {} uncompressed, of {} compressed (more than {ratio}:1)", shown(max), shown(compressed))?;
+        write!(f, "more than {} uncompressed, of {} compressed (more than {ratio}:1)", shown(max), human(compressed))?;
         f.write_str("; --max-size SIZE allows more")
     }
 }
 
 impl std::error::Error for TooLarge {}
 
-/// A size as people read it.
-fn shown(bytes: u64) -> String {
+/// Returns a limit for people: in the binary unit of which it is a multiple, as the defaults are written, else as any size.
+fn shown(max: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
-    let unit = UNITS.iter().enumerate().rev().find(|(power, _)| bytes >= 1 << (10 * (power + 1)));
-    match unit {
-        Some((power, unit)) => {
-            let scale = 1 << (10 * (power + 1));
-            match (bytes % scale) * 10 / scale {
-                0 => format!("{} {unit}", bytes / scale),
-                tenths => format!("{}.{tenths} {unit}", bytes / scale),
-            }
-        }
-        None => format!("{bytes} bytes"),
+    let fits = |power: usize| max > 0 && max.is_multiple_of(1 << (10 * (power + 1)));
+    match (0..UNITS.len()).rev().find(|power| fits(*power)) {
+        Some(power) => format!("{} {}", max >> (10 * (power + 1)), UNITS[power]),
+        None => human(max),
     }
 }
 
@@ -97,12 +93,17 @@ mod tests {
         let bomb = limit.check(8_600_000_000, 8_300_000).unwrap_err().to_string();
         assert_eq!(
             bomb,
-            "more than 4 GiB uncompressed, of 7.9 MiB compressed (more than 1036:1); --max-size SIZE allows more"
+            "more than 4 GiB uncompressed, of 8.30 MB compressed (more than 1036:1); --max-size SIZE allows more"
         );
         let set = SizeLimit::of(10 << 30);
         assert!(set.check(8_600_000_000, 8_300_000).is_ok());
         assert!(set.check((10 << 30) + 1, 10 << 30).is_err());
         assert!(SizeLimit::none().check(u64::MAX, 0).is_ok());
-        assert_eq!([shown(0), shown(1023), shown(1536), shown(3 << 40)], ["0 bytes", "1023 bytes", "1.5 KiB", "3 TiB"]);
+        let sizes = [0, 1023, 1536, 3 << 40, 64 << 30, 5_000_000_000, u64::MAX];
+        assert_eq!(
+            sizes.map(shown),
+            ["0 B", "1.02 kB", "1.54 kB", "3 TiB", "64 GiB", "5.00 GB", "18446744 TB"],
+            "a size that the user has typed is shown as typed"
+        );
     }
 }

@@ -584,12 +584,12 @@ fn b14_uncompressed_sizes_are_limited_for_every_command() {
     }
     let layer = "layer sha256:";
     for (item, max, part) in [
-        (&one, "4M", "more than 3.8 MiB uncompressed, of "),
+        (&one, "4M", "more than 4.00 MB uncompressed, of "),
         (&one, "4M", layer),
         (&one, "4M", ":1); --max-size SIZE allows more"),
         (&two, "10M", "localhost/two:1: with layer "),
-        (&saved("saved.tar"), "4M", "more than 3.8 MiB uncompressed"),
-        (&saved("saved.tar.xz"), "4M", "more than 3.8 MiB uncompressed"),
+        (&saved("saved.tar"), "4M", "more than 4.00 MB uncompressed"),
+        (&saved("saved.tar.xz"), "4M", "more than 4.00 MB uncompressed"),
         (&saved("plain.tar.xz"), "4M", "docker-archive:"),
     ] {
         for begin in &commands {
