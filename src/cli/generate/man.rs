@@ -10,6 +10,9 @@ use crate::cli::args::command;
 /// The date of this version, which is the date of its pages: pages of one version are the same whenever they are written.
 const DATE: &str = "2026-12-01";
 
+/// The program that the pages belong to, on the last line of each.
+const SOURCE: &str = concat!("prepull ", env!("CARGO_PKG_VERSION"));
+
 const DONE: (&str, &str) = ("0", "All was done.");
 const FAILED: (&str, &str) = ("1", "Something failed; standard error names the cause.");
 const USAGE: (&str, &str) = ("2", "Wrong usage, or an image, a file or a directory that does not exist.");
@@ -43,12 +46,13 @@ fn exit_status(name: &str) -> Vec<(&'static str, &'static str)> {
 }
 
 /// Variables of commands that fetch images.
-const FETCHING: [(&str, &str); 7] = [
+const FETCHING: [(&str, &str); 8] = [
     ("REGISTRY_AUTH_FILE", "Credentials file, unless --authfile names one."),
     (
         "XDG_RUNTIME_DIR, XDG_CONFIG_HOME, DOCKER_CONFIG",
         "Directories of the credentials that podman, skopeo and docker store.",
     ),
+    ("PREPULL_TIMEOUT, PREPULL_MIN_RATE", "Defaults of --timeout and --min-rate."),
     ("DOCKER_HOST", "Address of the Docker daemon, for docker-daemon: items."),
     ("HTTPS_PROXY, HTTP_PROXY, NO_PROXY", "Proxies, and hosts that are reached without one; also in lower case."),
     ("SSL_CERT_FILE, SSL_CERT_DIR", "Certificate authorities, in place of the system's."),
@@ -119,7 +123,7 @@ fn name(command: &Command) -> String {
 
 fn page(command: &Command, all: &[String], pages: &mut Vec<(String, Vec<u8>)>) -> io::Result<()> {
     let name = name(command);
-    let man = clap_mangen::Man::new(command.clone()).date(DATE).manual("prepull manual");
+    let man = clap_mangen::Man::new(command.clone()).date(DATE).source(SOURCE).manual("prepull manual");
     let mut text = Vec::new();
     man.render_title(&mut text)?;
     man.render_name_section(&mut text)?;

@@ -714,12 +714,19 @@ fn d08_manual_pages_have_the_sections_of_manual_pages() {
             assert!(sections.contains(&wanted), "{name:?}: {wanted} of {sections:?}");
         }
         assert!(!sections.contains(&"EXTRA"));
+        let source = format!("\"prepull {}\"", env!("CARGO_PKG_VERSION"));
+        assert!(text.lines().any(|line| line.starts_with(".TH ") && line.contains(&source)), "{name:?}: {title:?}");
     }
     let make = fs_err::read_to_string(at.join("a/prepull-make.1")).unwrap();
     let example = "\n  prepull make registry.k8s.io/pause:3.9 docker.io/library/alpine:3.20\n";
     let (_, examples) = make.split_once(".SH EXAMPLES\n.nf\n").unwrap();
     assert!(examples.contains(example.trim_start_matches('\n')) && examples.contains("\\-\\-pause"), "{examples}");
     assert!(make.contains(".SH FILES\n"));
+    // Every variable that an option has.
+    for variable in ["PREPULL_TIMEOUT", "PREPULL_MIN_RATE"] {
+        let (_, variables) = make.split_once(".SH ENVIRONMENT\n").unwrap();
+        assert!(variables.contains(variable), "{variable}");
+    }
     // A stub stands in for `man` in small container images.
     let mut man = Command::new("man");
     man.args(["--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z"]).env("LC_ALL", "C.UTF-8").env("MANROFFSEQ", "");
