@@ -1,8 +1,8 @@
 //! Images and containers of a machine's own store that lie on layers of another store: an additional one, or a mount.
 //!
 //! ```text
-//!  storage.conf ▶ Stores ▶ own records ─┐
-//!  layers that are to be removed ───────┴▶ Dependents
+//!  storage.conf ▶ Stores ▶ Records ─┐
+//!  layers that are to be removed ───┴▶ Dependents
 //! ```
 //!
 //! Once such a layer is gone, containers/storage cannot compute the size of the image on it (`store.go`, ImageSize: "locating
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::files::{self, Files};
-use super::find::{self, in_directory_at};
+use super::find::{self, Found, in_directory_at};
 use super::list::{self, ImageRecord, LayerRecord};
 use super::machine::{self, within};
 use super::root::Root;
@@ -44,6 +44,9 @@ pub enum Error {
     /// A file about containers cannot be read.
     #[error(transparent)]
     File(#[from] files::Error),
+    /// Another of the machine's stores cannot be read. The text has the cause.
+    #[error("{0}")]
+    Additional(String),
     /// A record cannot be parsed.
     #[error(transparent)]
     Record(#[from] list::Error),
@@ -67,44 +70,88 @@ pub struct Dependents {
     pub containers: BTreeSet<String>,
 }
 
-impl Dependents {
-    /// Finds what would lose a layer in the store that the storage.conf below `machine` names, if the store at `changed` (an
-    /// absolute path of that machine) no longer had the layers `gone`. A layer that another of the machine's stores has as well
-    /// is not lost.
+/// The records of a machine's stores, as they are written: read, but not yet parsed.
+#[derive(Debug)]
+pub struct Records {
+    /// The graphroot of the machine's own store: an absolute path.
+    graphroot: PathBuf,
+    own: Vec<OwnRecords>,
+    /// Those of the other stores. An error counts only if one of them is needed.
+    additional: Vec<Result<Vec<Found>, find::Error>>,
+}
+
+#[derive(Debug)]
+struct OwnRecords {
+    found: Found,
+    volatile_layers: Vec<u8>,
+    /// Names of the files about containers, with their content.
+    containers: Vec<(String, Vec<u8>)>,
+}
+
+impl Records {
+    /// Reads the records of the stores that the storage.conf below `machine` names, without the store at `changed` (an absolute
+    /// path of that machine).
     ///
     /// # Errors
-    /// When the configuration or a record cannot be read.
-    pub fn find(machine: &Path, stores: &Stores, changed: &Path, gone: &BTreeSet<String>) -> Result<Self, Error> {
+    /// When a record cannot be read.
+    pub fn read(machine: &Path, stores: &Stores, changed: &Path) -> Result<Self, Error> {
         let changed = within(&changed.to_string_lossy());
-        let own = stores.image_store.iter().chain([&stores.graphroot]).map(|path| within(path));
-        let own: Vec<String> = own.filter(|path| *path != changed).collect();
-        let mut dependents = Self { graphroot: Path::new("/").join(within(&stores.graphroot)), ..Self::default() };
-        let mut lost: BTreeSet<&str> = gone.iter().map(String::as_str).collect();
-        let (mut images, mut layers, mut containers) = (Vec::new(), Vec::new(), Vec::new());
         let root = Arc::new(Root::open(machine).map_err(find::Error::Io)?);
         let files = Files::of_directory(Arc::clone(&root));
-        for place in &own {
-            for found in in_directory_at(&root, place)?.into_iter().filter(|found| found.driver == stores.driver) {
+        let of_driver = |place: &str| -> Result<Vec<Found>, find::Error> {
+            let found = in_directory_at(&root, place)?;
+            Ok(found.into_iter().filter(|found| found.driver == stores.driver).collect())
+        };
+        let mut own = Vec::new();
+        let places = stores.image_store.iter().chain([&stores.graphroot]).map(|path| within(path));
+        for place in places.filter(|path| *path != changed) {
+            for found in of_driver(&place)? {
                 find::all_readable(std::slice::from_ref(&found))?;
-                layers.extend(list::parse::<LayerRecord>(&found, &found.layers, "layers/layers.json")?);
-                images.extend(list::parse::<ImageRecord>(&found, &found.images, "images/images.json")?);
-                let read = |file: String| files.read(&format!("{place}/{}-{file}", found.driver));
-                let bytes = read(format!("layers/{VOLATILE_LAYERS}"))?.unwrap_or_default();
-                layers.extend(list::parse::<LayerRecord>(&found, &bytes, &format!("layers/{VOLATILE_LAYERS}"))?);
+                let read = |file: &str| files.read(&format!("{place}/{}-{file}", found.driver));
+                let volatile_layers = read(&format!("layers/{VOLATILE_LAYERS}"))?.unwrap_or_default();
+                let mut containers = Vec::new();
                 for name in CONTAINERS {
                     let file = format!("containers/{name}");
-                    let bytes = read(file.clone())?.unwrap_or_default();
-                    containers.extend(list::parse::<ContainerRecord>(&found, &bytes, &file)?);
+                    let bytes = read(&file)?.unwrap_or_default();
+                    containers.push((file, bytes));
                 }
+                own.push(OwnRecords { found, volatile_layers, containers });
             }
         }
-        // Most machines have no image of their own on another store's layers: their other stores need not be read.
-        for place in stores.additional.iter().map(|path| within(path)).filter(|path| *path != changed) {
+        // Most machines have no image of their own on another store's layers: their other stores need not be parsed.
+        let additional = stores.additional.iter().map(|path| within(path)).filter(|path| *path != changed);
+        Ok(Self {
+            graphroot: Path::new("/").join(within(&stores.graphroot)),
+            own,
+            additional: additional.map(|place| of_driver(&place)).collect(),
+        })
+    }
+
+    /// Returns what would lose a layer in the machine's own store if the changed store no longer had the layers `gone`. A layer
+    /// that another of the machine's stores has as well is not lost.
+    ///
+    /// # Errors
+    /// When a record cannot be parsed, or one that is needed could not be read.
+    pub fn dependents(&self, gone: &BTreeSet<String>) -> Result<Dependents, Error> {
+        let mut dependents = Dependents { graphroot: self.graphroot.clone(), ..Dependents::default() };
+        let mut lost: BTreeSet<&str> = gone.iter().map(String::as_str).collect();
+        let (mut images, mut layers, mut containers) = (Vec::new(), Vec::new(), Vec::new());
+        for OwnRecords { found, volatile_layers, containers: of_containers } in &self.own {
+            layers.extend(list::parse::<LayerRecord>(found, &found.layers, "layers/layers.json")?);
+            images.extend(list::parse::<ImageRecord>(found, &found.images, "images/images.json")?);
+            let volatile = format!("layers/{VOLATILE_LAYERS}");
+            layers.extend(list::parse::<LayerRecord>(found, volatile_layers, &volatile)?);
+            for (file, bytes) in of_containers {
+                containers.extend(list::parse::<ContainerRecord>(found, bytes, file)?);
+            }
+        }
+        for store in &self.additional {
             if lost.is_empty() || images.is_empty() && containers.is_empty() {
                 break;
             }
-            for found in in_directory_at(&root, &place)?.into_iter().filter(|found| found.driver == stores.driver) {
-                for layer in list::parse::<LayerRecord>(&found, &found.layers, "layers/layers.json")? {
+            let store = store.as_ref().map_err(|error| Error::Additional(error.to_string()))?;
+            for found in store {
+                for layer in list::parse::<LayerRecord>(found, &found.layers, "layers/layers.json")? {
                     lost.remove(layer.id.as_str());
                 }
             }
@@ -137,6 +184,16 @@ impl Dependents {
             }
         }
         Ok(dependents)
+    }
+}
+
+impl Dependents {
+    /// Finds what would lose a layer in the machine's own store: [`Records::read`], then [`Records::dependents`].
+    ///
+    /// # Errors
+    /// Those of either.
+    pub fn find(machine: &Path, stores: &Stores, changed: &Path, gone: &BTreeSet<String>) -> Result<Self, Error> {
+        Records::read(machine, stores, changed)?.dependents(gone)
     }
 
     /// Returns the layers that the store at `graphroot` below `machine` would lose with the images of these names, or with ids
