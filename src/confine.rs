@@ -3,9 +3,22 @@
 //! ```text
 //!  root runs            this process does                          its confinement
 //!  make                 sources ▶ parse, inflate ▶ cache, tar      writes: cache, TMPDIR, the tar's directory
-//!  ls verify why diff   tar or directory ▶ parse                   writes: nothing
-//!  mount-fetcher        sources ▶ parse, inflate ▶ cache           writes: cache, TMPDIR
+//!  mount, add, rm       sources ▶ parse, inflate ▶ cache, scene    writes: cache, TMPDIR, /tmp
+//!  mount-fetcher        sources ▶ parse, inflate ▶ cache           writes: cache, TMPDIR, /tmp
+//!  mount-worker         scene ▶ parse, answer the kernel           its own, narrower one: `mount::worker`
+//!  ls verify why diff   tar ▶ parse                                writes: TMPDIR
 //! ```
+//!
+//! What needs privileges afterwards is done by a process that the confined one has started before, and that parses no image:
+//!
+//! ```text
+//!  started by           process                                    with root's privileges it
+//!  mount                mount-keeper                               mounts, unmounts, starts workers and fetchers
+//!  mount add, rm        mount-relay                                connects to the keeper
+//! ```
+//!
+//! Such a process is told what the user has typed while its parent is still trusted. What it is sent later is data: a scene with
+//! open files, which a worker parses.
 //!
 //! The whole process is confined while it still has a single thread, since capabilities, Landlock and seccomp belong to threads on
 //! Linux and later threads inherit them. Memory corruption in one thread therefore finds no thread with more rights.

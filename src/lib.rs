@@ -41,7 +41,7 @@
 //! | sink | atomic, digest, segment, storage, threads |
 //! | plan | compression, digest, go_types, image, reference, source, storage, threads |
 //! | make | atomic, compression, digest, entry, image, media_type, plan, segment, sink, source, storage, threads |
-//! | mount | digest, entry, inspect, layer, make, plan, segment, sink, storage, threads, wire |
+//! | mount | atomic, digest, entry, inspect, layer, make, plan, segment, sink, storage, threads, wire |
 //! | verify | digest, entry, go_types, image, inspect, json, layer, reference, segment, storage, threads, wire |
 //! | xcluster | atomic |
 //! | cli | atomic, compression, config, confine, digest, go_types, helper, image, inspect, install, make, mount, plan, reference, registry, segment, sink, source, storage, text, threads, verify, xcluster |

@@ -38,7 +38,7 @@ use output::Printer;
 
 use crate::confine::{Needs, confine};
 use crate::inspect::find::{self, Found};
-use crate::mount::{control, keeper};
+use crate::mount::{control, keeper, relay};
 
 /// How a command ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,6 +111,7 @@ pub fn main() -> ExitCode {
         Some(control::KEEPER) => Some(keeper::run as fn() -> ExitCode),
         Some(control::WORKER) => Some(crate::mount::worker::run as fn() -> ExitCode),
         Some(control::FETCHER) => Some(mount::fetch as fn() -> ExitCode),
+        Some(control::RELAY) => Some(relay::run as fn() -> ExitCode),
         _ => None,
     };
     if let Some(run) = process {
@@ -133,8 +134,8 @@ pub fn main() -> ExitCode {
     let begin = Begin { told: &told, printer: &printer };
     let done = |()| Exit::Success;
     let begun = match &args.command {
-        // It begins when it knows what it needs.
-        Command::Make(_) => Ok(()),
+        // They begin when they know what they need.
+        Command::Make(_) | Command::Mount(_) => Ok(()),
         Command::Ls(ls) => begin.with_inputs(&[&ls.path]),
         Command::Verify(verify) => begin.with_inputs(&verify.path.iter().map(PathBuf::as_path).collect::<Vec<_>>()),
         Command::Why(why) => begin.with_inputs(&[&why.path]),
@@ -146,7 +147,7 @@ pub fn main() -> ExitCode {
         Command::Install(install) => install::install(&install, &printer).map(done),
         Command::Rm(rm) => install::remove(&rm, &printer).map(done),
         Command::Gc(gc) => install::collect(&gc, &printer).map(done),
-        Command::Mount(mount) => mount::run(&mount, &printer),
+        Command::Mount(mount) => mount::run(&mount, &printer, &begin),
         Command::Umount(umount) => mount::unmount(&umount, &printer).map(done),
         Command::Doctor(doctor) => doctor::run(&doctor, &printer),
         Command::Ls(ls) => ls::run(&ls, &printer).map(done),

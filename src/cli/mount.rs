@@ -17,7 +17,6 @@ use clap::Parser as _;
 use serde_json::value::RawValue;
 
 use self::status::{Said, storage_conf_line};
-use self::storage_conf::StorageConf;
 use super::args::{
     Args, CacheArgs, Command, MountAddArgs, MountArgs, MountCommand, MountItems, MountRmArgs, RegistryArgs, UmountArgs,
 };
@@ -25,20 +24,21 @@ use super::install::{Selected, selected};
 use super::items::{all_items, plan_failure};
 use super::make::{STAMP_MAX, epoch, make_failure, open_cache, source_options};
 use super::output::{self, Printer};
-use super::privilege::of_fetching;
+use super::privilege::{of_cache, of_fetching, of_inputs};
 use super::progress::Bars;
-use super::{Exit, Failure};
-use crate::confine::{Needs, confine};
+use super::{Begin, Exit, Failure};
+use crate::confine::{Needs, confine, is_privileged};
 use crate::digest::Digest;
 use crate::inspect::contents::Contents;
-use crate::inspect::dependents::{self, Dependents};
+use crate::inspect::dependents::{self, Records};
 use crate::inspect::stores::Stores;
 use crate::mount::Error;
 use crate::mount::attach;
 use crate::mount::channel::{receive, send};
-use crate::mount::control::{self, Answer, Ask, FETCHER, Kept, Start, Wanted, Way};
+use crate::mount::control::{self, Answer, Ask, FETCHER, Fetched, Kept, Start, Waiting, Wanted, Way};
 use crate::mount::kept::{self, Taken};
-use crate::mount::scene::{Fetch, Scene, Sources, Staged, Typed};
+use crate::mount::relay::Relay;
+use crate::mount::scene::{Allowed, Fetch, Scene, Sources, Staged, Typed, sources_in};
 use crate::plan::{BlobSource, Plan};
 use crate::reference::Item;
 use crate::source;
@@ -55,30 +55,31 @@ const NAMES_MAX: usize = 3;
 const MODE: u16 = 0o755;
 
 /// Runs `mount`.
-pub fn run(args: &MountArgs, printer: &Printer) -> Result<Exit, Failure> {
+pub fn run(args: &MountArgs, printer: &Printer, begin: &Begin<'_>) -> Result<Exit, Failure> {
     match &args.command {
-        Some(MountCommand::Add(add)) => self::add(add, printer).map(|()| Exit::Success),
-        Some(MountCommand::Rm(rm)) => remove(rm, printer).map(|()| Exit::Success),
-        Some(MountCommand::Status(status)) => status::run(status).map(|()| Exit::Success),
-        None => mount(args, printer),
+        Some(MountCommand::Add(add)) => self::add(add, printer, begin).map(|()| Exit::Success),
+        Some(MountCommand::Rm(rm)) => remove(rm, printer, begin).map(|()| Exit::Success),
+        Some(MountCommand::Status(status)) => {
+            begin.unconfined()?;
+            status::run(status).map(|()| Exit::Success)
+        }
+        None => mount(args, printer, begin),
     }
 }
 
-fn mount(args: &MountArgs, printer: &Printer) -> Result<Exit, Failure> {
+/// Mounts: with all of this process's privileges until the keeper knows what was typed, then without them.
+fn mount(args: &MountArgs, printer: &Printer, begin: &Begin<'_>) -> Result<Exit, Failure> {
     let typed = args.mountpoint.as_deref().unwrap_or(Path::new(""));
-    if let Some(kept) = resume(args, typed, printer)? {
+    if let Some(kept) = resume(args, typed, printer, begin)? {
         return end(kept);
     }
     let mountpoint = directory(typed, args.force).map_err(Failure::usage)?;
-    let storage_conf = args.write_storage_conf.as_ref().map(|file| StorageConf::prepare(file, &mountpoint, args.force));
+    let storage_conf =
+        args.write_storage_conf.as_ref().map(|file| storage_conf::prepare(file, &mountpoint, args.force));
     let storage_conf = storage_conf.transpose().map_err(Failure::usage)?;
-    let mut staged = match tar(&args.what) {
-        Some(tar) => checked_tar(&tar)?,
-        None => images(args, printer)?,
-    };
-    staged.scene.mode = (args.mode != MODE).then_some(args.mode);
-    printer.warn_all(&staged.warnings);
-    let Staged { scene, files, .. } = staged;
+    let epoch = epoch().map_err(Failure::usage)?;
+    let tar = tar(&args.what);
+    let items = if tar.is_none() { items_of(&args.what)? } else { Vec::new() };
     let start = Start {
         others: args.allow_other,
         foreground: args.foreground,
@@ -86,15 +87,24 @@ fn mount(args: &MountArgs, printer: &Printer) -> Result<Exit, Failure> {
         mounted: None,
         turn: 0,
         mountpoint: mountpoint.clone(),
-        scene,
+        scene: (),
     };
-    let kept = control::start(&start, &files).map_err(|error| failure(error, ""))?;
-    drop((start, files));
-    if let Some(Err(error)) = storage_conf.map(|file| file.write()) {
-        // All of what was asked for, or nothing.
-        let _ = attach::unmount(&mountpoint, true);
-        return Err(error.context(format!("{}: unmounted again", mountpoint.display())).into());
-    }
+    let allowed = if args.lazy { allowed(&items)? } else { Allowed::new() };
+    let keeper = Waiting::start(&control::Begin { start, allowed, storage_conf });
+    let keeper = keeper.map_err(|error| failure(error, ""))?;
+    begin.confined(&match &tar {
+        Some(tar) => of_inputs(&[tar]),
+        None => needs_of(&items, &args.what.registry, &args.what.cache),
+    })?;
+    let mut staged = match tar {
+        Some(tar) => checked_tar(&tar)?,
+        None => images(args, &items, epoch, printer)?,
+    };
+    staged.scene.mode = (args.mode != MODE).then_some(args.mode);
+    printer.warn_all(&staged.warnings);
+    let Staged { scene, files, .. } = staged;
+    let kept = keeper.show(&scene, &files).map_err(|error| failure(error, ""))?;
+    drop((scene, files));
     printer.warn_all(&kept.status.troubles);
     if args.json {
         output::json(&Said::of(&kept.status))?;
@@ -131,9 +141,9 @@ fn end(kept: Kept) -> Result<Exit, Failure> {
 }
 
 /// Goes on with a mount whose keeper has died, if systemd has kept it.
-fn resume(args: &MountArgs, typed: &Path, printer: &Printer) -> Result<Option<Kept>, Failure> {
+fn resume(args: &MountArgs, typed: &Path, printer: &Printer, begin: &Begin<'_>) -> Result<Option<Kept>, Failure> {
     let kept = kept::take::<Start<Box<RawValue>>>().context("taking back what systemd has kept")?;
-    let (mut start, files, turn) = match kept {
+    let (start, files, turn) = match kept {
         Taken::Whole { message, files, turn } if args.foreground => (message, files, turn),
         Taken::Lost if args.foreground => {
             // Nobody can serve it any more, and nothing can be mounted in its place.
@@ -146,13 +156,16 @@ fn resume(args: &MountArgs, typed: &Path, printer: &Printer) -> Result<Option<Ke
         }
         _ => return Ok(None),
     };
-    start.turn = turn;
     if place(typed)? != start.mountpoint || attach::device_of(&start.mountpoint).is_none() {
         // Another one, or somebody has unmounted it.
         return Ok(None);
     }
     printer.say(&format!("{}: goes on", start.mountpoint.display()));
-    control::start(&start, &files).map(Some).map_err(|error| failure(error, ""))
+    begin.unconfined()?;
+    let Start { mountpoint, others, foreground, no_resend, mounted, scene, .. } = start;
+    let start = Start { mountpoint, others, foreground, no_resend, mounted, turn, scene: () };
+    let keeper = Waiting::start(&control::Begin { start, allowed: Allowed::new(), storage_conf: None });
+    keeper.and_then(|keeper| keeper.show(&scene, &files)).map(Some).map_err(|error| failure(error, ""))
 }
 
 /// The only item, if it is a file: a tar that was made before.
@@ -162,19 +175,27 @@ fn tar(what: &MountItems) -> Option<PathBuf> {
     (what.images.is_empty() && path.is_file()).then(|| path.to_owned())
 }
 
-/// The images that were typed.
-fn plan_of(what: &MountItems, printer: &Printer) -> Result<Plan, Failure> {
-    let items = all_items(&what.items, &what.images, what.allow_empty)?;
+/// Returns the items that were typed.
+fn items_of(what: &MountItems) -> Result<Vec<Item>, Failure> {
+    all_items(&what.items, &what.images, what.allow_empty)
+}
+
+/// Returns what fetching `items` takes, with the directory for temporary files.
+fn needs_of(items: &[Item], registry: &RegistryArgs, cache: &CacheArgs) -> Needs {
+    of_fetching(items.iter(), registry, cache, Some(&std::env::temp_dir().join("x")))
+}
+
+/// Fetches what `items` are, without their layers.
+fn plan_of(what: &MountItems, items: &[Item], printer: &Printer) -> Result<Plan, Failure> {
     let platform = what.platform.resolve();
     let options = source_options(&what.registry, printer)?;
-    let plan = Plan::new(&items, &platform, &options).map_err(plan_failure)?;
+    let plan = Plan::new(items, &platform, &options).map_err(plan_failure)?;
     printer.warn_all(&plan.warnings);
     Ok(plan)
 }
 
-fn images(args: &MountArgs, printer: &Printer) -> Result<Staged, Failure> {
-    let epoch = epoch().map_err(Failure::usage)?;
-    let plan = plan_of(&args.what, printer)?;
+fn images(args: &MountArgs, items: &[Item], epoch: Option<i64>, printer: &Printer) -> Result<Staged, Failure> {
+    let plan = plan_of(&args.what, items, printer)?;
     let stamp = epoch.unwrap_or_else(|| plan.newest.clamp(0, STAMP_MAX));
     let settings = Scene::settings(stamp, !args.expand_opaque);
     let (cache, elsewhere) = open_cache(&args.what.cache, &std::env::temp_dir().join("x"), printer)?;
@@ -192,12 +213,26 @@ fn images(args: &MountArgs, printer: &Printer) -> Result<Staged, Failure> {
 /// Notes where the layers of `plan` come from: from what is typed here.
 fn note_sources(sources: &mut Sources, plan: &Plan) -> Result<(), Failure> {
     let number = sources.commands.len();
-    let (words, directory) = (std::env::args_os().collect(), std::env::current_dir()?);
-    sources.commands.push(Typed { words, directory, environment: environment() });
+    sources.commands.push(typed_here()?);
     for (blob, source) in &plan.blobs {
         sources.items.insert(*blob, (source.item.clone(), number));
     }
+    for layer in layers_of(&plan.images) {
+        let below = layer.parent.map(|id| id.hex());
+        sources.layers.insert(layer.id.hex(), (layer.layer.descriptor.digest, below));
+    }
     Ok(())
+}
+
+/// Returns this process's command line, with where it was typed.
+fn typed_here() -> std::io::Result<Typed> {
+    let (words, directory) = (std::env::args_os().collect(), std::env::current_dir()?);
+    Ok(Typed { words, directory, environment: environment() })
+}
+
+/// Returns where layers may come from by this command line.
+fn allowed(items: &[Item]) -> Result<Allowed, Failure> {
+    Ok(vec![(typed_here()?, items.iter().map(|item| item.typed.clone()).collect())])
 }
 
 /// What says where images come from and how they are kept: directories of users and their credentials, credential helpers, the
@@ -241,37 +276,39 @@ pub fn fetch() -> ExitCode {
     let is_again = told.is_some();
     let wanted = || receive::<Wanted>(&keeper).ok().flatten().map(|(wanted, _)| wanted.layer);
     let Some(layer) = told.or_else(wanted) else { return ExitCode::FAILURE };
-    let answer: Answer<()> = match fetch_layer(&layer, &asks, is_again) {
-        Ok(()) => Answer::Done,
-        Err(failure) => Answer::Failed(format!("{:#}", failure.error)),
-    };
-    match send(&keeper, &answer, &[]) {
+    let mut notes = Vec::new();
+    let failed = fetch_layer(&layer, &asks, is_again, &mut notes).err();
+    let failed = failed.map(|failure| format!("{:#}", failure.error));
+    match send(&keeper, &Fetched { notes, failed }, &[]) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
 }
 
-/// Fetches a layer, and those below it: who needs it needs them.
-fn fetch_layer(wanted: &str, asks: &UnixStream, is_again: bool) -> Result<(), Failure> {
-    let mut is_confined = false;
+/// Fetches a layer, and those below it, since its readers need them as well.
+fn fetch_layer(wanted: &str, asks: &UnixStream, is_again: bool, notes: &mut Vec<String>) -> Result<(), Failure> {
+    let way = Way::Open(asks);
+    let (answer, _) = control::ask::<Box<RawValue>>(way, &Ask::<()>::Get, &[]).map_err(|error| failure(error, ""))?;
+    // Of the scene, only where layers come from is parsed before this process is confined.
+    let sources = match answer {
+        Answer::Scene(scene) => sources_in(&scene).map_err(|error| failure(error, ""))?,
+        other => return Err(refused("fetching a layer", other)),
+    };
+    let sources = sources.ok_or_else(|| anyhow!("nothing is to be fetched"))?;
+    let chain = sources.of_chain(wanted);
+    if let Some((_, typed)) = chain.first()
+        && !is_again
+        && typed.environment != environment()
+    {
+        return Err(begin_again(wanted, &typed.environment).into());
+    }
+    *notes = confine_fetcher(&chain)?;
     let mut what = |plan: &mut Plan, before: &Scene, _: &mut Option<Sources>| {
         let sources = before.lazy.as_ref().ok_or_else(|| anyhow!("nothing is to be fetched"))?;
         let layers = before.absent_below(plan, wanted);
         if layers.is_empty() {
             // They have come with one above them.
             return Ok(None);
-        }
-        if !is_again
-            && let Some(layer) = layers_of(&plan.images).iter().find(|layer| layer.id.hex() == wanted)
-            && let Some((_, number)) = sources.items.get(&layer.layer.descriptor.digest)
-            && let Some(typed) = sources.commands.get(*number)
-            && typed.environment != environment()
-        {
-            return Err(begin_again(wanted, &typed.environment).into());
-        }
-        if !is_confined {
-            confine_fetcher(plan, sources, &layers)?;
-            is_confined = true;
         }
         let mut cache = None;
         for layer in layers_of(&plan.images).iter().filter(|layer| layers.contains(&layer.id)) {
@@ -288,17 +325,15 @@ fn fetch_layer(wanted: &str, asks: &UnixStream, is_again: bool) -> Result<(), Fa
             plan.blobs.insert(blob, BlobSource { item: item.clone(), source });
             cache = Some(typed);
         }
-        Ok(Some(Change { wanted: layers, cache, force: true }))
+        Ok(Some(Change { wanted: layers, cache }))
     };
-    change(Way::Open(asks), &CacheArgs::default(), &Printer::new(true), &mut what)
+    change(way, &CacheArgs::default(), None, &Printer::new(true), &mut what)
 }
 
-/// Leaves this process what it needs to fetch `layers` and the layers below them.
-fn confine_fetcher(plan: &Plan, sources: &Sources, layers: &BTreeSet<Digest>) -> Result<(), Failure> {
+/// Leaves this process what it needs to fetch layers from these items. Returns notes for the user.
+fn confine_fetcher(chain: &[(&str, &Typed)]) -> Result<Vec<String>, Failure> {
     let mut needs = Needs::default();
-    for layer in layers_of(&plan.images).iter().filter(|layer| layers.contains(&layer.id)) {
-        let Some((item, number)) = sources.items.get(&layer.layer.descriptor.digest) else { continue };
-        let Some(Typed { words, directory, .. }) = sources.commands.get(*number) else { continue };
+    for (item, Typed { words, directory, .. }) in chain {
         std::env::set_current_dir(directory)?;
         let (registry, cache) = options_of(words)?;
         let item = Item::parse(std::ffi::OsStr::new(item))?;
@@ -315,8 +350,7 @@ fn confine_fetcher(plan: &Plan, sources: &Sources, layers: &BTreeSet<Digest>) ->
         paths.sort();
         paths.dedup();
     }
-    Printer::new(true).warn_all(&confine(&needs)?);
-    Ok(())
+    Ok(confine(&needs)?)
 }
 
 /// Becomes a fetcher with this environment. Gives why it has not.
@@ -350,25 +384,30 @@ struct Change {
     wanted: BTreeSet<Digest>,
     /// Where they are kept.
     cache: Option<CacheArgs>,
-    /// True if layers may go on which the machine's own store has images.
-    force: bool,
 }
 
 /// Runs `mount add`.
-fn add(args: &MountAddArgs, printer: &Printer) -> Result<(), Failure> {
+fn add(args: &MountAddArgs, printer: &Printer, begin: &Begin<'_>) -> Result<(), Failure> {
+    let mountpoint = place(&args.mountpoint)?;
+    let items = items_of(&args.what)?;
     let mut change = |plan: &mut Plan, _: &Scene, sources: &mut Option<Sources>| {
-        let new = plan_of(&args.what, printer)?;
+        let new = plan_of(&args.what, &items, printer)?;
         if let Some(sources) = sources {
             note_sources(sources, &new)?;
         }
         plan.take_over(new).map_err(plan_failure)?;
-        Ok(Some(Change { force: args.force, ..Change::default() }))
+        Ok(Some(Change::default()))
     };
-    self::change(Way::At(&place(&args.mountpoint)?), &args.what.cache, printer, &mut change)
+    let needs = needs_of(&items, &args.what.registry, &args.what.cache);
+    let own = (!args.force).then(|| OwnStore::read(&mountpoint));
+    change_at(&mountpoint, allowed(&items)?, &needs, begin, |way| {
+        self::change(way, &args.what.cache, own, printer, &mut change)
+    })
 }
 
 /// Runs `mount rm`.
-fn remove(args: &MountRmArgs, printer: &Printer) -> Result<(), Failure> {
+fn remove(args: &MountRmArgs, printer: &Printer, begin: &Begin<'_>) -> Result<(), Failure> {
+    let mountpoint = place(&args.mountpoint)?;
     let Selected { names, ids } = selected(&args.names)?;
     let mut change = |plan: &mut Plan, _: &Scene, _: &mut Option<Sources>| {
         for name in &names {
@@ -379,15 +418,41 @@ fn remove(args: &MountRmArgs, printer: &Printer) -> Result<(), Failure> {
         for id in &ids {
             plan.forget_image(id).map_err(|why| Failure::usage(anyhow!("{id}: {why}")))?;
         }
-        Ok(Some(Change { force: args.force, ..Change::default() }))
+        Ok(Some(Change::default()))
     };
-    self::change(Way::At(&place(&args.mountpoint)?), &args.cache, printer, &mut change)
+    let mut needs = of_inputs(&[]);
+    needs.writes.extend([std::env::temp_dir()].into_iter().chain(of_cache(&args.cache)));
+    let own = (!args.force).then(|| OwnStore::read(&mountpoint));
+    change_at(&mountpoint, Allowed::new(), &needs, begin, |way| {
+        self::change(way, &args.cache, own, printer, &mut change)
+    })
+}
+
+/// Confines this process to `needs`, and then has `change` change the mount: through a relay if root runs this, which would lose
+/// its way to the keeper otherwise.
+fn change_at(
+    mountpoint: &Path,
+    allowed: Allowed,
+    needs: &Needs,
+    begin: &Begin<'_>,
+    change: impl FnOnce(Way<'_>) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let relay = if is_privileged()? { Some(Relay::start(mountpoint, allowed)) } else { None };
+    let relay = relay.transpose().map_err(|error| failure(error, ""))?;
+    begin.confined(needs)?;
+    change(relay.as_ref().map_or(Way::At(mountpoint), |relay| relay.way(mountpoint)))
 }
 
 /// Shows something else: again when somebody else has changed the mount meanwhile.
-fn change(way: Way<'_>, cache_args: &CacheArgs, printer: &Printer, change: ToChange<'_>) -> Result<(), Failure> {
+fn change(
+    way: Way<'_>,
+    cache_args: &CacheArgs,
+    own: Option<OwnStore>,
+    printer: &Printer,
+    change: ToChange<'_>,
+) -> Result<(), Failure> {
     let mount = match way {
-        Way::At(mountpoint) => mountpoint.display().to_string(),
+        Way::At(mountpoint) | Way::Relayed { mountpoint, .. } => mountpoint.display().to_string(),
         Way::Open(_) => "fetching a layer".to_owned(),
     };
     for _ in 0..ATTEMPTS {
@@ -403,9 +468,9 @@ fn change(way: Way<'_>, cache_args: &CacheArgs, printer: &Printer, change: ToCha
         let mut plan = Plan::of_saved(&before.images).context("reading what is mounted")?;
         let layers = layer_ids(&plan);
         let mut sources = before.lazy.clone();
-        let Some(Change { wanted, cache, force }) = change(&mut plan, &before, &mut sources)? else { return Ok(()) };
-        if let (Way::At(mountpoint), false) = (way, force) {
-            refuse_if_used(mountpoint, &layers - &layer_ids(&plan))?;
+        let Some(Change { wanted, cache }) = change(&mut plan, &before, &mut sources)? else { return Ok(()) };
+        if let Some(own) = &own {
+            own.refuse_if_used(&mount, &(&layers - &layer_ids(&plan)))?;
         }
         let settings = Scene::settings(before.stamp, before.marks_opaque);
         let (cache, elsewhere) =
@@ -438,26 +503,38 @@ fn layer_ids(plan: &Plan) -> BTreeSet<String> {
     layers_of(&plan.images).iter().map(|layer| layer.id.hex()).collect()
 }
 
-/// Refuses to remove the layers `gone` from a mount if an image or a container of the user's own store needs one of them.
-fn refuse_if_used(mountpoint: &Path, gone: BTreeSet<String>) -> Result<(), Failure> {
-    if gone.is_empty() {
-        return Ok(());
+/// The records of the user's own store, as they were before this process gave up its privileges.
+struct OwnStore(Result<Records, dependents::Error>);
+
+impl OwnStore {
+    /// Reads them, for a change of what is mounted at `mountpoint`. What cannot be read counts only if layers are to be removed.
+    fn read(mountpoint: &Path) -> Self {
+        let stores = Stores::of_this_user().map_err(dependents::Error::from);
+        Self(stores.and_then(|stores| Records::read(Path::new("/"), &stores, mountpoint)))
     }
-    let stores = Stores::of_this_user().map_err(dependents::Error::from);
-    let used = stores.and_then(|stores| Dependents::find(Path::new("/"), &stores, mountpoint, &gone));
-    let shown = mountpoint.display();
-    match used {
-        Ok(used) if used.is_empty() => Ok(()),
-        Ok(used) => Err(anyhow!(
-            "{shown}: not changed: {used} would lose layers that only this mount has, and CRI-O and podman could not list any \
-             image then (remove those first, or --force)"
-        )
-        .into()),
-        Err(error) => Err(anyhow!(
-            "{shown}: not changed: checking whether the machine's own store needs these layers: {error} (--force: change it \
-             unchecked)"
-        )
-        .into()),
+
+    /// Refuses to remove the layers `gone` from the mount `shown` if an image or a container of the store needs one of them.
+    fn refuse_if_used(&self, shown: &str, gone: &BTreeSet<String>) -> Result<(), Failure> {
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let used = match &self.0 {
+            Ok(records) => records.dependents(gone).map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        match used {
+            Ok(used) if used.is_empty() => Ok(()),
+            Ok(used) => Err(anyhow!(
+                "{shown}: not changed: {used} would lose layers that only this mount has, and CRI-O and podman could not list \
+                 any image then (remove those first, or --force)"
+            )
+            .into()),
+            Err(error) => Err(anyhow!(
+                "{shown}: not changed: checking whether the machine's own store needs these layers: {error} (--force: change it \
+                 unchecked)"
+            )
+            .into()),
+        }
     }
 }
 

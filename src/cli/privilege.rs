@@ -62,13 +62,7 @@ pub fn of_fetching<'a>(
         needs.reads.extend(std::env::var_os("PATH").iter().flat_map(std::env::split_paths));
     }
     needs.writes.push(temporary());
-    if !cache.no_cache
-        && let Ok(directory) = cache.cache_dir.clone().map_or_else(|| cache_dir(None), Ok)
-    {
-        // Landlock knows only what exists. A cache that cannot be made is a matter of whoever opens it.
-        let _ = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
-        needs.writes.push(directory);
-    }
+    needs.writes.extend(of_cache(cache));
     if let Some(tar) = tar.filter(|tar| *tar != Path::new("-")) {
         // Pipes and devices are written to themselves; a link is followed.
         let target = fs_err::canonicalize(tar).unwrap_or_else(|_| tar.to_owned());
@@ -78,6 +72,17 @@ pub fn of_fetching<'a>(
         needs.writes.push(atomic::parent(tar).to_owned());
     }
     needs
+}
+
+/// Returns the directory of the cache, made if it was missing; `None` if there is no cache.
+pub fn of_cache(cache: &CacheArgs) -> Option<PathBuf> {
+    if cache.no_cache {
+        return None;
+    }
+    let directory = cache.cache_dir.clone().map_or_else(|| cache_dir(None), Ok).ok()?;
+    // Landlock knows only what exists. A cache that cannot be made is a matter of whoever opens it.
+    let _ = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+    Some(directory)
 }
 
 /// Returns the directory for temporary files.

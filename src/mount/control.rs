@@ -8,13 +8,16 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::Error;
 use super::attach;
-use super::channel::{receive, send};
+use super::channel::{receive, send, send_within};
+use super::scene::Allowed;
+use super::storage_conf::StorageConf;
 use super::wire::Agreed;
 
 /// The hidden commands of `prepull` that are these processes.
@@ -23,6 +26,20 @@ pub const KEEPER: &str = "mount-keeper";
 pub const WORKER: &str = "mount-worker";
 /// That of who fetches a layer.
 pub const FETCHER: &str = "mount-fetcher";
+
+/// That of who passes on what a confined process asks.
+pub const RELAY: &str = "mount-relay";
+
+/// What a keeper is told before the process that starts it has parsed anything. The scene follows, with its files.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Begin {
+    /// What to do.
+    pub start: Start<()>,
+    /// Where layers of the scene may come from that are fetched when somebody needs them.
+    pub allowed: Allowed,
+    /// What to write when it is mounted.
+    pub storage_conf: Option<StorageConf>,
+}
 
 /// What to do.
 #[derive(Debug, Serialize, Deserialize)]
@@ -73,6 +90,8 @@ pub enum Answer<S> {
     Failed(String),
     /// Somebody else has changed it meanwhile.
     Changed,
+    /// No keeper can be asked, because. Relays answer so.
+    Unreachable(String),
 }
 
 /// How a mount is.
@@ -99,6 +118,15 @@ pub struct Status {
 pub struct Wanted {
     /// The layer's id.
     pub layer: String,
+}
+
+/// What a fetcher says at its end.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Fetched {
+    /// What the user should know.
+    pub notes: Vec<String>,
+    /// Why the layer cannot be had, if so.
+    pub failed: Option<String>,
 }
 
 /// Returns the directories in which keepers of this user may listen, the best first. Root of a user namespace is not root of the
@@ -165,6 +193,13 @@ pub(super) fn directory() -> io::Result<PathBuf> {
 pub enum Way<'a> {
     /// By what is mounted.
     At(&'a Path),
+    /// That of a process that may not connect by itself.
+    Relayed {
+        /// What is mounted.
+        mountpoint: &'a Path,
+        /// A relay to its keeper.
+        socket: &'a UnixStream,
+    },
     /// That of a fetcher, whose keeper may have nothing mounted any more that could be found.
     Open(&'a UnixStream),
 }
@@ -184,6 +219,10 @@ pub fn ask<S: for<'de> Deserialize<'de>>(
             let failed = |error| Error::system(format!("{}: asking its keeper", mountpoint.display()), error);
             exchange(&connect(mountpoint)?, ask, files).map_err(failed)
         }
+        Way::Relayed { socket, .. } => match exchange(socket, ask, files).map_err(failed)? {
+            (Answer::Unreachable(why), _) => Err(Error::Other(why)),
+            answered => Ok(answered),
+        },
         Way::Open(socket) => exchange(socket, ask, files).map_err(failed),
     }
 }
@@ -226,22 +265,22 @@ fn connect(mountpoint: &Path) -> Result<UnixStream, Error> {
     Ok(socket)
 }
 
-/// The keeper that signals to this process are for; 0 for none.
-static PASSED_ON: AtomicU32 = AtomicU32::new(0);
+/// The keeper in the foreground that signals to this process are for.
+static PASSED_ON: OnceLock<UnixStream> = OnceLock::new();
+
+/// Time limit for the keeper to take a signal.
+const SIGNAL_MAX: Duration = Duration::from_secs(5);
 
 /// Whether signals to this process are for a keeper in the foreground.
 #[must_use]
 pub fn passes_on() -> bool {
-    PASSED_ON.load(Ordering::Acquire) != 0
+    PASSED_ON.get().is_some()
 }
 
-/// Passes a signal on, if there is a keeper in the foreground.
+/// Passes a signal on, if there is a keeper in the foreground: as a message, since a confined process may not signal others.
 #[must_use]
 pub fn pass_on(signal: i32) -> bool {
-    let keeper = PASSED_ON.load(Ordering::Acquire);
-    let signal = nix::sys::signal::Signal::try_from(signal).ok();
-    // One that has ended is waited for: its number is nobody else's.
-    keeper != 0 && nix::sys::signal::kill(nix::unistd::Pid::from_raw(keeper as i32), signal).is_ok()
+    PASSED_ON.get().is_some_and(|keeper| send_within(keeper, &signal, &[], SIGNAL_MAX).is_ok())
 }
 
 /// A keeper that serves.
@@ -262,34 +301,60 @@ impl Kept {
     }
 }
 
-/// Starts a keeper.
-///
-/// # Errors
-/// When it does not serve.
-pub fn start(start: &Start<impl Serialize>, files: &[OwnedFd]) -> Result<Kept, Error> {
-    let failed = |error| Error::system("starting a keeper", error);
-    let (ours, theirs) = UnixStream::pair().map_err(failed)?;
-    let borrowed: Vec<BorrowedFd<'_>> = files.iter().map(OwnedFd::as_fd).collect();
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0("prepull").arg(KEEPER).stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
-    if start.foreground {
-        // Signals of the terminal come here, and are passed on.
-        command.process_group(0);
-    } else {
-        command.stderr(Stdio::null());
+/// A keeper that waits for what it is to show.
+#[derive(Debug)]
+pub struct Waiting {
+    socket: UnixStream,
+    child: Child,
+    foreground: bool,
+}
+
+impl Waiting {
+    /// Starts a keeper. It ends by itself if it is never told what to show.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(begin: &Begin) -> Result<Self, Error> {
+        let foreground = begin.start.foreground;
+        let (ours, theirs) = UnixStream::pair().map_err(not_started)?;
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("prepull").arg(KEEPER).stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
+        if foreground {
+            // Signals of the terminal come here, and are passed on.
+            command.process_group(0);
+        } else {
+            command.stderr(Stdio::null());
+        }
+        let child = command.spawn().map_err(not_started)?;
+        // It has the keeper's end of the socket: as long as it is there, nobody sees that a keeper has died.
+        drop(command);
+        send(&ours, begin, &[]).map_err(not_started)?;
+        Ok(Self { socket: ours, child, foreground })
     }
-    let child = command.spawn().map_err(failed)?;
-    // It has the keeper's end of the socket: as long as it is there, nobody sees that a keeper has died.
-    drop(command);
-    if start.foreground {
-        PASSED_ON.store(child.id(), Ordering::Release);
+
+    /// Hands over what to show.
+    ///
+    /// # Errors
+    /// When the keeper does not serve it.
+    pub fn show(self, scene: &impl Serialize, files: &[OwnedFd]) -> Result<Kept, Error> {
+        let Self { socket, child, foreground } = self;
+        let borrowed: Vec<BorrowedFd<'_>> = files.iter().map(OwnedFd::as_fd).collect();
+        let sent = send(&socket, scene, &borrowed);
+        if foreground && sent.is_ok() {
+            let _ = PASSED_ON.set(socket.try_clone().map_err(not_started)?);
+        }
+        // A keeper that has not taken all of it may have said why.
+        match (receive::<Answer<()>>(&socket), sent) {
+            (Ok(Some((Answer::Status(status), _))), _) => Ok(Kept { status, child }),
+            (Ok(Some((Answer::Failed(error), _))), _) => Err(Error::Other(error)),
+            (Err(error), _) | (_, Err(error)) => Err(not_started(error)),
+            _ => Err(Error::Other("the keeper has died".to_owned())),
+        }
     }
-    send(&ours, start, &borrowed).map_err(failed)?;
-    match receive::<Answer<()>>(&ours).map_err(failed)? {
-        Some((Answer::Status(status), _)) => Ok(Kept { status, child }),
-        Some((Answer::Failed(error), _)) => Err(Error::Other(error)),
-        _ => Err(Error::Other("the keeper has died".to_owned())),
-    }
+}
+
+fn not_started(error: io::Error) -> Error {
+    Error::system("starting a keeper", error)
 }
 
 #[cfg(test)]
@@ -300,8 +365,9 @@ mod tests {
     #[test]
     fn a_keeper_that_has_died_is_not_waited_for() {
         let mountpoint = PathBuf::from("/nowhere");
-        let what =
+        let start =
             Start { mountpoint, others: false, foreground: false, no_resend: false, mounted: None, turn: 0, scene: () };
-        assert!(start(&what, &[]).is_err());
+        let begin = Begin { start, allowed: Vec::new(), storage_conf: None };
+        assert!(Waiting::start(&begin).and_then(|keeper| keeper.show(&(), &[])).is_err());
     }
 }

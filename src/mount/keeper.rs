@@ -1,7 +1,7 @@
 //! The process that has the mount. It looks into nothing that it keeps, so there is nothing that it could die of.
 //!
 //! ```text
-//!  front ──scene, files──▶ mount ▶ INIT ▶ worker ──▶ serves
+//!  front ──what was typed; then scene, files──▶ mount ▶ INIT ▶ worker ──▶ serves
 //!                                   ▲       │ dies
 //!                                   └───────┘          /dev/fuse stays open: to the kernel nothing has happened
 //! ```
@@ -32,8 +32,9 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use super::Error;
 use super::attach::{self, NotUnmounted};
 use super::channel::{receive, receive_little, send, send_within};
-use super::control::{Answer, Ask, FETCHER, KEEPER, Start, Status, WORKER, Wanted, directory};
+use super::control::{Answer, Ask, Begin, FETCHER, Fetched, KEEPER, Start, Status, WORKER, Wanted, directory};
 use super::kept;
+use super::scene::{are_allowed, sources_in};
 use super::serve::{JOURNAL, overdue};
 use super::wire::{Agreed, Operation, REQUEST_MAX, Reply, Request};
 use super::worker::{Order, Said};
@@ -81,11 +82,20 @@ enum Event {
     /// The worker number so-and-so has said something, or ended.
     Said(u64, Said),
     Ended(u64, Option<i32>),
-    /// Somebody asks something, with files.
-    Asked(UnixStream, Ask<Box<RawValue>>, Vec<OwnedFd>),
+    /// A client asks something, with files.
+    Asked(Client, UnixStream, Ask<Box<RawValue>>, Vec<OwnedFd>),
     Signal(i32),
-    /// A layer has been fetched, or not, because.
-    Fetched(String, Result<(), String>),
+    /// A layer has been fetched, or not.
+    Fetched(String, Fetched),
+}
+
+/// A process that asks something.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Client {
+    /// One of the user's, or a relay of root's, which has checked what it passes on.
+    User,
+    /// A fetcher, which has parsed what a registry sent.
+    Fetcher,
 }
 
 struct Keeper {
@@ -137,12 +147,16 @@ pub fn run() -> ExitCode {
         Err(_) => return ExitCode::FAILURE,
     };
     let mut is_foreground = false;
-    let result = Keeper::begin(&front, &mut is_foreground).and_then(|mut keeper| {
+    let result = Keeper::begin(&front, &mut is_foreground).and_then(|begun| {
+        // The front has failed, and said why.
+        let Some(mut keeper) = begun else { return Ok(()) };
         keeper.listen();
         keeper.keep();
         if send(&front, &Answer::<()>::Status(keeper.status()), &[]).is_err() {
             // Who has asked for it has been stopped.
             keeper.is_ending = keeper.unmount(true).is_ok();
+        } else if keeper.start.foreground {
+            keeper.take_signals(front.try_clone());
         }
         let ended = keeper.run();
         kept::forget();
@@ -167,9 +181,10 @@ pub fn run() -> ExitCode {
 }
 
 impl Keeper {
-    fn begin(front: &UnixStream, is_foreground: &mut bool) -> Result<Self, Error> {
+    /// Begins with what the front says. Returns `None` if the front has gone before it has said what to show.
+    fn begin(front: &UnixStream, is_foreground: &mut bool) -> Result<Option<Self>, Error> {
         let lost = |error| Error::system("listening to prepull", error);
-        let Some((start, files)) = receive::<Start<Box<RawValue>>>(front).map_err(lost)? else {
+        let Some((Begin { start, allowed, storage_conf }, _)) = receive::<Begin>(front).map_err(lost)? else {
             return Err(Error::Other(format!("{KEEPER} is started by prepull mount")));
         };
         *is_foreground = start.foreground;
@@ -180,13 +195,41 @@ impl Keeper {
         let _ = rustix::process::chdir("/");
         let (sender, events) = sync_channel(EVENTS_MAX);
         stop_on_signals(&sender)?;
-        let at = start.mounted.is_some().then(|| start.mountpoint.clone());
-        Self::of(start, files, sender, events).inspect_err(|_| {
+        // What follows comes from a process that has parsed images.
+        let Some((scene, files)) = receive::<Box<RawValue>>(front).map_err(lost)? else { return Ok(None) };
+        let Start { mountpoint, others, foreground, no_resend, mounted, turn, scene: () } = start;
+        let at = mounted.is_some().then(|| mountpoint.clone());
+        if mounted.is_none() {
+            are_allowed(&scene, &allowed)?;
+        }
+        let start = Start { mountpoint, others, foreground, no_resend, mounted, turn, scene };
+        let keeper = Self::of(start, files, sender, events).inspect_err(|_| {
             // Nobody else serves it.
             if let Some(at) = &at {
                 let _ = attach::unmount(at, true);
             }
-        })
+        })?;
+        if let Some(Err(error)) = storage_conf.map(|file| file.write()) {
+            // All of what was asked for, or nothing.
+            let _ = keeper.unmount(true);
+            return Err(Error::Other(format!("{}: unmounted again: {error}", keeper.start.mountpoint.display())));
+        }
+        Ok(Some(keeper))
+    }
+
+    /// Takes signals that the front in the foreground passes on.
+    fn take_signals(&mut self, front: io::Result<UnixStream>) {
+        let sender = self.sender.clone();
+        let listening = front.and_then(|front| {
+            threads::spawn(move || {
+                while let Ok(Some(signal)) = receive_little::<i32>(&front) {
+                    let _ = sender.send(Event::Signal(signal));
+                }
+            })
+        });
+        if let Err(error) = listening {
+            self.trouble(format!("signals to the process in the foreground are lost: {error}"));
+        }
     }
 
     fn of(
@@ -439,10 +482,16 @@ impl Keeper {
             match event {
                 Event::Said(_, Said::Trouble(text)) => self.trouble(text),
                 Event::Said(_, Said::Wanted(layer)) => self.fetch(layer),
-                Event::Fetched(layer, result) => {
+                Event::Fetched(layer, Fetched { notes, failed }) => {
                     self.fetching.retain(|other| *other != layer);
                     self.fetch_next();
-                    if let Err(why) = result {
+                    for note in notes {
+                        // Each fetcher says the same.
+                        if !self.troubles.contains(&note) {
+                            self.trouble(note);
+                        }
+                    }
+                    if let Some(why) = failed {
                         self.trouble(format!("layer {layer}: {why}"));
                         let order: Order<()> = Order::Refuse { layers: vec![layer] };
                         self.tell(|socket| send_within(socket, &order, &[], ORDER_MAX));
@@ -459,8 +508,8 @@ impl Keeper {
                         self.replace()?;
                     }
                 }
-                Event::Asked(socket, ask, files) => {
-                    self.answer(&socket, ask, files);
+                Event::Asked(client, socket, ask, files) => {
+                    self.answer(client, &socket, ask, files);
                     if self.has_given_up {
                         return Err(Error::Other("no worker can serve it: it is unmounted".to_owned()));
                     }
@@ -537,11 +586,13 @@ impl Keeper {
         let Some(layer) = self.fetching.front().cloned() else { return };
         let (sender, wanted) = (self.sender.clone(), layer.clone());
         let spawned = threads::spawn(move || {
-            let result = fetch(&Wanted { layer: wanted.clone() }, &sender);
-            let _ = sender.send(Event::Fetched(wanted, result));
+            let fetched = fetch(&Wanted { layer: wanted.clone() }, &sender);
+            let fetched = fetched.unwrap_or_else(|why| Fetched { failed: Some(why), ..Fetched::default() });
+            let _ = sender.send(Event::Fetched(wanted, fetched));
         });
         if let Err(error) = spawned {
-            self.later.push_back(Event::Fetched(layer, Err(error.to_string())));
+            let fetched = Fetched { failed: Some(error.to_string()), ..Fetched::default() };
+            self.later.push_back(Event::Fetched(layer, fetched));
         }
     }
 
@@ -554,7 +605,7 @@ impl Keeper {
         }
     }
 
-    fn answer(&mut self, socket: &UnixStream, ask: Ask<Box<RawValue>>, files: Vec<OwnedFd>) {
+    fn answer(&mut self, client: Client, socket: &UnixStream, ask: Ask<Box<RawValue>>, files: Vec<OwnedFd>) {
         let answer: Answer<&RawValue> = match ask {
             Ask::Status => Answer::Status(self.status()),
             Ask::Get => {
@@ -563,12 +614,23 @@ impl Keeper {
                 return;
             }
             Ask::Put { generation, .. } if generation != self.generation => Answer::Changed,
-            Ask::Put { scene, .. } => match self.show(scene, files) {
+            Ask::Put { scene, .. } => match self.check(client, &scene).and_then(|()| self.show(scene, files)) {
                 Ok(()) => Answer::Done,
                 Err(error) => Answer::Failed(error.to_string()),
             },
         };
         tell_asker(socket, &answer, &[]);
+    }
+
+    /// Checks that a fetcher does not change where layers come from.
+    fn check(&self, client: Client, scene: &RawValue) -> Result<(), Error> {
+        match client {
+            Client::User => Ok(()),
+            Client::Fetcher => {
+                let sources = sources_in(&self.start.scene)?;
+                are_allowed(scene, &sources.map(|sources| sources.allowed()).unwrap_or_default())
+            }
+        }
     }
 
     fn show(&mut self, scene: Box<RawValue>, files: Vec<OwnedFd>) -> Result<(), Error> {
@@ -621,7 +683,7 @@ fn accept(listener: &UnixListener, sender: &SyncSender<Event>) {
             let request = socket.set_read_timeout(Some(REQUEST_TIME_MAX)).and_then(|()| receive(&socket));
             drop(place);
             if let Ok(Some((ask, files))) = request {
-                let _ = sender.send(Event::Asked(socket, ask, files));
+                let _ = sender.send(Event::Asked(Client::User, socket, ask, files));
             }
         });
     }
@@ -651,7 +713,7 @@ fn tell_asker(socket: &UnixStream, answer: &impl Serialize, files: &[BorrowedFd<
 
 /// Runs a fetcher to its end. What it asks meanwhile is asked as by users; but it need not find the mount, which may have been
 /// unmounted while somebody uses it.
-fn fetch(wanted: &Wanted, sender: &SyncSender<Event>) -> Result<(), String> {
+fn fetch(wanted: &Wanted, sender: &SyncSender<Event>) -> Result<Fetched, String> {
     let text = |error: io::Error| format!("starting a fetcher: {error}");
     let (ours, theirs) = UnixStream::pair().map_err(text)?;
     let (asked, asks) = UnixStream::pair().map_err(text)?;
@@ -667,16 +729,15 @@ fn fetch(wanted: &Wanted, sender: &SyncSender<Event>) -> Result<(), String> {
     let listening = threads::spawn(move || {
         while let Ok(Some((ask, files))) = receive(&asked) {
             let Ok(socket) = asked.try_clone() else { break };
-            let _ = sender.send(Event::Asked(socket, ask, files));
+            let _ = sender.send(Event::Asked(Client::Fetcher, socket, ask, files));
         }
     });
-    let answer = listening.and_then(|_| send(&ours, wanted, &[])).and_then(|()| receive::<Answer<()>>(&ours));
+    let answer = listening.and_then(|_| send(&ours, wanted, &[])).and_then(|()| receive_little::<Fetched>(&ours));
     // Nobody answers it any more.
     drop(ours);
     let _ = child.wait();
     match answer {
-        Ok(Some((Answer::Done, _))) => Ok(()),
-        Ok(Some((Answer::Failed(why), _))) => Err(why),
+        Ok(Some(fetched)) => Ok(fetched),
         _ => Err("the fetcher has died".to_owned()),
     }
 }

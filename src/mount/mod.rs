@@ -3,8 +3,14 @@
 //! ```text
 //!  prepull mount (front)                keeper                          worker
 //!  images ▶ plan ▶ segments ▶ Scene ──▶ holds /dev/fuse and all files ─▶ Scene ▶ View ◀─▶ kernel
-//!              `mount add`, `rm` ─────▶ and looks into none of them  ◀── errors
+//!   `mount add`, `rm` ─▶ [`relay`] ───▶ and looks into none of them  ◀── errors
 //! ```
+//!
+//! Where root mounts, the front starts the keeper, or the relay, while it still has root's privileges, and tells it what was
+//! typed: the mount point, the options, and where layers may come from. Then the front gives up these privileges (`confine`),
+//! and only then does it fetch and parse. All that it hands over afterwards is a scene and open files, which only a worker
+//! parses. A front that an image has taken over reaches neither the privileges of the keeper nor those of the relay, and can
+//! add no source that the user has not typed.
 //!
 //! The worker does all that can go wrong with strangers' bytes, and may die at any time: the keeper, which has the descriptor of
 //! the mount, starts another one, and the kernel sends it again what had not been answered.
@@ -22,8 +28,10 @@ pub mod control;
 pub mod keeper;
 pub mod kept;
 pub mod layer;
+pub mod relay;
 pub mod scene;
 pub mod serve;
+pub mod storage_conf;
 pub mod view;
 pub mod wire;
 pub mod worker;

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::Error;
@@ -80,10 +81,76 @@ pub struct Sources {
     pub items: BTreeMap<Digest, (String, usize)>,
     /// Command lines.
     pub commands: Vec<Typed>,
+    /// The blob of each layer and the layer below it, by the ids of layers.
+    #[serde(default)]
+    pub layers: BTreeMap<String, (Digest, Option<String>)>,
+}
+
+/// Command lines, each with the items that layers may come from by it.
+pub type Allowed = Vec<(Typed, BTreeSet<String>)>;
+
+impl Sources {
+    /// Returns where a layer and those below it come from, the layer itself first: items with their command lines.
+    #[must_use]
+    pub fn of_chain(&self, layer: &str) -> Vec<(&str, &Typed)> {
+        let (mut all, mut seen, mut next) = (Vec::new(), BTreeSet::new(), Some(layer));
+        // What a fetcher has handed over may be a circle.
+        while let Some(id) = next.filter(|id| seen.insert(*id)) {
+            let Some((blob, below)) = self.layers.get(id) else { break };
+            if let Some((item, number)) = self.items.get(blob)
+                && let Some(typed) = self.commands.get(*number)
+            {
+                all.push((item.as_str(), typed));
+            }
+            next = below.as_deref();
+        }
+        all
+    }
+
+    /// Returns all command lines, each with the items that layers come from by it.
+    #[must_use]
+    pub fn allowed(&self) -> Allowed {
+        let mut all: Allowed = self.commands.iter().map(|typed| (typed.clone(), BTreeSet::new())).collect();
+        for (item, number) in self.items.values() {
+            if let Some((_, items)) = all.get_mut(*number) {
+                items.insert(item.clone());
+            }
+        }
+        all
+    }
+}
+
+/// Returns where the layers of an encoded scene come from, if any are still to be fetched.
+///
+/// # Errors
+/// When it is not a scene.
+pub fn sources_in(scene: &RawValue) -> Result<Option<Sources>, Error> {
+    #[derive(Deserialize)]
+    struct Lazy {
+        lazy: Option<Sources>,
+    }
+    serde_json::from_str::<Lazy>(scene.get()).map(|scene| scene.lazy).map_err(|_| Error::Scene)
+}
+
+/// Checks that layers of an encoded scene come only from where they may: a fetcher follows these command lines with root's
+/// privileges until it knows which of them it needs.
+///
+/// # Errors
+/// When they come from elsewhere, or it is not a scene.
+pub fn are_allowed(scene: &RawValue, allowed: &Allowed) -> Result<(), Error> {
+    let is_allowed = |(typed, items): &(Typed, BTreeSet<String>)| {
+        items.is_empty() || allowed.iter().any(|(other, of_it)| other == typed && items.is_subset(of_it))
+    };
+    match sources_in(scene)? {
+        Some(sources) if !sources.allowed().iter().all(is_allowed) => {
+            Err(Error::Other("layers come from elsewhere than was typed".to_owned()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A command line as it was typed.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Typed {
     /// Its words.
     pub words: Vec<OsString>,

@@ -1,65 +1,44 @@
-//! The storage.conf that `mount --write-storage-conf` leaves: checked before anything is mounted, written when it is.
+//! The storage.conf that `mount --write-storage-conf` leaves: checked before anything is mounted, and written by the keeper.
 
-use std::io::{Read as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::io::Read as _;
+use std::path::Path;
 
 use anyhow::{Context as _, anyhow};
 use rustix::fs::{Mode, OFlags};
 
-use crate::atomic::{self, Unnamed};
+use crate::atomic;
 use crate::inspect::stores::Stores;
+use crate::mount::storage_conf::StorageConf;
 use crate::storage::machine::{WRITTEN, storage_conf_beside};
 
-/// Mode of the file, less the umask.
-const MODE: u32 = 0o644;
-
-/// A storage.conf that can be written.
-pub struct StorageConf {
-    path: PathBuf,
-    text: String,
-}
-
-impl StorageConf {
-    /// Prepares the file at `path`, which names the store of the user who runs this process and `mountpoint` beside it.
-    ///
-    /// # Errors
-    /// When the user's stores are not known, there is no such directory, or something that prepull has not written is in the way
-    /// and `force` is not given.
-    pub fn prepare(path: &Path, mountpoint: &Path, force: bool) -> anyhow::Result<Self> {
-        let shown = path.display();
-        let directory = atomic::parent(path);
-        if path.file_name().is_none() || !directory.is_dir() {
-            return Err(anyhow!("--write-storage-conf {shown}: {}: no such directory", directory.display()));
-        }
-        let known = match fs_err::symlink_metadata(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
-            Err(error) => return Err(error.into()),
-            Ok(found) if found.is_dir() => return Err(anyhow!("--write-storage-conf {shown}: is a directory")),
-            Ok(found) => found.is_file() && is_ours(path).with_context(|| format!("--write-storage-conf {shown}"))?,
-        };
-        if !known && !force {
-            return Err(anyhow!(
-                "--write-storage-conf {shown}: prepull has not written what is there: not replaced (--force, or add the line that \
-                 `mount` prints to it)"
-            ));
-        }
-        let stores = Stores::of_this_user().context("finding this user's store")?;
-        let own = [stores.graphroot.as_str(), stores.runroot.as_str()];
-        let text = storage_conf_beside(own, &[&mountpoint.to_string_lossy()]);
-        Ok(Self { path: path.to_owned(), text })
+/// Prepares the file at `path`, which names the store of the user who runs this process and `mountpoint` beside it.
+///
+/// # Errors
+/// When the user's stores are not known, there is no such directory, or something that prepull has not written is in the way
+/// and `force` is not given.
+pub fn prepare(path: &Path, mountpoint: &Path, force: bool) -> anyhow::Result<StorageConf> {
+    let shown = path.display();
+    let directory = atomic::parent(path);
+    if path.file_name().is_none() || !directory.is_dir() {
+        return Err(anyhow!("--write-storage-conf {shown}: {}: no such directory", directory.display()));
     }
-
-    /// Writes it. What was there is replaced as a whole, also if it is a symbolic link.
-    ///
-    /// # Errors
-    /// When it cannot be written; what was there is untouched then.
-    pub fn write(&self) -> anyhow::Result<()> {
-        let file = Unnamed::new_in(atomic::parent(&self.path), MODE)?;
-        let written = file.file().write_all(self.text.as_bytes()).and_then(|()| file.file().sync_all());
-        written.with_context(|| self.path.display().to_string())?;
-        file.publish_over(&self.path)?;
-        Ok(())
+    let known = match fs_err::symlink_metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
+        Err(error) => return Err(error.into()),
+        Ok(found) if found.is_dir() => return Err(anyhow!("--write-storage-conf {shown}: is a directory")),
+        Ok(found) => found.is_file() && is_ours(path).with_context(|| format!("--write-storage-conf {shown}"))?,
+    };
+    if !known && !force {
+        return Err(anyhow!(
+            "--write-storage-conf {shown}: prepull has not written what is there: not replaced (--force, or add the line that \
+             `mount` prints to it)"
+        ));
     }
+    let stores = Stores::of_this_user().context("finding this user's store")?;
+    let own = [stores.graphroot.as_str(), stores.runroot.as_str()];
+    let text = storage_conf_beside(own, &[&mountpoint.to_string_lossy()]);
+    // The keeper works in another directory.
+    Ok(StorageConf { path: std::path::absolute(path)?, text })
 }
 
 /// Returns whether prepull has written the file at `path`.
@@ -79,7 +58,7 @@ mod tests {
     fn a_file_of_others_is_not_replaced_and_links_are_not_followed() {
         let scratch = tempfile::tempdir().unwrap();
         let at = |name: &str| scratch.path().join(name);
-        let prepare = |name: &str, force| StorageConf::prepare(&at(name), Path::new("/mnt/a\"b"), force);
+        let prepare = |name: &str, force| super::prepare(&at(name), Path::new("/mnt/a\"b"), force);
         prepare("new", false).unwrap().write().unwrap();
         let text = fs_err::read_to_string(at("new")).unwrap();
         assert!(text.starts_with(WRITTEN) && text.contains(r#"additionalimagestores = ["/mnt/a\"b"]"#), "{text}");

@@ -1,11 +1,14 @@
 //! Processes that fetch, inflate and parse when root runs them. All tests need root.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use serde_json::Value;
+use prepull::mount::channel::{receive, send};
+use serde_json::{Value, json};
 
 use crate::command::{needs_root, prepull, stderr, succeeds};
 use crate::mount::{World, full, on_base, wait_for};
@@ -16,7 +19,8 @@ use crate::support::fault_server::{Fault, FaultServer, Reply};
 fn assert_confined(process: u32) {
     let mut threads = 0;
     for thread in fs_err::read_dir(format!("/proc/{process}/task")).unwrap() {
-        let status = fs_err::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        // A thread may have ended meanwhile.
+        let Ok(status) = fs_err::read_to_string(thread.unwrap().path().join("status")) else { continue };
         for line in [
             "CapInh:\t0000000000000000",
             "CapPrm:\t0000000000000000",
@@ -121,6 +125,164 @@ fn c08_a_lazy_mount_fetches_without_capabilities() {
     assert_confined(process);
     crate::mount::kill(process, rustix::process::Signal::KILL);
     reading.join().unwrap();
+}
+
+/// Returns the hidden commands of prepull's that are children of this process, with their numbers.
+fn children(process: u32) -> BTreeMap<String, u32> {
+    let children = fs_err::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap();
+    let children = children.split_whitespace().map(|child| child.parse::<u32>().unwrap());
+    let word = |child: u32| {
+        let line = fs_err::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(line.split(|&byte| byte == 0).nth(1).unwrap_or_default()).into_owned()
+    };
+    children.map(|child| (word(child), child)).collect()
+}
+
+#[test]
+fn c08_mount_and_mount_add_as_root_fetch_without_capabilities() {
+    if !needs_root("findings::confined::c08_mount_and_mount_add_as_root_fetch_without_capabilities") {
+        return;
+    }
+    let mut world = World::new();
+    let one = world.image("one", &on_base("one"));
+    let server = FaultServer::start(|_, _| Reply::new(200, vec![b'x'; 1000]).fault(Fault::StallAfter(10)));
+    let slow = format!("{}/slow:1", server.host());
+    let mount = world.mount("mnt", &[&one]);
+    let empty = world.at.join("empty");
+    fs_err::create_dir(&empty).unwrap();
+    let conf = world.at.join("storage.conf");
+    let mut mounting = world.mounting(&empty);
+    mounting.arg("--write-storage-conf").arg(&conf);
+    let adding = mount.changing("add", &[]);
+    for (mut command, privileged) in [(mounting, "mount-keeper"), (adding, "mount-relay")] {
+        let before = server.seen("").len();
+        command.args(["--tls-verify=false", &slow]).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        wait_for("a request", || server.seen("").len() > before);
+        assert_confined(child.id());
+        let children = children(child.id());
+        assert_eq!(children.keys().collect::<Vec<_>>(), [privileged]);
+        // What has the privileges has no network: its end of a socket pair is all.
+        let other = children[privileged];
+        let sockets = fs_err::read_dir(format!("/proc/{other}/fd")).unwrap().flatten();
+        let sockets = sockets.filter_map(|entry| fs_err::read_link(entry.path()).ok());
+        let sockets: Vec<_> = sockets.filter(|path| path.to_string_lossy().starts_with("socket:")).collect();
+        assert!((1..=4).contains(&sockets.len()), "{sockets:?}");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // It ends with the process that it was there for.
+        wait_for("its end", || crate::mount::has_ended(other));
+    }
+    assert!(!conf.exists());
+    assert!(fs_err::read_dir(&empty).unwrap().next().is_none());
+    assert_eq!(mount.names(), [full("one")]);
+}
+
+/// A front that has been taken over is confined, but a fetcher is started with root's privileges later on, and gives up what the
+/// command line that it is told does not name.
+#[test]
+fn c08_a_compromised_front_adds_no_sources_that_nobody_has_typed() {
+    if !needs_root("findings::confined::c08_a_compromised_front_adds_no_sources_that_nobody_has_typed") {
+        return;
+    }
+    let mut world = World::new();
+    let one = world.image("one", &on_base("one"));
+    let mount = world.mount("mnt", &["--lazy", &one]);
+    let empty = world.at.join("empty");
+    fs_err::create_dir(&empty).unwrap();
+    let start = |word: &str, begin: &Value| {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut command = world.prepull();
+        let child = command.arg(word).stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        drop(command);
+        send(&ours, begin, &[]).unwrap();
+        (ours, child.unwrap())
+    };
+    let (relay, mut child) = start("mount-relay", &json!({"mountpoint": &mount.at, "allowed": []}));
+    let ask = |ask: &Value| -> Value {
+        send(&relay, ask, &[]).unwrap();
+        receive(&relay).unwrap().unwrap().0
+    };
+    let scene = ask(&json!("Get"))["Scene"].clone();
+    let put = |scene: &Value| json!({"Put": {"scene": scene, "generation": scene["generation"]}});
+    let word = |word: &str| json!({"Unix": word.as_bytes()});
+    let changed = |change: &dyn Fn(&mut Value)| {
+        let mut scene = scene.clone();
+        change(&mut scene["lazy"]);
+        scene
+    };
+    let attacks = [
+        // Another directory to write to.
+        changed(&|lazy| {
+            let words = lazy["commands"][0]["words"].as_array_mut().unwrap();
+            words.extend(["--cache-dir", "/etc"].map(word));
+        }),
+        // Programs of the attacker's.
+        changed(&|lazy| {
+            let variables = lazy["commands"][0]["environment"].as_array_mut().unwrap();
+            variables.push(json!([word("PATH"), word("/tmp")]));
+        }),
+        changed(&|lazy| {
+            let more = lazy["commands"][0].clone();
+            lazy["commands"].as_array_mut().unwrap().push(more);
+            lazy["commands"][1]["directory"] = "/root".into();
+            for (_, of_blob) in lazy["items"].as_object_mut().unwrap() {
+                of_blob[1] = 1.into();
+            }
+        }),
+        // Files to read.
+        changed(&|lazy| {
+            for (_, of_blob) in lazy["items"].as_object_mut().unwrap() {
+                of_blob[0] = "oci:/root".into();
+            }
+        }),
+    ];
+    let why = "layers come from elsewhere than was typed";
+    for scene in &attacks {
+        let answer = ask(&put(scene));
+        assert_eq!(answer["Unreachable"], why, "{answer}");
+        // A keeper that is being started has been told by the same command line.
+        let start_of = json!({
+            "mountpoint": &empty, "others": false, "foreground": false, "no_resend": false, "mounted": null, "turn": 0,
+            "scene": null,
+        });
+        let (keeper, mut child) =
+            start("mount-keeper", &json!({"start": start_of, "allowed": [], "storage_conf": null}));
+        send(&keeper, scene, &[]).unwrap();
+        let answer: Value = receive(&keeper).unwrap().unwrap().0;
+        assert_eq!(answer["Failed"], why, "{answer}");
+        assert!(!child.wait().unwrap().success());
+    }
+    drop(relay);
+    assert!(child.wait().unwrap().success());
+    // The mount is as it was, and its own sources do.
+    let chain = crate::stores::chain(&mount.at, &full("one"));
+    let at = mount.at.join("overlay").join(&chain[0]).join("diff");
+    assert!(fs_err::read_dir(at).unwrap().next().is_some());
+}
+
+#[test]
+fn c08_what_a_fetcher_of_roots_keeps_is_said_where_the_keeper_says_what_is_wrong() {
+    if !needs_root("findings::confined::c08_what_a_fetcher_of_roots_keeps_is_said_where_the_keeper_says_what_is_wrong")
+    {
+        return;
+    }
+    let mut world = World::new();
+    let one = world.image("one", &on_base("one"));
+    let mount = world.mount("mnt", &["--lazy", &one]);
+    // It has become another user's meanwhile.
+    let path = &world.layout.path;
+    chown(path, Some(1000), Some(1000)).unwrap();
+    fs_err::set_permissions(path, PermissionsExt::from_mode(0o700)).unwrap();
+    let chain = crate::stores::chain(&mount.at, &full("one"));
+    for layer in &chain {
+        let at = mount.at.join("overlay").join(layer).join("diff");
+        assert!(fs_err::read_dir(at).unwrap().next().is_some());
+    }
+    let status = mount.status();
+    let troubles: Vec<&str> = status["troubles"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    let expected = format!("keeping CAP_DAC_READ_SEARCH of root's: {} can be read by its owner only", path.display());
+    assert_eq!(troubles, [expected], "{status}");
 }
 
 #[test]
