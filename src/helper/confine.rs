@@ -63,6 +63,9 @@ const SCHED_IDLE: &str = "5";
 /// Position of the scheduling policy after the program's name in /proc/self/stat (proc(5): field 41, the name is field 2).
 const STAT_POLICY: usize = 38;
 
+/// Tolerance of timers, in nanoseconds: that of the first process (Linux `init/init_task.c`, `timer_slack_ns`).
+const TIMER_SLACK: u64 = 50_000;
+
 /// For messages: where the helper was started, and what it may do.
 const HERE: &str = "the current directory";
 const CAPABILITIES: &str = "capabilities";
@@ -117,8 +120,8 @@ pub fn begin(mode: &str) -> Result<Option<OsString>, Error> {
     Ok(sudo_uid)
 }
 
-/// Resets what a caller leaves to the processes that it starts by sudo: the nice value, and which processors may be used. The
-/// idle policy is refused, because resetting it takes a system call that no safe interface has.
+/// Resets what a caller leaves to the processes that it starts by sudo: the nice value, which processors may be used, and how late
+/// timers may fire. The idle policy is refused, because resetting it takes a system call that no safe interface has.
 ///
 /// # Errors
 /// If the process was started with the idle policy, or /proc is not mounted.
@@ -128,16 +131,17 @@ fn reset_scheduling() -> Result<(), Error> {
     let mut processors = thread::CpuSet::new();
     (0..thread::CpuSet::MAX_CPU).for_each(|number| processors.set(number));
     let _ = thread::sched_setaffinity(None, &processors);
+    // A process inherits its timers' tolerance, also through sudo: with an hour of it, waiting five milliseconds for the second lock
+    // of a store would keep the first one for an hour.
+    thread::set_current_timer_slack(std::num::NonZero::new(TIMER_SLACK)).map_err(Error::at("PR_SET_TIMERSLACK"))?;
     let opened = rustix::fs::open("/proc/self/stat", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     let stat = opened.map_err(io::Error::from).and_then(|file| io::read_to_string(File::from(file)));
     let stat = stat.map_err(Error::at("reading /proc/self/stat"))?;
     let policy = stat.rsplit(')').next().and_then(|fields| fields.split_whitespace().nth(STAT_POLICY));
-    match policy {
-        Some(SCHED_IDLE) | None => {
-            Err(Error::said("it was started with the idle scheduling policy (chrt --other 0 ...)"))
-        }
-        Some(_) => Ok(()),
+    if policy.is_none_or(|policy| policy == SCHED_IDLE) {
+        return Err(Error::said("it was started with the idle scheduling policy (chrt --other 0 ...)"));
     }
+    Ok(())
 }
 
 /// Closes all above standard error.
@@ -179,10 +183,9 @@ pub fn open_target<'a>(allow: &[&'a Allow]) -> Result<(&'a Allow, OwnedFd), Erro
         // A root that is not there is not where the caller is.
         let Ok(root) = openat2(CWD, &entry.root, flags, Mode::empty(), resolve) else { continue };
         let found = fstat(&root).map_err(Error::at(HERE))?;
-        if (found.st_dev, found.st_ino) != (here.st_dev, here.st_ino) {
-            continue;
+        if (found.st_dev, found.st_ino) == (here.st_dev, here.st_ino) {
+            return Ok((entry, root));
         }
-        return Ok((entry, root));
     }
     Err(Error::said(format!("{HERE} is no root that {PATH} allows to the caller (roots may not be symbolic links)")))
 }
