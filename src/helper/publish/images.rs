@@ -12,13 +12,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rustix::fs::AtFlags;
+use rustix::fs::{AtFlags, Stat};
 use rustix::io::Errno;
 
-use super::super::root::Dir;
 use super::super::staging::Staging;
 use super::super::{Error, Until};
-use super::incoming::{file_name, image_directory};
+use super::incoming::{BIG_DATA_MAX, file_name, image_directory};
 use super::record::{ImageRecord, LayerRecord, MANIFEST_KEY};
 use super::store::{Image, LAYERS_MAX, Layer, Locked, Replaced, Store, Written};
 use crate::digest::Digest;
@@ -125,6 +124,7 @@ impl New {
                 let made = open_image(store, staging, image);
                 made.map_err(|error| Error::system(format!("preparing image {}", image.id), error))?;
             }
+            let contents = contents(store, &store.read_images()?, &self.images);
             // All content must be on the disk before anything names it: an image that a power cut leaves empty would be believed.
             rustix::fs::syncfs(&staging.dir).map_err(|error| Error::system("writing to the disk", error))?;
             let locked = store.lock(until)?;
@@ -135,7 +135,7 @@ impl New {
             let mut images = store.read_images()?;
             store.has_room(&stored.layers, &images, self.bytes, max_store)?;
             let mut done = Done::default();
-            let place = Place { store, staging, locked: &locked, until };
+            let place = Place { store, staging, contents: &contents, locked: &locked, until };
             let written = self.publish_layers(&place, &stored.layers, &prepared, &mut done)?;
             let images = self.publish_images(&place, &mut images, &mut done)?;
             if done.layers == 0 && written.is_none() && images.is_none() {
@@ -293,6 +293,7 @@ impl New {
 struct Place<'a> {
     store: &'a Store,
     staging: &'a Staging,
+    contents: &'a Contents,
     #[expect(dead_code, reason = "shows that the locks are held")]
     locked: &'a Locked,
     until: Until,
@@ -376,8 +377,8 @@ impl Place<'_> {
     /// Gives an image that the store has the items that it lacks, as containers/image's `Commit` does for an image that exists
     /// (`storage/storage_dest.go`, `SetImageBigData` of each item). Returns whether there were any.
     fn complete_image(&self, image: &mut Image, new: &ImageRecord) -> Result<bool, Errno> {
-        let Self { store, staging, .. } = self;
-        let lacking = lacking_items(store, &image.record, new);
+        let Self { store, staging, contents, .. } = self;
+        let lacking = lacking_items(store, contents, &image.record, new);
         if lacking.is_empty() {
             return Ok(false);
         }
@@ -404,13 +405,18 @@ impl Place<'_> {
 /// Returns the items of `new` that the image of the same id lacks in the store: without an entry in its record that says the same, or
 /// without a file that has that content. Its own manifest counts as one that it has: which of several is the image's own
 /// (`manifest`) is for the last install that added one.
-fn lacking_items<'a>(store: &Store, image: &ImageRecord, new: &'a ImageRecord) -> Vec<&'a String> {
+fn lacking_items<'a>(store: &Store, contents: &Contents, image: &ImageRecord, new: &'a ImageRecord) -> Vec<&'a String> {
     let directory = store.images.open(image.id.as_bytes()).ok();
+    let has_content = |key: &str| {
+        let known = contents.get(&(image.id.clone(), key.to_owned()));
+        let found = directory.as_ref().and_then(|directory| directory.stat(file_name(key).as_bytes()).ok());
+        known.zip(found).filter(|(known, found)| known.stamp == stamp(found)).map(|(known, _)| known)
+    };
     let is_there = |key: &str, digest: Option<&String>, size: Option<&u64>| {
         image.big_data_names.iter().any(|name| name == key)
             && image.big_data_digests.get(key) == digest
             && image.big_data_sizes.get(key) == size
-            && directory.as_ref().is_some_and(|directory| has_content(directory, key, digest, size))
+            && has_content(key).is_some_and(|found| Some(&found.digest) == digest && Some(&found.size) == size)
     };
     let has = |key: &str| is_there(key, new.big_data_digests.get(key), new.big_data_sizes.get(key));
     let own = image.big_data_digests.get(MANIFEST_KEY);
@@ -423,10 +429,46 @@ fn lacking_items<'a>(store: &Store, image: &ImageRecord, new: &'a ImageRecord) -
     lacking
 }
 
-fn has_content(directory: &Dir, key: &str, digest: Option<&String>, size: Option<&u64>) -> bool {
-    let (Some(digest), Some(size)) = (digest, size) else { return false };
-    let content = directory.read(file_name(key).as_bytes(), *size).ok().flatten();
-    content.is_some_and(|content| content.len() as u64 == *size && Digest::of(&content).to_string() == *digest)
+/// Files of images in the store, by image and key.
+type Contents = BTreeMap<(String, String), Content>;
+
+/// A file that has been read.
+#[derive(Debug)]
+struct Content {
+    digest: String,
+    size: u64,
+    /// What would be another one if the file had been changed since.
+    stamp: Stamp,
+}
+
+/// Number, size, and times of modification and change.
+type Stamp = (u64, i64, [i64; 4]);
+
+fn stamp(found: &Stat) -> Stamp {
+    let times = [found.st_mtime, found.st_mtime_nsec as i64, found.st_ctime, found.st_ctime_nsec as i64];
+    (found.st_ino, found.st_size, times)
+}
+
+/// Hashes the files of those images of the store that are in `new`. It takes no lock, since it may take long: a file that has
+/// another stamp when the locks are held counts for nothing, and is replaced.
+fn contents(store: &Store, images: &[Image], new: &[ImageRecord]) -> Contents {
+    let new: BTreeSet<&str> = new.iter().map(|image| &image.id[..]).collect();
+    let mut contents = Contents::new();
+    for ImageRecord { id, big_data_names, .. } in images.iter().map(|image| &image.record) {
+        let Some(directory) = new.contains(&id[..]).then(|| store.images.open(id.as_bytes()).ok()).flatten() else {
+            continue;
+        };
+        for key in big_data_names {
+            let name = file_name(key);
+            let Ok(found) = directory.stat(name.as_bytes()) else { continue };
+            if let Ok(Some(content)) = directory.read(name.as_bytes(), BIG_DATA_MAX) {
+                let (digest, size) = (Digest::of(&content).to_string(), content.len() as u64);
+                let content = Content { digest, size, stamp: stamp(&found) };
+                contents.insert((id.clone(), key.clone()), content);
+            }
+        }
+    }
+    contents
 }
 
 /// Gives an image that is there the names that it lacks. Returns whether there were any.
@@ -453,6 +495,7 @@ pub fn lacking(store: &Store, layers: &[String], images: &[ImageRecord]) -> Resu
     let complete: BTreeSet<&str> =
         there.iter().filter(|layer| !layer.is_incomplete).map(|layer| &layer.id[..]).collect();
     let stored = store.read_images()?;
+    let contents = contents(store, &stored, images);
     let places: BTreeMap<String, usize> =
         stored.iter().enumerate().map(|(at, image)| (image.record.id.clone(), at)).collect();
     let mut names = store.names();
@@ -460,7 +503,8 @@ pub fn lacking(store: &Store, layers: &[String], images: &[ImageRecord]) -> Resu
     let layers = layers.iter().filter(|id| !has(id)).cloned().collect();
     let is_complete = |new: &&ImageRecord| {
         let Some(record) = places.get(&new.id).map(|at| &stored[*at].record) else { return false };
-        new.names.iter().all(|name| record.names.contains(name)) && lacking_items(store, record, new).is_empty()
+        new.names.iter().all(|name| record.names.contains(name))
+            && lacking_items(store, &contents, record, new).is_empty()
     };
     Ok((layers, images.iter().filter(|new| !is_complete(new)).map(|new| new.id.clone()).collect()))
 }

@@ -16,7 +16,7 @@ use crate::go_types;
 use crate::json::{self, Document};
 
 /// The most bytes of one file of an image: containers/image reads manifests to 4 MiB, and configs are as large at most.
-const BIG_DATA_MAX: u64 = 16 << 20;
+pub(super) const BIG_DATA_MAX: u64 = 16 << 20;
 
 /// The most images of one stream.
 const IMAGES_MAX: usize = 5000;
