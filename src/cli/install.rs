@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::anyhow;
+use rustix::fs::FileType;
+use rustix::io::Errno;
 use serde::Serialize;
 
 use super::args::{GcArgs, InstallArgs, RmArgs, TargetArgs, ViaArg};
@@ -402,8 +404,15 @@ fn check_short_ids(args: &RmArgs) -> Result<(), Failure> {
 /// When it is not a directory, or is a store itself.
 pub fn check_root(root: &Path) -> Result<(), Failure> {
     let shown = root.display();
-    if !root.is_dir() {
-        let why = if root.exists() { "not a directory" } else { "no such directory" };
+    let why = match rustix::fs::stat(root) {
+        Ok(found) if FileType::from_raw_mode(found.st_mode).is_dir() => None,
+        Ok(_) | Err(Errno::NOTDIR) => Some("not a directory".to_owned()),
+        Err(Errno::NOENT) => Some("no such directory".to_owned()),
+        // It may exist: the way to it that is tried next says what this user lacks.
+        Err(Errno::ACCESS) => return Ok(()),
+        Err(error) => Some(error.to_string()),
+    };
+    if let Some(why) = why {
         return Err(Failure::usage(anyhow!("--root {shown}: {why}")));
     }
     // containers/storage `images.go`: a store with the overlay driver keeps its records there.

@@ -9,9 +9,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::AtFlags;
-use rustix::io::Errno;
 
 use super::output::printable;
+use crate::helper::graphroot;
 use crate::helper::root::Dir;
 use crate::inspect::files::Files;
 use crate::inspect::find::{add_configured, in_directory};
@@ -156,20 +156,16 @@ fn are(names: &[String]) -> String {
     format!("{}{more} {verb}", shown.join(", "))
 }
 
-/// Replaces the file at `path` below `root` atomically. No symbolic link is followed on the way: what is below the root may be
-/// anybody's.
+/// Replaces the file at `path` below `root` atomically. Symbolic links on the way are followed as CRI-O in that machine follows them,
+/// and lead nowhere else.
 fn replace(root: &Path, path: &str, conf: &CrioConf) -> std::io::Result<()> {
     let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
-    let mut parent = Dir::at(root)?;
-    for part in directory.split('/').filter(|part| !part.is_empty()) {
-        parent = match parent.enter(part.as_bytes()) {
-            Err(Errno::NOENT) => parent.open_or_make(part.as_bytes(), 0o755)?,
-            entered => entered?,
-        };
-    }
+    let machine = Dir::at(root)?;
+    let parent = graphroot(Dir::at(root)?, directory, 0o755).map_err(std::io::Error::other)?;
     // CRI-O reads every file in the directory: the new one has its name only when it is whole.
     let temporary = format!(".{name}.{}", std::process::id());
-    let above = Dir::at(root)?.enter(directory.rsplit_once('/').map_or(".", |(above, _)| above).as_bytes())?;
+    // Of the directory itself, not of a link to it.
+    let above = machine.enter(format!("{directory}/..").as_bytes())?;
     let written = above.create(temporary.as_bytes(), 0o644).map_err(std::io::Error::from).and_then(|mut file| {
         file.write_all(conf.render().as_bytes())?;
         file.sync_all()?;

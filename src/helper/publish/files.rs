@@ -15,7 +15,7 @@ impl Dir {
     /// # Errors
     /// The kernel's.
     pub fn at(path: impl rustix::path::Arg) -> Result<Self, Errno> {
-        rustix::fs::openat(CWD, path, DIRECTORY, Mode::empty()).map(Self)
+        rustix::fs::openat(CWD, path, DIRECTORY.difference(OFlags::NOFOLLOW), Mode::empty()).map(Self)
     }
 
     /// Makes a file with this content, and has it on the disk.

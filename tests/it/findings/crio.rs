@@ -341,6 +341,28 @@ fn e07_install_and_rm_keep_the_list_of_pinned_images() {
 }
 
 #[test]
+fn e07_pins_follow_links_as_the_machine_does() {
+    if !needs_root("install: pinned images behind links") {
+        return;
+    }
+    for (link, target) in [("etc", "/opt/e"), ("etc/crio", "/opt/crio"), ("etc/crio/crio.conf.d", "../../opt/pins")] {
+        let mut machine = Machine::new();
+        let image = machine.image("one");
+        let real = machine.root().join("opt").join(target.rsplit('/').next().unwrap());
+        fs_err::create_dir_all(&real).unwrap();
+        fs_err::create_dir_all(machine.root().join(link).parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(target, machine.root().join(link)).unwrap();
+        let output = machine.prepull("install").args(["--root", "root", "--pin", &image]).output().unwrap();
+        assert!(output.status.success() && stderr(&output).contains("pinned localhost/one:1"), "{}", stderr(&output));
+        let below = DROP_IN.strip_prefix(link).unwrap().trim_start_matches('/');
+        let text = fs_err::read_to_string(real.join(below)).unwrap();
+        assert!(text.contains("\"localhost/one:1\""), "{link}: {text}");
+        let names = fs_err::read_dir(real.join(below).parent().unwrap().parent().unwrap()).unwrap();
+        assert!(!names.flatten().any(|name| name.file_name().as_encoded_bytes().starts_with(b".10-prepull")), "{link}");
+    }
+}
+
+#[test]
 fn e06_id_is_not_a_name_for_a_pod() {
     let mut machine = Machine::new();
     let item = machine.image("app");
