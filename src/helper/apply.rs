@@ -353,30 +353,36 @@ const TRASH: &str = ".prepull-trash-";
 
 /// Removes the directory `name` in `parent` and all that is in it, whoever owns it, without following a link.
 ///
-/// Nothing is open but two directories, however deep it is: what is a directory in it is first moved up.
+/// Nothing is open but two directories, however deep it is: what is a directory in it is first moved up. No list of names is held,
+/// since a directory may have millions of them.
 ///
 /// # Errors
 /// The kernel's.
 pub fn remove(powers: Powers, parent: &Dir, name: &[u8]) -> Result<(), Errno> {
     take_over(powers, parent, name)?;
     let top = parent.open(name)?;
-    let mut todo = vec![b".".to_vec()];
+    // Directories by their numbers, of which no two have the same; 0 is the top.
+    let mut todo = vec![0];
+    let place = |number| if number == 0 { b".".to_vec() } else { format!("{TRASH}{number}").into_bytes() };
     while let Some(at) = todo.pop() {
-        let directory = top.open(&at)?;
-        for child in directory.names()? {
+        let directory = top.open(&place(at))?;
+        for child in directory.each_name()? {
+            let child = child?;
             match fs::unlinkat(&directory, &child[..], AtFlags::empty()) {
                 Err(Errno::ISDIR) => {
                     take_over(powers, &directory, &child)?;
-                    // No two directories have one number.
-                    let moved = format!("{TRASH}{}", directory.stat(&child)?.st_ino).into_bytes();
-                    directory.rename(&child, &top, &moved)?;
-                    todo.push(moved);
+                    let number = directory.stat(&child)?.st_ino;
+                    directory.rename(&child, &top, &place(number))?;
+                    // What was moved within the top may be listed a second time.
+                    if at > 0 || !todo.contains(&number) {
+                        todo.push(number);
+                    }
                 }
                 done => done?,
             }
         }
-        if at != b"." {
-            fs::unlinkat(&top, &at[..], AtFlags::REMOVEDIR)?;
+        if at > 0 {
+            fs::unlinkat(&top, &place(at)[..], AtFlags::REMOVEDIR)?;
         }
     }
     fs::unlinkat(parent, name, AtFlags::REMOVEDIR)

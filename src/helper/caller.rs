@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use nix::sys::socket::{getsockopt, sockopt};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdir, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, chmod, mkdir, openat2};
 use rustix::io::Errno;
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
@@ -137,8 +137,9 @@ impl Caller {
         if self.uid == 0 {
             return Ok(None);
         }
-        // The unit has it as its RuntimeDirectory; sudo may be the first to come.
-        let _ = mkdir(RUN, Mode::from_raw_mode(0o755));
+        // The unit has it as its RuntimeDirectory; sudo may be the first to come. Users must be able to enter it whatever the umask is,
+        // since the socket lies in it.
+        let _ = mkdir(RUN, 0o755.into()).and_then(|()| chmod(RUN, 0o755.into()));
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat2(CWD, PLACES, flags, Mode::RUSR | Mode::WUSR, ResolveFlags::NO_SYMLINKS);
         let file = file.map_err(Error::at(PLACES))?;

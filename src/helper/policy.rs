@@ -229,10 +229,8 @@ pub(super) fn trusted(path: &str, max: usize) -> Result<String, Error> {
     }
     let mut text = String::new();
     let read = std::fs::File::from(fd).take(max as u64 + 1).read_to_string(&mut text);
-    match read.map_err(|error| bad(&reached, &format!("{error} on reading")))? {
-        length if length > max => Err(bad(&reached, &format!("more than {max} bytes"))),
-        _ => Ok(text),
-    }
+    let length = read.map_err(|error| bad(&reached, &format!("{error} on reading")))?;
+    if length > max { Err(bad(&reached, &format!("more than {max} bytes"))) } else { Ok(text) }
 }
 
 #[cfg(test)]

@@ -215,6 +215,8 @@ impl<'a, R: Read> Stream<'a, R> {
     /// Layers, each ended by its record, and the first entry after them.
     fn layers(&mut self, received: &mut Received) -> Result<(), Error> {
         let mut open: Option<Layer> = None;
+        // The tar-split ends the layer's files, whose bytes are counted then.
+        let is_open = |layer: &Layer, id: &[u8]| layer.id.as_bytes() == id && !layer.has_split;
         while let Some(entry) = self.input.next_entry()? {
             if entry.path == LAYER {
                 let record = self.text(&entry)?;
@@ -230,7 +232,7 @@ impl<'a, R: Read> Stream<'a, R> {
                 break;
             }
             let why = match (self.parts(&entry)?, &mut open) {
-                ([Some(b"overlay"), Some(id), Some(b"diff"), _], Some(layer)) if layer.id.as_bytes() == id => {
+                ([Some(b"overlay"), Some(id), Some(b"diff"), _], Some(layer)) if is_open(layer, id) => {
                     layer.tree.place(self.budget, &entry, self.input)?;
                     continue;
                 }

@@ -111,10 +111,18 @@ impl Dir {
     /// # Errors
     /// The kernel's.
     pub fn names(&self) -> Result<Vec<Vec<u8>>, Errno> {
+        self.each_name()?.collect()
+    }
+
+    /// The names in it, of which there may be more than memory has room for.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn each_name(&self) -> Result<impl Iterator<Item = Result<Vec<u8>, Errno>> + use<>, Errno> {
         // A descriptor of its own, since reading moves its place.
         let entries = rustix::fs::Dir::new(self.open(b".")?.0)?;
         let names = entries.map(|entry| entry.map(|entry| entry.file_name().to_bytes().to_vec()));
-        names.filter(|name| !matches!(name.as_deref(), Ok(b"." | b".."))).collect()
+        Ok(names.filter(|name| !matches!(name.as_deref(), Ok(b"." | b".."))))
     }
 
     /// Renames into `to`; what has the name there is replaced if the kernel can.

@@ -2,7 +2,7 @@
 //!
 //! It is locked (flock) as long as its run lives. What a killed run has left is nobody's, and removed by the next one.
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, flock, fstat};
 use rustix::io::Errno;
 
 use super::Error;
@@ -78,7 +78,7 @@ pub fn sweep(root: &Dir, powers: Powers) -> u64 {
     let names = if is_safe(root) { root.names().unwrap_or_default() } else { Vec::new() };
     for name in names.iter().filter(|name| name.starts_with(PREFIX)) {
         let Ok(dir) = root.open(name) else { continue };
-        let is_ours = rustix::fs::fstat(&dir).is_ok_and(|found| is_ours(&found) && found.st_mode & 0o7777 == 0o700);
+        let is_ours = fstat(&dir).is_ok_and(|found| is_ours(&found) && found.st_mode & 0o7777 == 0o700);
         // While it is locked and has its name, it is nobody else's.
         let is_left = is_ours && flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok();
         if is_left && is_there(root, name, &dir) && remove(powers, root, name).is_ok() {
@@ -90,12 +90,9 @@ pub fn sweep(root: &Dir, powers: Powers) -> u64 {
 
 /// Whether nobody else can put another directory in the place of one of ours.
 fn is_safe(root: &Dir) -> bool {
-    rustix::fs::fstat(root).is_ok_and(|found| is_ours(&found))
+    fstat(root).is_ok_and(|found| is_ours(&found))
 }
 
 fn is_there(root: &Dir, name: &[u8], dir: &Dir) -> bool {
-    match (root.stat(name), rustix::fs::fstat(dir)) {
-        (Ok(named), Ok(open)) => (named.st_dev, named.st_ino) == (open.st_dev, open.st_ino),
-        _ => false,
-    }
+    root.stat(name).is_ok_and(|a| fstat(dir).is_ok_and(|b| (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)))
 }

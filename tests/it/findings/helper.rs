@@ -288,6 +288,53 @@ fn c02_helper_does_not_keep_its_callers_scheduling() {
     jail.run(By::ForUser).wrapper("chrt --batch 0").feed(&good(&jail, 1, None).end()).succeeded("batch");
 }
 
+#[test]
+fn c02_helper_does_not_keep_its_callers_timer_slack() {
+    if !needs_root("findings::helper::c02_helper_does_not_keep_its_callers_timer_slack") {
+        return;
+    }
+    let jail = Jail::new("");
+    // With an hour of it, the helper would sleep for an hour with the first lock of a store when the second one is taken.
+    let hour = "python3 -c 'import ctypes, os, sys; ctypes.CDLL(None).prctl(29, ctypes.c_ulong(3600 * 10**9), 0, 0, 0); \
+        os.execvp(sys.argv[1], sys.argv[1:])'";
+    let mut child = jail.run(By::ForUser).wrapper(hour).command().spawn().unwrap();
+    std::io::Write::write_all(child.stdin.as_mut().unwrap(), &Stream::new("query", &jail).0).unwrap();
+    let read = |name: &str| fs_err::read_to_string(format!("/proc/{}/{name}", child.id())).unwrap_or_default();
+    let is_waiting = || read("status").contains("Seccomp:\t2");
+    (0..500).take_while(|_| !is_waiting()).for_each(|_| std::thread::sleep(std::time::Duration::from_millis(10)));
+    assert_eq!(read("timerslack_ns").trim(), "50000");
+    drop(child.stdin.take());
+    child.wait().unwrap();
+}
+
+#[test]
+fn c03_content_of_images_is_not_read_under_the_locks() {
+    if !needs_root("findings::helper::c03_content_of_images_is_not_read_under_the_locks") {
+        return;
+    }
+    let jail = Jail::new("");
+    jail.run(By::ForUser).feed(&good(&jail, 1, None).end()).succeeded("a store");
+    let config = config_of(1);
+    let install = |name: &str| {
+        let stream = Stream::new("install", &jail).image(config.as_bytes(), Some(1), name).end();
+        let wrapper = format!("strace -f -o {} -e trace=fcntl,openat2", jail.at("trace").display());
+        jail.run(By::ForUser).wrapper(&wrapper).feed(&stream).succeeded(name);
+        let trace = fs_err::read_to_string(jail.at("trace")).unwrap();
+        let is_lock = |line: &&str| line.contains("F_OFD_SETLK, {l_type=F_WRLCK") && line.contains("l_len=0");
+        let lines: Vec<&str> = trace.lines().collect();
+        let locks: Vec<usize> = (0..lines.len()).filter(|at| is_lock(&lines[*at])).collect();
+        assert_eq!(locks.len(), 4, "{trace}");
+        let (before, after) = lines.split_at(locks[3]);
+        let opened = |lines: &[&str]| lines.iter().filter(|line| line.contains("\"manifest\"")).count();
+        (opened(before), opened(after))
+    };
+    install("localhost/x:1");
+    // The image is in the store, and its files are compared with those that come.
+    let (before, after) = install("localhost/x:2");
+    assert!(before > 0 && after == 0, "opened {before} times before it had all locks, {after} times afterwards");
+    assert!(jail.podman().contains("localhost/x:2"));
+}
+
 /// The calls that reach the disk in a trace of `fcntl`, `close` and those calls, while all four locks of a store are held, and how
 /// long that was.
 fn under_the_locks(trace: &str) -> (Vec<String>, f64) {
@@ -499,6 +546,62 @@ fn c09_one_user_does_not_keep_others_from_the_helper() {
     }
     assert!(begun.elapsed().as_secs() < 120, "{:?}", begun.elapsed());
     jail.run(By::ForUser).feed(&query).succeeded("when they are gone");
+}
+
+#[test]
+fn c09_files_after_the_tar_split_do_not_evade_the_limit_of_the_store() {
+    if !needs_root("findings::helper::c09_files_after_the_tar_split_do_not_evade_the_limit_of_the_store") {
+        return;
+    }
+    let jail = Jail::new("max_store_bytes = \"10K\"");
+    jail.run(By::ForUser).feed(&good(&jail, 1, None).end()).succeeded("a store");
+    let at = diff(2);
+    let record = crate::privilege::stream::layer_record(2, Some(1)).to_lines();
+    let late = Stream::new("install", &jail)
+        .dir(&at)
+        .split(2)
+        .file(format!("{at}/f"), vec![b'x'; 1 << 20])
+        .file("prepull-layer", record)
+        .end();
+    jail.refuses(By::ForUser, "a file after the tar-split", "another layer or image is not complete yet", &late);
+}
+
+#[test]
+fn c09_removing_what_a_run_has_left_takes_little_memory() {
+    if !needs_root("findings::helper::c09_removing_what_a_run_has_left_takes_little_memory") {
+        return;
+    }
+    let jail = Jail::new("");
+    fs_err::write(jail.at("stream"), Stream::new("sweep", &jail).end()).unwrap();
+    let sweep = |files: u32, directories: u32| {
+        let said = jail.ok(&format!(
+            r#"mkdir -p "$at/vm/{store}"; chmod 700 "$at/vm/{store}"; cd "$at/vm"; export SUDO_UID={USER} AT="$at"; python3 -c '
+import os, resource, subprocess
+at = "{store}/.prepull-staging-0"
+os.makedirs(at + "/x", 0o700, exist_ok=True); os.chmod(at, 0o700)
+for n in range({files}): os.mknod(at + "/x/%0250d" % n)
+for n in range({directories}): os.makedirs(at + "/%d/inner/%d" % (n, n)); os.chmod(at + "/%d/inner" % n, 0)
+subprocess.run([os.environ["AT"] + "/bin/prepull-helper", "stdio"], stdin=open(os.environ["AT"] + "/stream"), check=True, stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)'"#,
+            store = crate::stores::GRAPHROOT,
+        ));
+        assert_eq!(jail.staging(), 0);
+        said.trim().parse::<u64>().unwrap()
+    };
+    // 300 bytes a file would be 18,000 KiB, and more than the service may have for the files of one run.
+    let (few, many) = (sweep(10, 10), sweep(60_000, 2_000));
+    assert!(many < few + 6_000, "{few} KiB, then {many} KiB");
+}
+
+#[test]
+fn c09_directory_of_the_socket_can_be_entered_whoever_makes_it() {
+    if !needs_root("findings::helper::c09_directory_of_the_socket_can_be_entered_whoever_makes_it") {
+        return;
+    }
+    let jail = Jail::new("");
+    jail.ok("mount -t tmpfs -o mode=755 none /run");
+    jail.run(By::ForUser).setup("umask 077;").feed(&Stream::new("query", &jail).end()).succeeded("a query");
+    assert_eq!(jail.ok("stat -c '%a %u' /run/prepull; stat -c %a /run/prepull/callers").trim(), "755 0\n600");
 }
 
 /// An OCI layout with one image in two manifests, which have the layer in two compressions; returns their digests.
@@ -772,4 +875,39 @@ fn a18_install_follows_links_and_leaves_directories_as_they_are() {
     let output = machine.prepull("install").arg(crate::command::hello()).output().unwrap();
     let said = crate::command::stderr(&output);
     assert!(output.status.code() == Some(1) && said.contains("a symbolic link to a missing directory"), "{said}");
+}
+
+#[test]
+fn a18_install_takes_a_link_to_the_root() {
+    if !needs_root("findings::helper::a18_install_takes_a_link_to_the_root") {
+        return;
+    }
+    let machine = Machine::new();
+    fs_err::create_dir(machine.at("root")).unwrap();
+    std::os::unix::fs::symlink("root", machine.at("link")).unwrap();
+    for (verb, arguments) in [
+        ("install", &["--no-cache", "--platform", "linux/amd64", "--pin"][..]),
+        ("install", &["--no-cache", "--platform", "linux/amd64"]),
+        ("gc", &[]),
+    ] {
+        let mut command = crate::command::prepull(machine.directory.path());
+        command.arg(verb).arg("--root").arg(machine.at("link")).args(arguments);
+        if verb == "install" {
+            command.arg(crate::command::hello());
+        }
+        crate::command::succeeds(&mut command);
+    }
+    assert!(machine.at("root").join(crate::stores::GRAPHROOT).join("overlay-images/images.json").exists());
+    assert!(machine.at("root/etc/crio/crio.conf.d/10-prepull.conf").exists());
+}
+
+#[test]
+fn d04_root_that_a_user_cannot_enter_is_not_called_missing() {
+    if !needs_root("findings::helper::d04_root_that_a_user_cannot_enter_is_not_called_missing") {
+        return;
+    }
+    let jail = Jail::new("");
+    let said = jail.ok(r#"mkdir -m 700 "$at/closed" && mkdir "$at/closed/vm"
+        as "$at/bin/prepull" install --via sudo --root "$at/closed/vm" localhost/x:1 2>&1 || echo "exit $?""#);
+    assert!(said.contains("you must be able to enter the directory") && said.contains("exit 1"), "{said}");
 }
