@@ -339,9 +339,11 @@ fn requests_and_order() {
     add("a layer without a record", incomplete, start().dir(diff(2)).split(2));
     let lines = layer_record(2, None).to_lines();
     add("a layer without a tar-split", alone, start().dir(diff(2)).file("prepull-layer", &lines));
-    add("two tar-splits", "not belong to the layer", start().dir(diff(2)).split(2).split(2).end_layer(2, None));
-    add("a tar-split of another", open, start().dir(diff(2)).split(3));
     let split = format!("{GRAPHROOT}/overlay-layers/{}.tar-split.gz", id(2));
+    let two = start().dir(diff(2)).split(2).file(&split, b"split").end_layer(2, None);
+    add("two tar-splits", "not belong to the layer", two);
+    add("a directory after the tar-split", open, start().dir(diff(2)).split(2).dir(diff(2)).end_layer(2, None));
+    add("a tar-split of another", open, start().dir(diff(2)).split(3));
     add("a tar-split before its layer", "not belong to the layer", start().file(split, b""));
     add("a record alone", alone, start().file("prepull-layer", &lines));
     add("a record twice", alone, start().layer(2, None).file("prepull-layer", &lines));
