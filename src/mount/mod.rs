@@ -15,12 +15,7 @@
 //! The worker does all that can go wrong with strangers' bytes, and may die at any time: the keeper, which has the descriptor of
 //! the mount, starts another one, and the kernel sends it again what had not been answered.
 //!
-//! [`wire`] is ours, and not the crate fuser (0.18), since that cannot take a mount over: it waits for INIT, which comes once. A
-//! keeper that relays requests to an unmodified fuser over a socket pair works, and has been measured beside fuser on the device
-//! itself (kernel 6.18, two busy cores, medians of ten): 0.86 of the entries of a first walk, 0.37 of the lookups of names that
-//! are not there, 0.62 of the small files read first, at two to four times the processor time; and a reply that finds no room in the
-//! socket is never given, so that its reader hangs. Swapping the device into fuser's socket behind its back is as fast as the device,
-//! but takes `unsafe`, and `FUSE_NOTIFY_RESEND` as well. What is left for us to write is a dozen requests of a tree that never changes.
+//! [`wire`] parses the kernel's requests without the crate fuser, which cannot take over a mount: docs/decisions/0002-fuse-without-fuser.md.
 
 pub mod attach;
 pub mod channel;
