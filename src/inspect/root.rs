@@ -7,11 +7,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 /// Attempts to resolve a path while other processes rename its directories (openat2(2), `EAGAIN`).
 const ATTEMPTS: usize = 8;
+
+/// Maximum number of symbolic links on the way of a path (Linux: `MAXSYMLINKS`).
+const LINKS_MAX: usize = 40;
 
 /// Never waits for a named pipe, nor makes a terminal the controlling one.
 const READ: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
@@ -110,31 +113,65 @@ impl Root {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) if attempts < ATTEMPTS => {}
                 Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
-                // Before Linux 5.6, or where a container's filter forbids what it does not know.
-                Err(Errno::NOSYS | Errno::PERM) => return self.without_links(path, flags),
+                // Before Linux 5.6, where a container's filter forbids what it does not know, and in a process that
+                // [`crate::confine`] has left a directory to write to.
+                Err(Errno::NOSYS | Errno::PERM) => return self.step_by_step(path, flags),
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
-    /// As [`Self::resolve`], but a link on the way is an error.
-    fn without_links(&self, path: &[u8], flags: OFlags) -> io::Result<Option<OwnedFd>> {
-        let parts: Vec<&[u8]> =
-            path.split(|&byte| byte == b'/').filter(|part| !matches!(*part, b"" | b"." | b"..")).collect();
-        let mut at = self.0.try_clone()?;
-        for (number, part) in parts.iter().enumerate() {
-            let on_the_way = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let flags = if number + 1 == parts.len() { flags } else { on_the_way };
-            at = match rustix::fs::openat(&at, *part, flags | OFlags::NOFOLLOW, Mode::empty()) {
+    /// As [`Self::resolve`], without openat2(2): each component is opened by itself, and links are read.
+    fn step_by_step(&self, path: &[u8], flags: OFlags) -> io::Result<Option<OwnedFd>> {
+        let split = |path: &[u8]| -> Vec<Vec<u8>> {
+            let parts = path.split(|&byte| byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
+            parts.map(<[u8]>::to_vec).rev().collect()
+        };
+        // Components that are left, the next one at the end; and the directories on the way, of which `..` never leaves the first.
+        let (mut left, mut on_the_way, mut links) = (split(path), vec![self.0.try_clone()?], 0);
+        loop {
+            let at = on_the_way.last().unwrap_or(&self.0);
+            let Some(part) = left.pop() else {
+                return Ok(Some(rustix::fs::openat(at, ".", flags, Mode::empty())?));
+            };
+            if part == b".." {
+                on_the_way.truncate((on_the_way.len() - 1).max(1));
+                continue;
+            }
+            let next = match rustix::fs::openat(
+                at,
+                &*part,
+                OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                Mode::empty(),
+            ) {
                 Ok(next) => next,
-                Err(Errno::NOENT) => return Ok(None),
-                // With O_DIRECTORY, a link is no directory; the caller must not take it for missing.
-                Err(Errno::NOTDIR) if is_link(&at, part) => return Err(Errno::LOOP.into()),
-                Err(Errno::NOTDIR) => return Ok(None),
+                Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
                 Err(error) => return Err(error.into()),
             };
+            let stat = rustix::fs::fstat(&next)?;
+            if FileType::from_raw_mode(stat.st_mode).is_symlink() {
+                links += 1;
+                if links > LINKS_MAX {
+                    return Err(Errno::LOOP.into());
+                }
+                let target = rustix::fs::readlinkat(&next, "", Vec::new())?.into_bytes();
+                if target.starts_with(b"/") {
+                    on_the_way.truncate(1);
+                }
+                left.extend(split(&target));
+            } else if left.is_empty() {
+                // A link that has taken its place meanwhile is an error.
+                return match rustix::fs::openat(at, &*part, flags | OFlags::NOFOLLOW, Mode::empty()) {
+                    Ok(opened) => Ok(Some(opened)),
+                    Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+                    Err(error) => Err(error.into()),
+                };
+            } else if FileType::from_raw_mode(stat.st_mode).is_dir() {
+                on_the_way.push(next);
+            } else {
+                return Ok(None);
+            }
         }
-        Ok(Some(at))
     }
 }
 
@@ -142,12 +179,6 @@ impl AsFd for Root {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
-}
-
-/// Returns whether `name` in `directory` is a symbolic link.
-fn is_link(directory: impl AsFd, name: &[u8]) -> bool {
-    rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
-        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_symlink())
 }
 
 /// Returns the names in an open directory, in no order.
@@ -213,10 +244,37 @@ mod tests {
         assert_eq!(names(root.directory(b"directory").unwrap().unwrap()).unwrap(), [b"b"]);
         assert!(root.directory(b"a/b/file").unwrap().is_none());
 
-        assert!(root.without_links(b"a/b/file", READ).unwrap().is_some());
-        assert!(root.without_links(b"a/none", READ).unwrap().is_none());
-        for link in ["relative", "up", "directory/b/file"] {
-            assert!(root.without_links(link.as_bytes(), READ).is_err(), "{link}");
+        std::os::unix::fs::symlink("loop", path.join("loop")).unwrap();
+        for name in [
+            "a/b/file",
+            "relative",
+            "absolute",
+            "directory",
+            "directory/b/file",
+            "directory/../a",
+            "../a/b/file",
+            "..",
+            ".",
+            "up",
+            "out",
+            "kmsg",
+            "magic",
+            "pipe",
+            "none",
+            "a/none",
+            "a/b/file/none",
+            "loop",
+            "a/b/file/../file",
+        ] {
+            for flags in [OFlags::PATH | OFlags::CLOEXEC, READ | OFlags::DIRECTORY] {
+                let inode = |opened: io::Result<Option<OwnedFd>>| {
+                    opened
+                        .map(|opened| opened.map(|file| rustix::fs::fstat(file).unwrap().st_ino))
+                        .map_err(|error| error.kind())
+                };
+                let (one, other) = (root.resolve(name.as_bytes(), flags), root.step_by_step(name.as_bytes(), flags));
+                assert_eq!(inode(one), inode(other), "{name} {flags:?}");
+            }
         }
         // Where the whole machine is the root, /proc is in it: a file without a size has no content.
         let machine = Root::open("/".as_ref()).unwrap();
