@@ -6,7 +6,7 @@
 //!  mount, add, rm       sources ▶ parse, inflate ▶ cache, scene    writes: cache, TMPDIR, /tmp
 //!  mount-fetcher        sources ▶ parse, inflate ▶ cache           writes: cache, TMPDIR, /tmp
 //!  mount-worker         scene ▶ parse, answer the kernel           its own, narrower one: `mount::worker`
-//!  ls verify why diff   tar ▶ parse                                writes: TMPDIR
+//!  ls verify why diff   tar or directory ▶ parse                   writes: TMPDIR if an input is a tar
 //! ```
 //!
 //! What needs privileges afterwards is done by a process that the confined one has started before, and that parses no image:
@@ -32,6 +32,15 @@
 //! uid 0 without capabilities reads and writes other users' files only as far as their modes let everybody. Where that is not
 //! enough for a path that the user has typed, the one capability that is missing is kept, Landlock still limits it to the same
 //! directories, and [`confine`] returns a note for the user.
+//!
+//! Directories of a machine have files of all owners, so `ls` and `why` keep CAP_DAC_READ_SEARCH for them, with read access below
+//! these directories only. `verify` and `diff` also compare `trusted.*` attributes, which the kernel shows to CAP_SYS_ADMIN only, and
+//! keep that: the system calls for which it is good otherwise (mounts, namespaces, quotas, bpf, …) are forbidden to every confined
+//! process, and of ioctl(2), by which it can freeze a file system, only five harmless ones are allowed to these.
+//!
+//! The cost is small: `make --no-cache` of an image with 20,000 files in four layers of gzip (100 MB, from an OCI layout) took root,
+//! whose process is confined, 1.005 times the processor time that it took an ordinary user, whose process is not (median of 15
+//! pairs in turn; 1.98 s and 1.96 s, both of one development build; Linux 6.18).
 //!
 //! A process that root has not started has no rights that its user lacks, and is not confined.
 
@@ -107,6 +116,30 @@ pub struct Needs {
     pub writes: Vec<PathBuf>,
     /// True if it connects to local services: the Docker daemon, or what a credential helper asks.
     pub local_sockets: bool,
+    /// What of the directories in `reads` only root can see.
+    pub trees: Trees,
+}
+
+/// What a process reads of directories whose files have any owners and modes.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Trees {
+    /// Nothing that takes a capability, unless a path cannot be read without one.
+    #[default]
+    None,
+    /// Files that only their owners can read: CAP_DAC_READ_SEARCH.
+    Files,
+    /// These, and `trusted.*` attributes, which the kernel shows to CAP_SYS_ADMIN only.
+    Attributes,
+}
+
+impl Trees {
+    fn capabilities(self) -> CapabilitySet {
+        match self {
+            Self::None => CapabilitySet::empty(),
+            Self::Files => CapabilitySet::DAC_READ_SEARCH,
+            Self::Attributes => CapabilitySet::DAC_READ_SEARCH | CapabilitySet::SYS_ADMIN,
+        }
+    }
 }
 
 /// Why a process cannot be confined.
@@ -205,10 +238,11 @@ fn set(effective: CapabilitySet, permitted: CapabilitySet) -> Result<(), Error> 
 fn kept(needs: &Needs, permitted: CapabilitySet, notes: &mut Vec<String>) -> Result<CapabilitySet, Error> {
     // As the kernel will judge: by the effective user, and with no capability in effect.
     set(CapabilitySet::empty(), permitted)?;
-    let unreadable = needs.reads.iter().find_map(|path| unreadable(path, &mut EXAMINED_MAX.clone()));
+    let reads = needs.reads.iter().filter(|_| needs.trees == Trees::None);
+    let unreadable = reads.into_iter().find_map(|path| unreadable(path, &mut EXAMINED_MAX.clone()));
     let unwritable = needs.writes.iter().find(|path| refused(path, Access::WRITE_OK | Access::READ_OK));
     set(permitted, permitted)?;
-    let mut kept = CapabilitySet::empty();
+    let mut kept = permitted & needs.trees.capabilities();
     for (path, capability, name, what) in [
         (unreadable.as_deref(), CapabilitySet::DAC_READ_SEARCH, "CAP_DAC_READ_SEARCH", "read"),
         (unwritable.map(PathBuf::as_path), CapabilitySet::DAC_OVERRIDE, "CAP_DAC_OVERRIDE", "written to"),
@@ -291,7 +325,9 @@ const FORBIDDEN: &[i64] = &[
     libc::SYS_setns, libc::SYS_swapon, libc::SYS_swapoff, libc::SYS_quotactl, libc::SYS_quotactl_fd, libc::SYS_acct,
     // Other processes.
     libc::SYS_ptrace, libc::SYS_process_vm_readv, libc::SYS_process_vm_writev, libc::SYS_process_madvise, libc::SYS_pidfd_getfd,
-    libc::SYS_kcmp, libc::SYS_migrate_pages, libc::SYS_move_pages,
+    libc::SYS_kcmp, libc::SYS_migrate_pages, libc::SYS_move_pages, libc::SYS_sched_setaffinity, libc::SYS_sched_setattr,
+    libc::SYS_sched_setparam, libc::SYS_sched_setscheduler, libc::SYS_setpriority, libc::SYS_ioprio_set,
+    libc::SYS_shmctl, libc::SYS_semctl, libc::SYS_msgctl,
     // The kernel.
     libc::SYS_bpf, libc::SYS_perf_event_open, libc::SYS_userfaultfd, libc::SYS_io_uring_setup, libc::SYS_io_uring_enter,
     libc::SYS_io_uring_register, libc::SYS_init_module, libc::SYS_finit_module, libc::SYS_delete_module, libc::SYS_kexec_load,
@@ -328,6 +364,9 @@ const FORBIDDEN: &[i64] = &[
 /// fchmodat2 (Linux 6.6), the same number for every architecture; the C library's bindings do not have it everywhere.
 const SYS_FCHMODAT2: i64 = 452;
 
+/// open_tree_attr (Linux 6.15), the same number for every architecture.
+const SYS_OPEN_TREE_ATTR: i64 = 467;
+
 /// Flags of clone(2) that make namespaces.
 const NAMESPACES: [i32; 7] = [
     libc::CLONE_NEWNS,
@@ -339,6 +378,10 @@ const NAMESPACES: [i32; 7] = [
     libc::CLONE_NEWNET,
 ];
 
+/// Calls of ioctl(2) that a process with CAP_SYS_ADMIN may make.
+const IOCTLS: [u32; 5] =
+    [libc::TCGETS as u32, libc::TIOCGWINSZ as u32, libc::FIONREAD as u32, libc::FIONBIO as u32, libc::FIOCLEX as u32];
+
 /// Mode bits that no file is given: setuid, setgid, and write access of others.
 const NEVER: [u32; 4] = [0o4000, 0o2000, 0o020, 0o002];
 
@@ -349,9 +392,12 @@ fn forbidden(needs: &Needs) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompil
     let is_not = |index, value: i32| SeccompCondition::new(index, Dword, SeccompCmpOp::Ne, value as u64);
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = FORBIDDEN.iter().map(|call| (*call, Vec::new())).collect();
     rules.insert(SYS_FCHMODAT2, Vec::new());
+    rules.insert(SYS_OPEN_TREE_ATTR, Vec::new());
     let mut add = |call: i64, conditions: Vec<SeccompCondition>| {
         SeccompRule::new(conditions).map(|rule| rules.entry(call).or_default().push(rule))
     };
+    // Limits of other processes of uid 0's.
+    add(libc::SYS_prlimit64, vec![is_not(0, 0)?])?;
     for flag in NAMESPACES {
         add(libc::SYS_clone, vec![has(0, flag as u32)?])?;
     }
@@ -369,9 +415,15 @@ fn forbidden(needs: &Needs) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompil
             add(libc::SYS_mknod, vec![has(1, bits)?])?;
         }
     }
-    // What a terminal is made to read is typed by its user.
-    for command in [libc::TIOCSTI as u32, libc::TIOCLINUX as u32] {
-        add(libc::SYS_ioctl, vec![is(1, command)?])?;
+    if needs.trees == Trees::Attributes {
+        // CAP_SYS_ADMIN can freeze or rearrange a file system by any file that is open: only terminals are asked for their size.
+        let others = IOCTLS.iter().map(|command| is_not(1, *command as i32)).collect::<Result<_, _>>()?;
+        add(libc::SYS_ioctl, others)?;
+    } else {
+        // What a terminal is made to read is typed by its user.
+        for command in [libc::TIOCSTI as u32, libc::TIOCLINUX as u32] {
+            add(libc::SYS_ioctl, vec![is(1, command)?])?;
+        }
     }
     // Services of the machine do for uid 0 whatever they are asked.
     let mut families = vec![is_not(0, libc::AF_INET)?, is_not(0, libc::AF_INET6)?, is_not(0, libc::AF_NETLINK)?];

@@ -36,7 +36,7 @@ pub use args::Args;
 use args::Command;
 use output::Printer;
 
-use crate::confine::{Needs, confine};
+use crate::confine::{Needs, Trees, confine};
 use crate::inspect::find::{self, Found};
 use crate::mount::{control, keeper, relay};
 
@@ -136,10 +136,12 @@ pub fn main() -> ExitCode {
     let begun = match &args.command {
         // They begin when they know what they need.
         Command::Make(_) | Command::Mount(_) => Ok(()),
-        Command::Ls(ls) => begin.with_inputs(&[&ls.path]),
-        Command::Verify(verify) => begin.with_inputs(&verify.path.iter().map(PathBuf::as_path).collect::<Vec<_>>()),
-        Command::Why(why) => begin.with_inputs(&[&why.path]),
-        Command::Diff(diff) => begin.with_inputs(&[&diff.old, &diff.new]),
+        Command::Ls(ls) => begin.with_inputs(&[&ls.path], Trees::Files),
+        Command::Verify(verify) => {
+            begin.with_inputs(&verify.path.iter().map(PathBuf::as_path).collect::<Vec<_>>(), Trees::Attributes)
+        }
+        Command::Why(why) => begin.with_inputs(&[&why.path], Trees::Files),
+        Command::Diff(diff) => begin.with_inputs(&[&diff.old, &diff.new], Trees::Attributes),
         _ => begin.unconfined(),
     };
     let result = begun.and_then(|()| match args.command {
@@ -193,13 +195,9 @@ impl Begin<'_> {
         self.unconfined()
     }
 
-    /// Confines a process that only reads `inputs`. A directory is read with all of root's rights: its files may be readable for
-    /// their owners only, and trusted.* attributes for CAP_SYS_ADMIN only.
-    fn with_inputs(&self, inputs: &[&Path]) -> Result<(), Failure> {
-        if inputs.iter().any(|path| path.is_dir()) {
-            return self.unconfined();
-        }
-        self.confined(&privilege::of_inputs(inputs))
+    /// Confines a process that only reads `inputs`, and of directories among them what `trees` says.
+    fn with_inputs(&self, inputs: &[&Path], trees: Trees) -> Result<(), Failure> {
+        self.confined(&privilege::of_inputs(inputs, trees))
     }
 
     fn unconfined(&self) -> Result<(), Failure> {

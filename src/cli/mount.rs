@@ -27,7 +27,7 @@ use super::output::{self, Printer};
 use super::privilege::{of_cache, of_fetching, of_inputs};
 use super::progress::Bars;
 use super::{Begin, Exit, Failure};
-use crate::confine::{Needs, confine, is_privileged};
+use crate::confine::{Needs, Trees, confine, is_privileged};
 use crate::digest::Digest;
 use crate::inspect::contents::Contents;
 use crate::inspect::dependents::{self, Records};
@@ -93,7 +93,7 @@ fn mount(args: &MountArgs, printer: &Printer, begin: &Begin<'_>) -> Result<Exit,
     let keeper = Waiting::start(&control::Begin { start, allowed, storage_conf });
     let keeper = keeper.map_err(|error| failure(error, ""))?;
     begin.confined(&match &tar {
-        Some(tar) => of_inputs(&[tar]),
+        Some(tar) => of_inputs(&[tar], Trees::None),
         None => needs_of(&items, &args.what.registry, &args.what.cache),
     })?;
     let mut staged = match tar {
@@ -420,7 +420,7 @@ fn remove(args: &MountRmArgs, printer: &Printer, begin: &Begin<'_>) -> Result<()
         }
         Ok(Some(Change::default()))
     };
-    let mut needs = of_inputs(&[]);
+    let mut needs = Needs::default();
     needs.writes.extend([std::env::temp_dir()].into_iter().chain(of_cache(&args.cache)));
     let own = (!args.force).then(|| OwnStore::read(&mountpoint));
     change_at(&mountpoint, Allowed::new(), &needs, begin, |way| {

@@ -7,7 +7,7 @@ use super::args::{CacheArgs, RegistryArgs};
 use super::make::cache_dir;
 use crate::atomic;
 use crate::config::{Environment, auth};
-use crate::confine::Needs;
+use crate::confine::{Needs, Trees};
 use crate::reference::{Item, Location};
 
 /// What credential helpers write to, below HOME: their caches and locks (docker-credential-ecr-login, -gcloud, -acr, -pass).
@@ -16,12 +16,17 @@ const OF_HELPERS: [&str; 6] = [".aws", ".azure", ".config/gcloud", ".ecr", ".gnu
 /// What they read there besides.
 const CREDENTIALS: [&str; 4] = [".config/containers", ".docker", ".dockercfg", ".kube"];
 
-/// Returns the needs of a process that reads `inputs`: tars, of which compressed ones are copied to a temporary file.
-pub fn of_inputs(inputs: &[&Path]) -> Needs {
+/// Returns the needs of a process that reads `inputs`: tars, of which compressed ones are copied to a temporary file, and
+/// directories, of which it reads what `trees` says.
+pub fn of_inputs(inputs: &[&Path], trees: Trees) -> Needs {
+    let has_directory = inputs.iter().any(|path| path.is_dir());
+    // Without an input, standard input is one.
+    let has_tar = inputs.is_empty() || !inputs.iter().all(|path| path.is_dir());
     Needs {
         reads: inputs.iter().map(|path| (*path).to_owned()).collect(),
-        writes: vec![temporary()],
+        writes: if has_tar { vec![temporary()] } else { Vec::new() },
         local_sockets: false,
+        trees: if has_directory { trees } else { Trees::None },
     }
 }
 

@@ -9,9 +9,10 @@ use std::process::{Command, ExitCode};
 
 use nix::sched::CloneFlags;
 use nix::unistd::Pid;
-use prepull::confine::{Needs, confine};
+use prepull::confine::{Needs, Trees, confine};
 use rustix::fs::{
-    AtFlags, CWD, Gid, Mode, OFlags, Uid, XattrFlags, chmodat, chownat, fchmod, linkat, openat, setxattr, symlink,
+    AtFlags, CWD, Gid, Mode, OFlags, Uid, XattrFlags, chmodat, chownat, fchmod, ioctl_getflags, lgetxattr, linkat,
+    openat, setxattr, symlink,
 };
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, socket};
@@ -30,7 +31,13 @@ fn main() -> ExitCode {
     let shadow = Path::new("/etc/shadow");
     // As root reads it: it can do so at first.
     let before = fs_err::File::open(shadow).map(|file| file.into_parts().0);
-    let notes = match confine(&Needs { reads: Vec::new(), writes: vec![own.clone()], local_sockets: false }) {
+    // As it reads directories: with the most capabilities, and writing is what it may not do then.
+    let reads_trees = std::env::args_os().nth(2).is_some();
+    let needs = match reads_trees {
+        true => Needs { reads: vec![own.clone()], trees: Trees::Attributes, ..Needs::default() },
+        false => Needs { writes: vec![own.clone()], ..Needs::default() },
+    };
+    let notes = match confine(&needs) {
         Ok(notes) => notes,
         Err(error) => {
             println!("confine: {error}");
@@ -44,7 +51,7 @@ fn main() -> ExitCode {
     let new = OFlags::WRONLY | OFlags::CREATE;
     let pid_1 = Pid::from_raw(1);
     type Attempt<'a> = Box<dyn Fn() -> Result<(), String> + 'a>;
-    let attempts: Vec<(&str, Attempt<'_>)> = vec![
+    let mut attempts: Vec<(&str, Attempt<'_>)> = vec![
         // What it is there for.
         ("write", Box::new(|| fs_err::write(&file, "x").map_err(text))),
         (
@@ -130,6 +137,15 @@ fn main() -> ExitCode {
         ("!read-memory", Box::new(|| open(Path::new("/proc/1/mem"), OFlags::RDONLY, 0).map_err(text))),
         ("!environment", Box::new(|| fs_err::read("/proc/1/environ").map(drop).map_err(text))),
         ("!module", Box::new(|| nix::kmod::init_module(&[], c"").map_err(text))),
+        (
+            "!limit-of-others",
+            Box::new(|| {
+                let none = rustix::process::Rlimit { current: None, maximum: None };
+                rustix::process::prlimit(Some(rustix::process::Pid::INIT), rustix::process::Resource::Core, none)
+                    .map(drop)
+                    .map_err(text)
+            }),
+        ),
         ("!personality", Box::new(|| nix::sys::personality::get().map(drop).map_err(text))),
         ("!local-service", Box::new(|| socket(AddressFamily::UNIX, SocketType::STREAM, None).map(drop).map_err(text))),
         ("!packets", Box::new(|| socket(AddressFamily::PACKET, SocketType::RAW, None).map(drop).map_err(text))),
@@ -147,7 +163,25 @@ fn main() -> ExitCode {
             }),
         ),
     ];
+    if reads_trees {
+        attempts.extend::<Vec<(&str, Attempt<'_>)>>(vec![
+            ("read-of-others", Box::new(|| fs_err::read(own.join("closed")).map(drop).map_err(text))),
+            (
+                "trusted-attribute",
+                Box::new(|| {
+                    let mut value = [0; 8];
+                    let length = lgetxattr(&file, "trusted.prepull", &mut value).map_err(text)?;
+                    if value[..length] == *b"seen" { Ok(()) } else { Err(format!("{value:?}")) }
+                }),
+            ),
+            // By one of these a file system is frozen.
+            ("!ioctl", Box::new(|| ioctl_getflags(fs_err::File::open(&file).map_err(text)?).map(drop).map_err(text))),
+            ("!handle", Box::new(|| open(Path::new("/proc/1/root/etc/hosts"), OFlags::RDONLY, 0).map_err(text))),
+        ]);
+    }
     for (name, attempt) in attempts {
+        // Of directories that are read, nothing is written.
+        let name = if reads_trees && matches!(name, "write" | "rename") { format!("!{name}") } else { name.to_owned() };
         match attempt() {
             Ok(()) => println!("{name}: done"),
             Err(error) => println!("{name}: refused: {error}"),

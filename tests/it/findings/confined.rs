@@ -17,14 +17,21 @@ use crate::support::fault_server::{Fault, FaultServer, Reply};
 /// Checks every thread of a process: no capability, no way to any, a filter of system calls.
 #[track_caller]
 fn assert_confined(process: u32) {
+    assert_left_with(process, 0);
+}
+
+/// The same of a process that has kept `capabilities`.
+#[track_caller]
+fn assert_left_with(process: u32, capabilities: u64) {
+    let (permitted, effective) = (format!("CapPrm:\t{capabilities:016x}"), format!("CapEff:\t{capabilities:016x}"));
     let mut threads = 0;
     for thread in fs_err::read_dir(format!("/proc/{process}/task")).unwrap() {
         // A thread may have ended meanwhile.
         let Ok(status) = fs_err::read_to_string(thread.unwrap().path().join("status")) else { continue };
         for line in [
             "CapInh:\t0000000000000000",
-            "CapPrm:\t0000000000000000",
-            "CapEff:\t0000000000000000",
+            &permitted,
+            &effective,
             "CapBnd:\t0000000000000000",
             "CapAmb:\t0000000000000000",
             "NoNewPrivs:\t1",
@@ -48,14 +55,25 @@ fn c08_a_compromised_process_of_roots_reaches_nothing() {
     let example = Path::new(env!("CARGO_BIN_EXE_prepull")).with_file_name("examples").join("confined_front");
     assert!(example.exists(), "{} is missing: cargo build --example confined_front", example.display());
     let shadow = fs_err::metadata("/etc/shadow").unwrap().permissions().mode();
-    let said = succeeds(Command::new(&example).arg(&own));
-    let mut lines = 0;
-    for line in said.lines() {
-        let expected = if line.starts_with('!') { ": refused: " } else { ": done" };
-        assert!(line.contains(expected), "{line}\n{said}");
-        lines += 1;
+    for mode in [&[][..], &["trees"]] {
+        if !mode.is_empty() {
+            // A directory of a machine's, which is only read.
+            fs_err::write(own.join("file"), "").unwrap();
+            rustix::fs::setxattr(own.join("file"), "trusted.prepull", b"seen", rustix::fs::XattrFlags::empty())
+                .unwrap();
+            fs_err::write(own.join("closed"), "").unwrap();
+            fs_err::set_permissions(own.join("closed"), PermissionsExt::from_mode(0o600)).unwrap();
+            chown(own.join("closed"), Some(1000), Some(1000)).unwrap();
+        }
+        let said = succeeds(Command::new(&example).arg(&own).args(mode));
+        let mut lines = 0;
+        for line in said.lines() {
+            let expected = if line.starts_with('!') { ": refused: " } else { ": done" };
+            assert!(line.contains(expected), "{mode:?}: {line}\n{said}");
+            lines += 1;
+        }
+        assert!(lines > 25, "{said}");
     }
-    assert!(lines > 25, "{said}");
     assert_eq!(fs_err::metadata("/etc/shadow").unwrap().permissions().mode(), shadow);
     assert!(!scratch.path().join("own.outside").exists());
 }
@@ -283,6 +301,44 @@ fn c08_what_a_fetcher_of_roots_keeps_is_said_where_the_keeper_says_what_is_wrong
     let troubles: Vec<&str> = status["troubles"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
     let expected = format!("keeping CAP_DAC_READ_SEARCH of root's: {} can be read by its owner only", path.display());
     assert_eq!(troubles, [expected], "{status}");
+}
+
+#[test]
+fn c08_directories_are_read_with_two_capabilities() {
+    if !needs_root("findings::confined::c08_directories_are_read_with_two_capabilities") {
+        return;
+    }
+    let mut world = World::new();
+    let one = world.image("one", &on_base("one"));
+    let _ = world.unpacked("root", &[&one]);
+    // A store on another disk, as the machine's own links lead to it; and a file that only its owner can read.
+    let machine = world.at.join("root");
+    fs_err::rename(machine.join("usr/lib/containers"), machine.join("disk")).unwrap();
+    std::os::unix::fs::symlink("/disk", machine.join("usr/lib/containers")).unwrap();
+    let closed = machine.join("disk/storage").join("overlay-images/images.json");
+    fs_err::set_permissions(&closed, PermissionsExt::from_mode(0o600)).unwrap();
+    chown(&closed, Some(1000), Some(1000)).unwrap();
+    for command in ["ls", "verify"] {
+        let output = world.prepull().arg(command).arg(&machine).output().unwrap();
+        let said = stderr(&output);
+        assert!(!said.contains("denied") && !said.contains("not permitted"), "{command}: {said}");
+    }
+    let tar = world.make("images.tar", &["--unpacker", "gnu"], &[&one]);
+    let mut command = world.prepull();
+    command.arg("diff").arg(&machine).arg("-").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let is_confined = || {
+        fs_err::read_to_string(format!("/proc/{}/status", child.id()))
+            .is_ok_and(|status| status.contains("Seccomp:\t2"))
+    };
+    wait_for("the filter", is_confined);
+    // CAP_DAC_READ_SEARCH and CAP_SYS_ADMIN.
+    assert_left_with(child.id(), 1 << 2 | 1 << 21);
+    // It follows the machine's links all the same.
+    std::io::copy(&mut fs_err::File::open(&tar).unwrap(), &mut child.stdin.take().unwrap()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = stderr(&output);
+    assert!(matches!(output.status.code(), Some(0 | 1)) && !said.contains("error:"), "{}: {said}", output.status);
 }
 
 #[test]
