@@ -153,7 +153,7 @@ fn path_hint(typed: &OsStr) -> Option<anyhow::Error> {
             "{item}: a directory without an image that is known (oci:DIR is an OCI layout, dir:DIR what skopeo writes)"
         ),
         (None, false) => anyhow!(
-            "{item}: a file that is no archive of images (docker-archive:FILE, oci-archive:FILE; a list of images is --images FILE)"
+            "{item}: not an archive of images (docker-archive:FILE, oci-archive:FILE; a list of images is --images FILE)"
         ),
     })
 }

@@ -200,7 +200,7 @@ pub fn epoch() -> anyhow::Result<Option<i64>> {
     let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH").filter(|text| !text.is_empty()) else { return Ok(None) };
     match text.to_str().and_then(|text| text.parse().ok()) {
         Some(seconds @ 0..=STAMP_MAX) => Ok(Some(seconds)),
-        _ => bail!("SOURCE_DATE_EPOCH={text:?} is no number of seconds since 1970"),
+        _ => bail!("SOURCE_DATE_EPOCH={text:?} is not a number of seconds since 1970"),
     }
 }
 

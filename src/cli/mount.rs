@@ -313,9 +313,10 @@ fn fetch_layer(wanted: &str, asks: &UnixStream, is_again: bool, notes: &mut Vec<
         let mut cache = None;
         for layer in layers_of(&plan.images).iter().filter(|layer| layers.contains(&layer.id)) {
             let blob = layer.layer.descriptor.digest;
-            let (item, number) = sources.items.get(&blob).ok_or_else(|| anyhow!("nobody knows where {blob} is"))?;
+            let (item, number) =
+                sources.items.get(&blob).ok_or_else(|| anyhow!("no source is recorded for blob {blob}"))?;
             let Typed { words, directory, .. } =
-                sources.commands.get(*number).context("nobody knows where it was typed")?;
+                sources.commands.get(*number).context("its command line is not recorded")?;
             std::env::set_current_dir(directory)?;
             let (registry, typed) = options_of(words)?;
             let location = Item::parse(std::ffi::OsStr::new(item))?.location;
@@ -370,7 +371,7 @@ fn options_of(words: &[OsString]) -> anyhow::Result<(RegistryArgs, CacheArgs)> {
             Some(MountCommand::Add(add)) => Ok((add.what.registry, add.what.cache)),
             _ => Ok((mount.what.registry, mount.what.cache)),
         },
-        _ => Err(anyhow!("nobody knows how it was typed")),
+        _ => Err(anyhow!("the recorded command line is not one of `prepull mount`")),
     }
 }
 
@@ -560,7 +561,7 @@ pub fn unmount(args: &UmountArgs, printer: &Printer) -> Result<(), Failure> {
             Ok(())
         }
         Err((attach::NotUnmounted::Busy, _)) => {
-            Err(anyhow!("{shown}: somebody uses it (prepull umount --lazy {shown}: it ends when nobody does)").into())
+            Err(anyhow!("{shown}: in use (prepull umount --lazy {shown} unmounts it as soon as it is not)").into())
         }
         Err((_, text)) => Err(anyhow!("{shown}: {text}").into()),
     }

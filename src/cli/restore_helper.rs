@@ -61,7 +61,7 @@ fn read(path: &Path, platform: &Platform) -> anyhow::Result<Helper> {
     // Opening a fifo waits.
     let metadata = fs_err::metadata(path)?;
     if !metadata.is_file() {
-        return Err(anyhow!("it is no regular file"));
+        return Err(anyhow!("it is not a regular file"));
     }
     if metadata.len() > HELPER_MAX {
         return Err(HelperError::TooLarge.into());

@@ -165,7 +165,7 @@ impl Making<'_> {
         let Entry { meta, kind, .. } = self.entry;
         if meta.uid == u32::MAX || meta.gid == u32::MAX {
             // To the kernel it means "leave it as it is".
-            return Err(self.refuse("4294967295 is nobody's number"));
+            return Err(self.refuse("4294967295 is not the id of a user or group"));
         }
         if let Kind::CharDevice(device) | Kind::BlockDevice(device) = kind {
             let is_whiteout = matches!(kind, Kind::CharDevice(_)) && *device == Device::WHITEOUT;

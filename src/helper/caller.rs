@@ -20,7 +20,7 @@ use rustix::stdio::stdin;
 use super::Error;
 use super::policy::{Allow, Id, Policy, number, trusted};
 
-const PEER: &str = "who is at the other end of standard input";
+const PEER: &str = "finding the process at the other end of standard input";
 
 /// The most bytes of /etc/passwd and /etc/group: a hundred thousand users.
 const TABLE_MAX: usize = 8 << 20;

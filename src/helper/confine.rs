@@ -84,7 +84,9 @@ pub fn begin(mode: &str) -> Result<Option<OsString>, Error> {
     // 1. The environment. Nothing here asks for it, but libraries do. It cannot be cleared in place without `unsafe`; so again,
     // from the same file, which also takes out of memory what was loaded for it.
     if let Some(name) = OTHER_STARTERS.into_iter().find(|name| std::env::var_os(name).is_some()) {
-        return Err(Error::said(format!("{name} is set, but only sudo is asked who calls: use sudo, or unset it")));
+        return Err(Error::said(format!(
+            "{name} is set, but only sudo may start this program for a user: use sudo, or unset it"
+        )));
     }
     let sudo_uid = std::env::var_os(SUDO_UID);
     if std::env::vars_os().any(|(name, _)| name != SUDO_UID) {
@@ -187,7 +189,7 @@ pub fn open_target<'a>(allow: &[&'a Allow]) -> Result<(&'a Allow, OwnedFd), Erro
             return Ok((entry, root));
         }
     }
-    Err(Error::said(format!("{HERE} is no root that {PATH} allows to the caller (roots may not be symbolic links)")))
+    Err(Error::said(format!("{PATH} does not allow the caller {HERE} as a root (roots may not be symbolic links)")))
 }
 
 /// Refuses a target out of which users could run a setuid program of an image, or open a device of one: whatever a caller who

@@ -133,7 +133,7 @@ pub struct Job {
 pub struct Until {
     /// When all must be over.
     pub deadline: Instant,
-    /// Whether nobody waits for it any more: looked at before something is published.
+    /// Whether the caller has gone: looked at before something is published.
     pub is_gone: fn() -> bool,
     /// Called with true before the locks of a store are taken, and with false when they are free: a process that holds them must
     /// not be stopped.
@@ -142,7 +142,7 @@ pub struct Until {
 
 impl Until {
     fn wanted(self) -> Result<(), Error> {
-        if (self.is_gone)() { Err(Error::said("nobody waits for it any more")) } else { Ok(()) }
+        if (self.is_gone)() { Err(Error::said("the caller has gone")) } else { Ok(()) }
     }
 
     fn check(self) -> Result<(), Error> {

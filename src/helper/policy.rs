@@ -214,7 +214,10 @@ pub(super) fn trusted(path: &str, max: usize) -> Result<String, Error> {
     loop {
         let stat = fstat(&fd).map_err(|error| bad(&reached, &error))?;
         if stat.st_uid != 0 || stat.st_mode & 0o022 != 0 {
-            return Err(bad(&reached, &"it must be root's, and writable by nobody else (chown root, chmod go-w)"));
+            return Err(bad(
+                &reached,
+                &"it must belong to root, and no other user may write to it (chown root, chmod go-w)",
+            ));
         }
         let Some(name) = names.next() else {
             if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {

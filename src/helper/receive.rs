@@ -40,7 +40,7 @@ const IDENTITY_MAX: usize = 128;
 
 /// What an entry is refused for.
 pub(super) const OPEN: &str = "another layer or image is not complete yet";
-pub(super) const NO_FILE: &str = "it is no file of a layer or image";
+pub(super) const NO_FILE: &str = "it is not a file of a layer or an image";
 
 /// What the stream is refused for at its end.
 pub(super) const INCOMPLETE: &str = "the last layer or image is not complete";
@@ -306,7 +306,7 @@ impl<'a, R: Read> Stream<'a, R> {
     /// When it is none, or cannot be read.
     pub fn text(&mut self, entry: &Entry) -> Result<String, Error> {
         let Kind::Regular { size: size @ 1..=RECORD_MAX } = entry.kind else {
-            return Err(Error::refused(entry, "it is no small file"));
+            return Err(Error::refused(entry, "it is not a small file"));
         };
         let left = self.records.checked_sub(size);
         self.records = left.ok_or_else(|| Error::refused(entry, "too many records at once"))?;
@@ -320,7 +320,7 @@ impl<'a, R: Read> Stream<'a, R> {
     /// # Errors
     /// When it is none, or cannot be made.
     pub fn file(&mut self, directory: &Dir, name: &[u8], entry: &Entry) -> Result<(), Error> {
-        let Kind::Regular { size } = entry.kind else { return Err(Error::refused(entry, "it is no regular file")) };
+        let Kind::Regular { size } = entry.kind else { return Err(Error::refused(entry, "it is not a regular file")) };
         self.budget.take(entry, size)?;
         let failed = |error| Error::system(format!("making {}", shown(&entry.path)), error);
         let file = directory.create(name, 0o600).map_err(failed)?;

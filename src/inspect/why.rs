@@ -368,13 +368,13 @@ fn candidates(
         let reference =
             parse(&full).filter(|_| !is_short(&alias.value) && alias.value == self::repository(&alias.value));
         let reference =
-            reference.ok_or_else(|| format!("{}: {:?} is no name for an alias", alias.origin, alias.value))?;
+            reference.ok_or_else(|| format!("{}: {:?} cannot be the name of an alias", alias.origin, alias.value))?;
         return Ok(vec![(without_tag_beside_digest(reference), Some(alias.origin.clone()))]);
     }
     let mut all = Vec::new();
     for registry in config.search.as_deref().unwrap_or_default() {
         let reference = parse(&format!("{}/{name}", registry.value))
-            .ok_or_else(|| format!("{}: {:?} is no registry", registry.origin, registry.value))?;
+            .ok_or_else(|| format!("{}: {:?} is not a registry", registry.origin, registry.value))?;
         all.push((without_tag_beside_digest(reference), Some(registry.origin.clone())));
     }
     // CRI-O `pkg/config/config.go`: enforcing is the default since 1.34; up to 1.33 there is no other than disabled.
@@ -462,7 +462,7 @@ fn pause(stores: &Stores<'_>, config: &MachineConfig, candidates: &[Reference], 
         Some(set) => {
             if normal(&set.value).is_none() {
                 problems.push(format!(
-                    "{}: {:?} is no image: CRI-O does not start (\"invalid pause image\")",
+                    "{}: {:?} is not an image: CRI-O does not start (\"invalid pause image\")",
                     set.origin, set.value
                 ));
             }

@@ -526,7 +526,7 @@ impl Keeper {
                         Err((NotUnmounted::Busy, _)) => {
                             let _ = self.unmount(true);
                             self.trouble(format!(
-                                "{name}: somebody uses it: unmounted, and served until nobody does (again: at once)"
+                                "{name}: in use: unmounted, and served until it is not (a second signal ends it at once)"
                             ));
                         }
                         Err((NotUnmounted::Other, text)) => self.trouble(format!("{name}: unmounting: {text}")),

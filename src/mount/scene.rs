@@ -288,7 +288,7 @@ impl Scene {
         }
         let saved = plan.images.values().map(|image| {
             SavedImage::of(image)
-                .ok_or_else(|| Error::Other(format!("image {}: its config or manifest is no text", image.id())))
+                .ok_or_else(|| Error::Other(format!("image {}: its config or manifest is not text", image.id())))
         });
         let scene = Self {
             generation: before.map_or(1, |before| before.generation + 1),

@@ -240,9 +240,7 @@ fn target(typed: &Path) -> io::Result<PathBuf> {
     if typed.as_os_str().as_bytes().ends_with(b"/") {
         return match rustix::fs::stat(typed).map(|found| FileType::from_raw_mode(found.st_mode)) {
             Ok(FileType::Directory) => is_directory(),
-            _ => {
-                refuse(io::ErrorKind::NotADirectory, "there is no such directory (a file's name has no `/` at its end)")
-            }
+            _ => refuse(io::ErrorKind::NotADirectory, "no such directory (the name of a file does not end with `/`)"),
         };
     }
     let found = match rustix::fs::lstat(typed) {
@@ -402,8 +400,8 @@ mod tests {
         symlink("nothing", at.join("dangling")).unwrap();
         symlink("loop", at.join("loop")).unwrap();
         symlink(".", at.join("directory")).unwrap();
-        refused(&at.join("new/"), "there is no such directory");
-        refused(&at.join("old/"), "there is no such directory");
+        refused(&at.join("new/"), "no such directory");
+        refused(&at.join("old/"), "no such directory");
         refused(at, "it is a directory");
         refused(&at.join("directory"), "it is a directory");
         refused(&at.join("directory/"), "it is a directory");

@@ -344,7 +344,7 @@ impl<'a> Indexer<'a> {
                 || kind.is_pax_global_extensions()
                 || kind.is_gnu_longname()
                 || kind.is_gnu_longlink();
-            let Ok(size) = header.entry_size() else { return self.wrong("the size is no number") };
+            let Ok(size) = header.entry_size() else { return self.wrong("the size is not a number") };
             let size = if special { size } else { extensions.size.unwrap_or(size) };
             let has_data = special || !matches!(kind.as_byte(), b'1'..=b'6');
             let size = if has_data { size } else { 0 };
@@ -375,7 +375,7 @@ impl<'a> Indexer<'a> {
         let sum: u32 = bytes[..148].iter().chain(&bytes[156..]).map(|b| u32::from(*b)).sum::<u32>() + 8 * 32;
         match header.cksum() {
             Ok(expected) if expected == sum => Ok(()),
-            _ => self.wrong("wrong checksum, so this is no tar header"),
+            _ => self.wrong("wrong checksum, so this is not a tar header"),
         }
     }
 
@@ -403,7 +403,7 @@ impl<'a> Indexer<'a> {
                 b"linkpath" => extensions.link = Some(value.to_vec()),
                 b"size" => match std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()) {
                     Some(size) => extensions.size = Some(size),
-                    None => return self.wrong("a PAX size that is no number"),
+                    None => return self.wrong("a PAX size that is not a number"),
                 },
                 _ if extensions.sparse.take(key, value).is_none() => return self.wrong(BAD_SPARSE),
                 _ => {}

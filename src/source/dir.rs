@@ -28,7 +28,7 @@ pub(super) fn open(path: &Path) -> Result<Dir, Error> {
     if directory.open("manifest.json")?.is_none() {
         let hint = if directory.has("index.json") { "; for an OCI layout write oci:PATH" } else { "" };
         return Err(Error::Invalid(format!(
-            "{}: no manifest.json, so this is no image as skopeo writes it{hint}",
+            "{}: no manifest.json, so this is not a directory that skopeo wrote{hint}",
             directory.shown
         )));
     }

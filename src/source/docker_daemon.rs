@@ -137,7 +137,7 @@ fn parse_head(bytes: &[u8]) -> Result<Option<Head>, String> {
     let length = match response.parse(bytes) {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) => return Ok(None),
-        Err(error) => return Err(format!("its answer is no HTTP: {error}")),
+        Err(error) => return Err(format!("its answer is not HTTP: {error}")),
     };
     let field = |name: &str| {
         response.headers.iter().find(|field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)
@@ -148,7 +148,7 @@ fn parse_head(bytes: &[u8]) -> Result<Option<Head>, String> {
     let content_length = match field("content-length") {
         Some(value) => {
             let number = std::str::from_utf8(value).ok().and_then(|value| value.trim().parse().ok());
-            Some(number.ok_or("its Content-Length is no number")?)
+            Some(number.ok_or("its Content-Length is not a number")?)
         }
         None => None,
     };

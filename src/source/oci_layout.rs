@@ -131,7 +131,10 @@ impl<F: Files> Layout<F> {
             } else {
                 "; it looks like what docker save writes: write docker-archive:PATH"
             };
-            return Err(Error::Invalid(format!("{}: no index.json, so this is no OCI layout{hint}", files.shown())));
+            return Err(Error::Invalid(format!(
+                "{}: no index.json, so this is not an OCI layout{hint}",
+                files.shown()
+            )));
         };
         let json = |error| bad_json(&files, "index.json", &error);
         let manifests = index.top().get_items("manifests").map_err(json)?;

@@ -45,13 +45,13 @@ pub enum HelperError {
     #[error("it has more than {} MiB", HELPER_MAX >> 20)]
     TooLarge,
     /// It is no program.
-    #[error("it is no ELF program")]
+    #[error("it is not an ELF program")]
     NotElf,
     /// The machine may not have the libraries that it wants.
     #[error("it is not statically linked")]
     NotStatic,
     /// It is for other machines.
-    #[error("it is no program for {0}")]
+    #[error("it is not a program for {0}")]
     OtherArchitecture(String),
 }
 

@@ -322,7 +322,7 @@ impl Judge<'_> {
         if let Some(known) = self.digests.get(&number) {
             return Ok(*known);
         }
-        let InodeKind::Regular { size, .. } = inode.kind else { return Err("is no file".to_owned()) };
+        let InodeKind::Regular { size, .. } = inode.kind else { return Err("is not a regular file".to_owned()) };
         let mut content = self.contents.open(path.as_bytes(), inode).map_err(unreadable)?.take(size);
         let mut hasher = Hasher::new();
         let mut buffer = vec![0; 64 << 10];

@@ -49,7 +49,7 @@ pub(super) fn judge(contents: &Contents, unpacker: Unpacker, checked: bool, repo
         for path in ROOT_DIRECTORIES.iter().filter(|path| !graphroots.contains(path)) {
             let Some(inode) = contents.rest().get(path.as_bytes()).filter(|inode| !inode.stamped) else { continue };
             if inode.kind != InodeKind::Directory {
-                add(Rule::RootDirectory, Severity::Error, format!("/{path}"), "is no directory".to_owned());
+                add(Rule::RootDirectory, Severity::Error, format!("/{path}"), "is not a directory".to_owned());
             } else if (inode.mode, inode.uid, inode.gid) != (0o755, 0, 0) {
                 let (severity, mode) = if *path == "root" { (Severity::Note, 0o700) } else { (Severity::Error, 0o755) };
                 if inode.mode != mode || (inode.uid, inode.gid) != (0, 0) {
@@ -76,7 +76,7 @@ fn rule_of(kind: OddityKind) -> (Rule, &'static str) {
         OddityKind::Global => (Rule::TarGlobal, "has a header for all entries after it"),
         OddityKind::Vanished => (Rule::Vanished, "was gone when it was to be read"),
         OddityKind::NoDirectory => (Rule::TarNoDirectory, "comes after what is in it, or not at all"),
-        OddityKind::ThroughLink => (Rule::TarThroughLink, "is in something that is no directory"),
+        OddityKind::ThroughLink => (Rule::TarThroughLink, "is below something that is not a directory"),
         OddityKind::Twice => (Rule::TarTwice, "is there twice"),
         OddityKind::NoTarget => (Rule::TarNoTarget, "is a hard link to what has not come before it"),
         OddityKind::Type => (Rule::TarType, "has an unknown type"),

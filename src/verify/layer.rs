@@ -57,7 +57,7 @@ impl Judge<'_> {
     fn layer_id(&mut self, place: &str, record: &LayerRecord, digest: &str) {
         let id = short(&record.id);
         let Ok(diff_id) = digest.parse::<Digest>() else {
-            let what = format!("layer {id}: diff-digest {digest:?} is no digest");
+            let what = format!("layer {id}: diff-digest {digest:?} is not a digest");
             self.add(Rule::LayerDigest, place.to_owned(), what);
             return;
         };
@@ -146,10 +146,10 @@ impl Judge<'_> {
         };
         let diff = self.contents.layers(self.store).get(&record.id).and_then(|files| files.get(b""));
         if diff.is_none_or(|inode| inode.kind != InodeKind::Directory) {
-            self.add(Rule::LayerDirectory, format!("{directory}/diff"), "is missing, or no directory".to_owned());
+            self.add(Rule::LayerDirectory, format!("{directory}/diff"), "is missing, or is not a directory".to_owned());
         }
         if record.parent().is_none() && !has(self, "empty") {
-            self.add(Rule::LayerEmpty, format!("{directory}/empty"), "is missing, or no directory".to_owned());
+            self.add(Rule::LayerEmpty, format!("{directory}/empty"), "is missing, or is not a directory".to_owned());
         }
         for name in ["merged", "work"] {
             let path = format!("{directory}/{name}");
@@ -171,7 +171,7 @@ impl Judge<'_> {
             return None;
         };
         if link.is_empty() || !link.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-            self.add(Rule::LayerLinkContent, path, format!("has {link:?}, which is no link's name"));
+            self.add(Rule::LayerLinkContent, path, format!("has {link:?}, which is not the name of a link"));
             return None;
         }
         let expected = format!("../{}/diff", record.id);

@@ -140,7 +140,7 @@ fn policy(contents: &Contents, add: &mut impl FnMut(Rule, String, String)) {
 /// The types of the default's requirements (`policy_config.go`: unknown keys, unknown types and an empty list are refused).
 fn default_requirements(bytes: &[u8]) -> Result<Vec<String>, String> {
     let document: serde_json::Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    let object = document.as_object().ok_or("is no object")?;
+    let object = document.as_object().ok_or("is not an object")?;
     if let Some(key) = object.keys().find(|key| !matches!(&key[..], "default" | "transports")) {
         return Err(format!("has an unknown key {key:?}"));
     }

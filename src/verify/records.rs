@@ -187,7 +187,7 @@ pub(super) fn parse<T: DeserializeOwned>(
     for (at, record) in records.into_iter().enumerate() {
         let record = record.ok_or_else(|| format!("record {at} is null"))?;
         if let Some(time) = created(&record).filter(|time| !is_time(time)) {
-            return Err(format!("record {at}: {time:?} is no time"));
+            return Err(format!("record {at}: {time:?} is not a time"));
         }
         all.push(record);
     }

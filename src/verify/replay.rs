@@ -34,10 +34,10 @@ pub(super) enum Error {
     #[error(transparent)]
     Split(#[from] SplitError),
     /// What it gives is no layer.
-    #[error("what it gives is no layer: {0}")]
+    #[error("what it restores is not a layer: {0}")]
     Tar(#[from] TarError),
     /// An entry that cannot be unpacked.
-    #[error("what it gives is no layer: entry {0:?}: {1}")]
+    #[error("what it restores is not a layer: entry {0:?}: {1}")]
     Place(String, PlaceError),
     /// More than any layer gives.
     #[error("it gives more than {0}")]

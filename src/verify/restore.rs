@@ -47,7 +47,7 @@ impl Judge<'_> {
         let what = match (bytes, mode) {
             (_, None) => Some("is not there".to_owned()),
             (_, Some(mode)) if mode & 0o111 == 0 => Some("is not executable".to_owned()),
-            (None, _) => Some("is no file, or too large".to_owned()),
+            (None, _) => Some("is not a regular file, or is too large".to_owned()),
             (Some(bytes), _) => static_machine(&bytes).err().map(|error| error.to_string()),
         };
         let runs = what.is_none();
@@ -60,7 +60,7 @@ impl Judge<'_> {
     /// What the helper will read.
     fn entries(&self, path: &str) -> Result<HashMap<Vec<u8>, Entry>, String> {
         let inode = self.contents.rest().get(path.as_bytes()).ok_or("is not there")?;
-        let InodeKind::Regular { size, .. } = inode.kind else { return Err("is no file".to_owned()) };
+        let InodeKind::Regular { size, .. } = inode.kind else { return Err("is not a regular file".to_owned()) };
         if size > MANIFEST_MAX {
             return Err(format!("has more than {} MiB", MANIFEST_MAX >> 20));
         }

@@ -119,7 +119,7 @@ rules! {
     TarType "tar-type" Error Error WrongContent WrongContent "unpackers do not know it, and leave it out or make a file of it" AGAIN;
     TarPaxNumber "tar-pax-number" Error Error WrongContent WrongContent "busybox does not read PAX records: it takes the wrong owner, or loses its place in the archive" "write the tar with `prepull make`, or unpack it with GNU tar";
     TarSparse "tar-sparse" Error Error WrongContent WrongContent "busybox does not know sparse files" "make the tar without --sparse";
-    Vanished "vanished" Note Note Kept Kept "the store is in use: what was found is from different moments" "look once more when nobody uses it";
+    Vanished "vanished" Note Note Kept Kept "the store is in use: what was found is from different moments" "verify it again when it is not in use";
     Socket "socket" Note Note Kept Kept "sockets are not part of images" REMOVE;
 
     // What else is in the machine.
@@ -213,7 +213,7 @@ rules! {
     LayerLowerContent "layer-lower-content" Error Error PodFails ImageDeleted "its containers do not start, or see other files than the image has" AGAIN;
     LayerLowerLayers "layer-lower-layers" Error Error WrongContent ImageDeleted "containers/storage since 1.64 believes it, and mounts other layers" AGAIN;
     LayerLowerLayersMissing "layer-lower-layers-missing" Note Note Kept Kept "containers/storage since 1.64 falls back to `lower`" AGAIN;
-    LayerRootMode "layer-root-mode" Error Error PodFails PodFails "the containers' `/` is closed for whoever is not root: exec fails with EACCES" AGAIN;
+    LayerRootMode "layer-root-mode" Error Error PodFails PodFails "only root may enter the containers' `/`: exec fails with EACCES" AGAIN;
     LayerOrphan "layer-orphan" Error Error ImageDeleted ImageDeleted "the layer's images are lost, and CRI-O deletes it at the next start: probably a second tar for a machine's own store was unpacked over a store that had images" OVER;
     TarSplit "tar-split" Warning Warning Kept Kept "the image cannot be pushed, saved or checked, and its files could not be compared" AGAIN;
     TarSplitMalformed "tar-split-malformed" Error Error Kept Kept "the image cannot be pushed, saved or checked, and its files could not be compared" AGAIN;

@@ -92,7 +92,7 @@ impl Judge<'_> {
             let layer = target.strip_prefix(b"../").and_then(|rest| rest.strip_suffix(b"/diff"));
             let layer = layer.and_then(|id| std::str::from_utf8(id).ok());
             if layer.is_none_or(|id| !contents.layers(store).contains_key(id)) {
-                self.add(Rule::LinkTarget, place, format!("{what}, which is no layer of this store"));
+                self.add(Rule::LinkTarget, place, format!("{what}, which is not a layer of this store"));
             }
         }
     }

@@ -37,7 +37,7 @@ impl Judge<'_> {
             match self.contents.rest().get(path.as_bytes()).map(|inode| &inode.kind) {
                 None => self.add(Rule::Lock, path, "is missing".to_owned()),
                 Some(InodeKind::Regular { .. }) => {}
-                Some(_) => self.add(Rule::StoreType, path, "is no file".to_owned()),
+                Some(_) => self.add(Rule::StoreType, path, "is not a regular file".to_owned()),
             }
         }
         // Of containers an additional store has none.
@@ -46,7 +46,7 @@ impl Judge<'_> {
             let path = self.below(directory);
             let inode = self.contents.rest().get(path.as_bytes());
             if inode.is_some_and(|inode| inode.kind != InodeKind::Directory) {
-                self.add(Rule::StoreType, path, "is no directory".to_owned());
+                self.add(Rule::StoreType, path, "is not a directory".to_owned());
             }
         }
         for state in STATE.iter().filter(|_| self.contents.is_tar()) {

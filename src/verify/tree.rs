@@ -158,7 +158,7 @@ impl Judge<'_> {
         if let Some(first) = first {
             let first = layer.tree.path(first);
             if tree.files.number(path) != tree.files.number(&first) && tree.files.get(&first).is_some() {
-                let what = format!("is no hard link of {:?}", String::from_utf8_lossy(&first));
+                let what = format!("is not a hard link of {:?}", String::from_utf8_lossy(&first));
                 self.add(Rule::EntryHardlink, tree.place(path), what);
             }
         }

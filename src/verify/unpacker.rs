@@ -133,7 +133,7 @@ impl Judge<'_> {
         let state = format!("{directory}/state");
         let pending = small_text(self.contents, &state, 64).is_some_and(|text| text.trim_end() == "pending");
         if !pending || self.contents.rest().get(state.as_bytes()).is_none_or(|inode| inode.uid != NOBODY) {
-            let what = "is not \"pending\" and nobody's: the script would do nothing".to_owned();
+            let what = format!("is not \"pending\" and owned by user {NOBODY}: the script would do nothing");
             self.add(Rule::OwnersList, state, what);
         }
         let mut lists = self.lists(&directory);

@@ -267,8 +267,8 @@ fn what_is_wrong_with_the_command_is_told_before_the_work() {
     };
     fails(&mut make(&["--pause", "r.io/pause:1", "--no-config"]), 2, "cannot be used with");
     for epoch in ["soon", "-1", "253402300800"] {
-        fails(make(&["oci:none"]).env("SOURCE_DATE_EPOCH", epoch), 2, "is no number of seconds since 1970");
+        fails(make(&["oci:none"]).env("SOURCE_DATE_EPOCH", epoch), 2, "is not a number of seconds since 1970");
     }
     let mut command = prepull(at);
-    fails(command.args(["make", &hello(), "-o", "new/"]).current_dir(at), 1, "new/: there is no such directory");
+    fails(command.args(["make", &hello(), "-o", "new/"]).current_dir(at), 1, "new/: no such directory");
 }

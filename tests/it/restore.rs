@@ -295,9 +295,9 @@ fn what_is_no_helper_is_refused() {
         assert!(!at.join("x.tar").exists());
     };
     refused(Path::new("/bin/sh"), "linux/amd64", "not statically linked");
-    refused(&static_helper(), "linux/s390x", "no program for s390x");
-    refused(&at.join("lossy/index.json"), "linux/amd64", "no ELF program");
-    refused(at, "linux/amd64", "no regular file");
+    refused(&static_helper(), "linux/s390x", "not a program for s390x");
+    refused(&at.join("lossy/index.json"), "linux/amd64", "not an ELF program");
+    refused(at, "linux/amd64", "not a regular file");
     refused(&at.join("nowhere"), "linux/amd64", "nowhere");
     let large = at.join("large");
     fs_err::File::create(&large).unwrap().set_len((16 << 20) + 1).unwrap();

@@ -314,7 +314,7 @@ fn damaged_and_hostile_layouts_are_refused() {
     refused(at, "oci:l", "\"2.0.0\" is unknown");
     fs_err::remove_file(at.join("l/oci-layout")).unwrap();
     fs_err::remove_file(at.join("l/index.json")).unwrap();
-    refused(at, "oci:l", "no OCI layout");
+    refused(at, "oci:l", "not an OCI layout");
     let status = std::process::Command::new("mkfifo").arg(at.join("l/index.json")).status().unwrap();
     assert!(status.success());
     refused(at, "oci:l", "not a regular file");

@@ -310,7 +310,7 @@ fn the_command_line_says_what_is_wrong() {
     let lines: Vec<&str> = text.lines().collect();
     assert!(
         lines[1].starts_with("error: var/lib/containers/storage/overlay/")
-            && lines[1].ends_with("/empty: is missing, or no directory [layer-empty]"),
+            && lines[1].ends_with("/empty: is missing, or is not a directory [layer-empty]"),
         "{text}"
     );
     assert!(lines[2].starts_with("    then: after a power cut CRI-O deletes all images"), "{text}");

@@ -295,7 +295,7 @@ impl Store {
                 }
                 Err(nix::Error::EAGAIN | nix::Error::EACCES) => {
                     let hint = "is a pull under way?";
-                    return Err(Error::said(format!("{name} is locked by somebody else for too long ({hint})")));
+                    return Err(Error::said(format!("{name} is locked by another process for too long ({hint})")));
                 }
                 Err(error) => {
                     return Err(Error::system(format!("locking {name}"), Errno::from_raw_os_error(error as i32)));

@@ -151,7 +151,7 @@ fn short_names_take_the_machines_registries() {
     assert_eq!(machine("[aliases]\nz='q.io/x/y'").why("z").verdict, Verdict::Pulls);
     assert_eq!(machine("[aliases]\nz='q.io/x/y'").finds("z:2"), None);
     let bad = machine("[aliases]\nz='y'").why("z");
-    assert_eq!(bad.lookup.error.unwrap(), "etc/containers/registries.conf:2: \"y\" is no name for an alias");
+    assert_eq!(bad.lookup.error.unwrap(), "etc/containers/registries.conf:2: \"y\" cannot be the name of an alias");
     assert!(machine("unqualified-search-registries=['Q_']").why("a:1").lookup.error.is_some());
 }
 

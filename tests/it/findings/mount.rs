@@ -204,7 +204,7 @@ fn a06_a_tar_with_a_hostile_skeleton_is_not_mounted() {
         (
             "unused-link",
             |store, _| replace(store.join("overlay/l/ABCDEFGHIJKLMNOPQRSTUVWXYZ"), "/etc"),
-            "no layer of this store",
+            "not a layer of this store",
         ),
         (
             "link-of-another",
@@ -217,7 +217,7 @@ fn a06_a_tar_with_a_hostile_skeleton_is_not_mounted() {
         (
             "link-up",
             |store, chain| fs_err::write(store.join("overlay").join(&chain[0]).join("link"), "../../x").unwrap(),
-            "no link's name",
+            "not the name of a link",
         ),
         (
             "lower-up",

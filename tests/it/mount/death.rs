@@ -306,7 +306,7 @@ fn who_has_a_file_open_reads_it_to_its_end() {
         match signal {
             Some(signal) => kill(mount.keeper, signal),
             None => {
-                fails(&mut mount.prepull(&["umount"]), 1, "somebody uses it (prepull umount --lazy ");
+                fails(&mut mount.prepull(&["umount"]), 1, "in use (prepull umount --lazy ");
                 assert!(is_mounted(&mount.at));
                 succeeds(&mut mount.prepull(&["umount", "--lazy", "--quiet"]));
             }

@@ -67,7 +67,8 @@ fn paths_that_lead_elsewhere() {
     let at = diff(2);
     let outside = jail.at("outside").display().to_string();
     let mut attacks: Vec<Attack> = Vec::new();
-    let (path, store, file, layer) = ("its path", "not in the store", "no file of a layer", "not belong to the layer");
+    let (path, store, file, layer) =
+        ("its path", "not in the store", "not a file of a layer", "not belong to the layer");
     let mut paths: Vec<(Vec<u8>, &str)> = [
         ("/etc/passwd", path),
         ("../x", path),
@@ -285,7 +286,7 @@ fn kinds_and_metadata_that_no_policy_allows() {
     let empty = Kind::Regular { size: 0 };
     let nodes = [Kind::Fifo, Kind::Symlink(b"x".to_vec()), Kind::CharDevice(Device::WHITEOUT)];
     for kind in [&[empty.clone(), Kind::Directory], &nodes[..]].concat() {
-        let why = "4294967295 is nobody's number";
+        let why = "4294967295 is not the id of a user or group";
         add(format!("uid of nobody, {kind:?}"), why, Meta { uid: u32::MAX, ..meta(0o644) }, &kind);
         add(format!("gid of nobody, {kind:?}"), why, Meta { gid: u32::MAX, ..meta(0o644) }, &kind);
     }

@@ -22,12 +22,12 @@ fn records_that_do_not_fit() {
     let lines = layer_record(2, Some(1)).to_lines();
     let many = |count: u32| (0..count).map(|number| (4_000_000_000 + number).to_string()).collect::<Vec<_>>().join(" ");
     let mut records = vec![
-        (String::new(), "no small file"),
+        (String::new(), "not a small file"),
         ("\n".to_owned(), "`id`"),
         ("id".to_owned(), "`text`"),
         (lines.trim_end().to_owned(), "`text`"),
         ("x".repeat(2 << 20), "`text`"),
-        ("x".repeat((2 << 20) + 1), "no small file"),
+        ("x".repeat((2 << 20) + 1), "not a small file"),
     ];
     let (time, parent) = ("2024-01-01T00:00:00Z", format!("parent {}\n", id(1)));
     for (from, to, why) in [
@@ -108,7 +108,7 @@ fn records_that_do_not_fit() {
     let config_line = lines.lines().find(|line| line.starts_with("data sha256:")).unwrap();
     let name = "name localhost/bad:1\n";
     let size = format!("data manifest {}", manifest.len());
-    let mut images = vec![(String::new(), "no small file")];
+    let mut images = vec![(String::new(), "not a small file")];
     let more = format!("{name}{name}");
     for (from, to, why) in [
         (&record.id[..], &id(5)[..], "`data`"),
@@ -192,11 +192,11 @@ fn records_that_do_not_fit() {
         let split = format!("{GRAPHROOT}/overlay-layers/{}.tar-split.gz", id(2));
         let stream = Stream::new("install", &jail).dir(diff(2)).at(split, kind.clone());
         let stream = stream.file("prepull-layer", layer_record(2, None).to_lines()).end();
-        attacks.push((format!("{what} as the tar-split"), "no regular file", stream));
+        attacks.push((format!("{what} as the tar-split"), "not a regular file", stream));
         let in_layer = || Stream::new("install", &jail).dir(diff(2)).split(2);
         for (name, why, before) in [
-            ("prepull-layer", "no small file", in_layer()),
-            ("prepull-image", "no small file", Stream::new("install", &jail)),
+            ("prepull-layer", "not a small file", in_layer()),
+            ("prepull-image", "not a small file", Stream::new("install", &jail)),
             ("prepull-image", "is not complete", in_layer()),
             ("prepull-request", "not in the store", in_layer()),
         ] {
@@ -234,12 +234,12 @@ fn requests_and_order() {
     let (version, word, no_graphroot) = ("another version", "the word is unknown", "it has no graphroot");
     let (elsewhere, other_store, more) = ("another directory", "another graphroot", "more lines");
     let mut requests = vec![
-        (String::new(), "no small file"),
+        (String::new(), "not a small file"),
         ("\n".to_owned(), version),
         ("prepull 1".to_owned(), version),
         ("prepull 1\n".to_owned(), "it has no word"),
         ("x".repeat(2 << 20), version),
-        ("x".repeat((2 << 20) + 1), "no small file"),
+        ("x".repeat((2 << 20) + 1), "not a small file"),
         (format!("{good_lines}\n"), more),
         (format!("{good_lines}layer {}\n", id(1)), more),
         (good_lines.trim_end().to_owned(), elsewhere),
