@@ -24,6 +24,7 @@
 //! | atomic |  |
 //! | text |  |
 //! | threads |  |
+//! | signals |  |
 //! | compression |  |
 //! | confine |  |
 //! | config | threads |
@@ -41,10 +42,10 @@
 //! | sink | atomic, digest, segment, storage, threads |
 //! | plan | compression, digest, go_types, image, reference, source, storage, threads |
 //! | make | atomic, compression, digest, entry, image, media_type, plan, segment, sink, source, storage, threads |
-//! | mount | atomic, digest, entry, inspect, layer, make, plan, segment, sink, storage, threads, wire |
+//! | mount | atomic, digest, entry, inspect, layer, make, plan, segment, signals, sink, storage, threads, wire |
 //! | verify | digest, entry, go_types, image, inspect, json, layer, reference, segment, storage, threads, wire |
 //! | xcluster | atomic |
-//! | cli | atomic, compression, config, confine, digest, go_types, helper, image, inspect, install, make, mount, plan, reference, registry, segment, sink, source, storage, text, threads, verify, xcluster |
+//! | cli | atomic, compression, config, confine, digest, go_types, helper, image, inspect, install, make, mount, plan, reference, registry, segment, signals, sink, source, storage, text, threads, verify, xcluster |
 
 #[cfg(feature = "front")]
 pub mod atomic;
@@ -83,6 +84,8 @@ pub mod reference;
 pub mod registry;
 #[cfg(feature = "front")]
 pub mod segment;
+#[cfg(feature = "front")]
+pub mod signals;
 #[cfg(feature = "front")]
 pub mod sink;
 #[cfg(feature = "front")]

@@ -272,20 +272,10 @@ fn raise_file_limit() {
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
-/// Signals that whoever started this process wants ignored (`nohup`, `&` in a script), as bits; 0 if nobody knows.
-fn ignored_signals() -> u64 {
-    let status = fs_err::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
-}
-
 /// On SIGINT, SIGTERM and SIGHUP: no rubbish, one line, 130. What is ignored stays ignored. `told` is set before anything else
 /// goes on in this process.
 fn stop_on_signals(told: &Arc<AtomicBool>, printer: &Printer) -> std::io::Result<()> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let ignored = ignored_signals();
-    let handled = [SIGHUP, SIGINT, SIGTERM].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0);
-    let handled: Vec<_> = handled.collect();
+    let handled = crate::signals::ending();
     for signal in &handled {
         signal_hook::flag::register(*signal, Arc::clone(told))?;
     }

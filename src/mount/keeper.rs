@@ -27,7 +27,6 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::Error;
 use super::attach::{self, NotUnmounted};
@@ -38,6 +37,7 @@ use super::scene::{are_allowed, sources_in};
 use super::serve::{JOURNAL, overdue};
 use super::wire::{Agreed, Operation, REQUEST_MAX, Reply, Request};
 use super::worker::{Order, Said};
+use crate::signals;
 use crate::threads;
 
 /// How often a worker may die within [`DEATHS_WITHIN`] before this is given up: then it dies of what it serves.
@@ -780,9 +780,11 @@ fn agree(fuse: &OwnedFd, no_resend: bool) -> Result<Agreed, Error> {
     Ok(if no_resend { agreed.without_resend() } else { agreed })
 }
 
+/// Has signals that ask for the end sent to `sender`. A mount that was started with `nohup`, or in the background of a script, outlives
+/// the terminal.
 fn stop_on_signals(sender: &SyncSender<Event>) -> Result<(), Error> {
     let failed = |error| Error::system("handling signals", error);
-    let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM]).map_err(failed)?;
+    let mut signals = signal_hook::iterator::Signals::new(signals::ending()).map_err(failed)?;
     let sender = sender.clone();
     threads::spawn(move || {
         for signal in signals.forever() {

@@ -3,7 +3,11 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag::register_conditional_shutdown;
 
 /// The repository.
 pub const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
@@ -13,8 +17,20 @@ pub fn hello() -> String {
     format!("oci:{REPOSITORY}/tests/images/hello:v1")
 }
 
+/// Has children begin with the usual actions of signals. A shell that runs the tests in the background has them ignore SIGINT, and
+/// their children would inherit that. They do not inherit a handler.
+fn heed_signals() {
+    static HEEDED: OnceLock<()> = OnceLock::new();
+    HEEDED.get_or_init(|| {
+        for signal in [SIGHUP, SIGINT, SIGTERM] {
+            register_conditional_shutdown(signal, 130, Arc::new(AtomicBool::new(true))).unwrap();
+        }
+    });
+}
+
 /// `prepull` with its home in `home`.
 pub fn prepull(home: &Path) -> Command {
+    heed_signals();
     let mut command = Command::new(env!("CARGO_BIN_EXE_prepull"));
     for name in ["XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "REGISTRY_AUTH_FILE", "XCLUSTER", "XCLUSTER_TMP", "TMPDIR"] {
         command.env_remove(name);

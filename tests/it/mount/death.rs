@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -288,6 +288,34 @@ fn signals_unmount_and_leave_nothing() {
         assert!(ended.success() && said.is_empty(), "{signal:?}: {ended}: {said}");
         assert!(!is_mounted(&world.at.join("mnt")) && !socket.exists(), "{signal:?}");
         wait_for("both", || has_ended(keeper) && has_ended(worker));
+    }
+}
+
+/// As `nohup prepull mount`, or in the background of a script, when the terminal goes.
+#[test]
+fn signals_that_are_ignored_stay_ignored() {
+    if !needs_root("mount::death::signals_that_are_ignored_stay_ignored") {
+        return;
+    }
+    let mut world = World::new();
+    let item = world.image("one", &on_base("one"));
+    for ignored in [&[Signal::HUP][..], &[Signal::HUP, Signal::INT]] {
+        let at = world.at.join("mnt");
+        fs_err::create_dir_all(&at).unwrap();
+        let inner = world.mounting(&at);
+        let mut command = Command::new("sh");
+        let names = if ignored.len() == 1 { "HUP" } else { "HUP INT" };
+        command.args(["-c", &format!("trap '' {names}; exec \"$@\""), "sh"]).arg(inner.get_program());
+        command.args(inner.get_args()).arg(&item).env("HOME", world.at.join("home"));
+        let mount = Mount::of(&world, at, &succeeds(&mut command));
+        for signal in ignored {
+            kill(mount.keeper, *signal);
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(is_mounted(&mount.at) && mount.names() == [full("one")], "{ignored:?}");
+        kill(mount.keeper, if ignored.contains(&Signal::INT) { Signal::TERM } else { Signal::INT });
+        wait_for("the keeper", || has_ended(mount.keeper));
+        assert!(!is_mounted(&mount.at), "{ignored:?}");
     }
 }
 
