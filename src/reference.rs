@@ -74,6 +74,11 @@ pub enum ParseReferenceError {
         "{0:?}: {1:?} is not a tag: letters, digits, `_`, `.` and `-`, at most {TAG_LENGTH_MAX}, not beginning with `.` or `-`"
     )]
     Tag(String, String),
+    /// The registry's name has letters that are not ASCII. Go's distribution/reference refuses them as well.
+    #[error(
+        "{0:?} is not an image reference: a registry's name has ASCII letters only: write {1:?} as DNS knows it, which begins with `xn--`"
+    )]
+    NotAscii(String, String),
     /// Anything else.
     #[error("{0:?} is not an image reference: expected [HOST[:PORT]/]NAME:TAG or [HOST[:PORT]/]NAME@sha256:...")]
     Form(String),
@@ -258,6 +263,8 @@ fn parse_normalized(text: &str) -> Result<Reference, ParseReferenceError> {
     } else if is_path_component(domain) {
         // Go's expression makes the domain optional, so `my_host.x/app` is a path without a domain.
         (String::new(), format!("{domain}/{path}"))
+    } else if !domain.is_ascii() {
+        return Err(E::NotAscii(text.to_owned(), domain.to_owned()));
     } else {
         return Err(E::Form(text.to_owned()));
     };

@@ -33,9 +33,10 @@ pub enum Error {
     /// Certificates could not be read or used.
     #[error(transparent)]
     Certificates(#[from] certs::Error),
-    /// A proxy variable that is no URL of a proxy. The value is not shown, as it may hold a password.
-    #[error("${0} is not a proxy that can be used: expected http://HOST:PORT")]
-    Proxy(&'static str),
+    /// A proxy variable that is not the URL of an HTTP proxy, and what more is to be said of it. The value is not shown, as it may hold
+    /// a password.
+    #[error("${0} is not a proxy that can be used: expected http://HOST:PORT{1}")]
+    Proxy(&'static str, &'static str),
     /// There is no such manifest, blob or repository: HTTP 404.
     #[error("{what}: not found (HTTP 404{message})")]
     NotFound {

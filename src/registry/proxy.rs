@@ -9,6 +9,9 @@ use ureq::{Proxy, ProxyProtocol};
 use super::{Error, Secret};
 use crate::config::ProxyVariables;
 
+/// What is said of a SOCKS proxy, which skopeo and podman take (`socks5://` only).
+const SOCKS: &str = " (SOCKS proxies are not supported: name an HTTP proxy, or add the registry to NO_PROXY)";
+
 /// The proxies of the environment, parsed.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Proxies {
@@ -24,7 +27,9 @@ impl Proxies {
             Some(value) => {
                 let value = if value.contains("://") { value.to_owned() } else { format!("http://{value}") };
                 let is_http = |proxy: &Proxy| matches!(proxy.protocol(), ProxyProtocol::Http | ProxyProtocol::Https);
-                Proxy::new(&value).ok().filter(is_http).map(Some).ok_or(Error::Proxy(name))
+                let is_socks = value.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("socks"));
+                let more = if is_socks { SOCKS } else { "" };
+                Proxy::new(&value).ok().filter(is_http).map(Some).ok_or(Error::Proxy(name, more))
             }
         };
         let none = variables.none.as_deref().unwrap_or("").split(',').filter_map(Exception::parse).collect();
@@ -167,10 +172,15 @@ mod tests {
 
     #[test]
     fn a_bad_proxy_is_named_but_not_shown() {
-        for bad in ["ftp://user:word@x y", "socks5://user:word@host"] {
+        for bad in ["ftp://user:word@x y", "socks5://user:word@host", "SOCKS5h://user:word@host"] {
             let variables = ProxyVariables { https: Some(bad.to_owned()), ..ProxyVariables::default() };
             let error = Proxies::new(&variables).unwrap_err().to_string();
             assert!(error.contains("HTTPS_PROXY") && !error.contains("word"), "{error}");
+            assert_eq!(
+                error.contains("SOCKS proxies are not supported"),
+                bad.to_lowercase().starts_with("socks"),
+                "{error}"
+            );
             assert!(!format!("{variables:?}").contains("word"));
         }
     }
