@@ -76,7 +76,7 @@ impl Judge<'_> {
 
     /// What stands in `overlay/` beside the trees.
     pub(super) fn skeletons(&mut self, records: &[LayerRecord], images: &[ImageRecord], layers: &Layers<'_>) {
-        let links = self.links();
+        let links = self.links(records);
         let targets: HashSet<&str> = links.values().map(String::as_str).collect();
         let mut used = BTreeMap::new();
         let mut link_of = HashMap::new();
@@ -107,7 +107,7 @@ impl Judge<'_> {
         self.unknown(records, images);
     }
 
-    fn links(&mut self) -> Links {
+    fn links(&mut self, records: &[LayerRecord]) -> Links {
         let directory = self.below("overlay/l");
         let found: Vec<(String, Option<String>)> = self
             .contents
@@ -125,10 +125,23 @@ impl Judge<'_> {
         for (name, target) in found {
             match target {
                 Some(target) => drop(links.insert(name, target)),
-                None => self.add(Rule::LinkLayer, format!("{directory}/{name}"), "is not a symbolic link".to_owned()),
+                None => {
+                    // Images that do not have the layer of this name run.
+                    self.about = records
+                        .iter()
+                        .find(|record| self.link_of(record).as_ref() == Some(&name))
+                        .map(|record| record.id.clone());
+                    self.add(Rule::LinkLayer, format!("{directory}/{name}"), "is not a symbolic link".to_owned());
+                    self.about = None;
+                }
             }
         }
         links
+    }
+
+    /// Returns what the file `link` of a layer has, if the layer has one.
+    fn link_of(&self, record: &LayerRecord) -> Option<String> {
+        small_text(self.contents, &self.below(&format!("overlay/{}/link", record.id)), SMALL_MAX)
     }
 
     /// Directories and `link` of a layer; gives the link's name.

@@ -196,7 +196,7 @@ rules! {
 
     // What runs.
     VolatileLayers "volatile-layers-json" Error Error ListFails StoreWiped "listing fails for all images, and after a power cut CRI-O deletes the whole store" "remove the file when nothing uses the store";
-    ContainersJson "containers-json" Error Error ListFails StoreWiped "containers/storage cannot open the store: CRI-O and podman do not start" "remove the file when nothing uses the store";
+    ContainersJson "containers-json" Error Error NoStart NoStart "containers/storage since 1.45 cannot open the store: CRI-O and podman do not start; older versions forget the containers" "remove the file when nothing uses the store";
 
     // overlay/<layer>.
     LayerDirectory "layer-directory" Error Error PodFails ImageDeleted "its containers do not start" AGAIN;

@@ -124,6 +124,41 @@ fn e05_verdicts_agree_with_the_measured_damage() {
     assert!(failures.is_empty(), "{} of {}:\n{}", failures.len(), table.len(), failures.join("\n"));
 }
 
+/// CRI-O and podman read the manifest and config of every image when they list one.
+#[test]
+fn e06_what_stops_listing_is_a_problem_of_every_image() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = scratch.path();
+    let bases = gnu_bases(at);
+    let all: Vec<Row> = rows();
+    let by_name: BTreeMap<&str, &Row> = all.iter().map(|row| (row.name, row)).collect();
+    let table = table();
+    let work: Vec<(usize, &Damage)> = table.iter().enumerate().collect();
+    let failures = each(&work, 2, |(number, damage)| {
+        let tar = at.join(format!("{number}.tar"));
+        fs_err::write(&tar, damaged(&bases[usize::from(damage.additional)], by_name[&damage.name[..]])).unwrap();
+        // It has no layers, so it shares none with the others.
+        let other = if damage.image == "zero" { "base" } else { "zero" };
+        let output = prepull(at).arg("why").arg(&tar).arg(format!("localhost/{other}:1")).output().unwrap();
+        fs_err::remove_file(&tar).unwrap();
+        let expected = match damage.start {
+            // No image can be found in such a store.
+            _ if damage.rule.as_deref() == Some("error driver") => 2,
+            Fate::ListFails | Fate::NoStart => 1,
+            fate if fate <= Fate::PodFails && !damage.is_stricter => 0,
+            _ => return Ok(()),
+        };
+        let code = output.status.code().unwrap();
+        if code == expected {
+            return Ok(());
+        }
+        let kind = if damage.additional { "additional" } else { "own" };
+        let said = String::from_utf8_lossy(&output.stdout);
+        Err(format!("{} ({kind}): why {other} ends with {code}, not {expected}: {said}", damage.name))
+    });
+    assert!(failures.is_empty(), "{} of {}:\n{}", failures.len(), table.len(), failures.join("\n"));
+}
+
 /// A machine's root directory below a scratch directory, and images to put there.
 struct Machine {
     _scratch: tempfile::TempDir,

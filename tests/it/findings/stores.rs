@@ -475,10 +475,10 @@ fn e04_records_of_containers_are_judged() {
     }
     let machine = Machine::new();
     let graph = machine.path("root").join(GRAPHROOT);
-    for (file, rule) in [
-        ("overlay-containers/containers.json", "[containers-json]"),
-        ("overlay-containers/volatile-containers.json", "[containers-json]"),
-        ("overlay-layers/volatile-layers.json", "[volatile-layers-json]"),
+    for (file, rule, fates) in [
+        ("overlay-containers/containers.json", "[containers-json]", ("no-start", "no-start")),
+        ("overlay-containers/volatile-containers.json", "[containers-json]", ("no-start", "no-start")),
+        ("overlay-layers/volatile-layers.json", "[volatile-layers-json]", ("list-fails", "store-wiped")),
     ] {
         let path = graph.join(file);
         for good in ["", "[]", "null", r#"[{"id": "ab", "created": "2024-01-02T03:04:05Z", "layer": "cd", "x": 1}]"#] {
@@ -492,6 +492,13 @@ fn e04_records_of_containers_are_judged() {
             fs_err::write(&path, bad).unwrap();
             let (code, text) = machine.verify(&["root"]);
             assert!(code == Some(1) && text.contains(rule), "{file}: {bad}: {text}");
+            let report: serde_json::Value =
+                serde_json::from_slice(&machine.run(&["verify", "--json", "root"]).stdout).unwrap();
+            assert_eq!(
+                (&report["start"], &report["afterPowerCut"]),
+                (&fates.0.into(), &fates.1.into()),
+                "{file}: {bad}"
+            );
         }
         fs_err::remove_file(&path).unwrap();
         succeeds(Command::new("mkfifo").arg(&path));
