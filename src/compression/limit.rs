@@ -14,7 +14,8 @@ const DENSE_MAX: u64 = 4 << 30;
 /// Largest ratio of sizes that is not unusual: programs and texts have 2 to 10, zeros have 1,000 (gzip) to 10,000 or more.
 const RATIO_MAX: u64 = 100;
 
-/// A limit for uncompressed sizes. It may be exceeded by what is being decompressed at once, not by more.
+/// A limit for uncompressed sizes. Each layer is held to it while it is decompressed, and the sum of an image's layers as each of them
+/// ends: the layers that are decompressed at once may have as much each before the image is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SizeLimit {
     max: u64,

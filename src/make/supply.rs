@@ -65,7 +65,7 @@ pub(super) struct Supply {
 }
 
 /// A layer, and how its conversion, or the thread, ended.
-type Done = (Digest, std::thread::Result<Result<Made, Error>>);
+type Done = (StoreLayer, std::thread::Result<Result<Made, Error>>);
 
 /// A segment, and its file where that has no name yet: when its body is in the tar.
 struct Made(Segment, Option<Unnamed>);
@@ -262,9 +262,12 @@ impl Supply {
                 return Ok(Arc::clone(segment));
             }
             match self.results.recv_timeout(LOOK) {
-                Ok((id, result)) => {
+                Ok((ended, result)) => {
+                    let id = ended.id;
                     self.under_way.remove(&id);
                     let Made(segment, file) = result.unwrap_or_else(|panic| resume_unwind(panic))?;
+                    // Not only when its turn comes: while a server keeps one layer waiting, all others could exceed the limit.
+                    self.totals.add(&ended, segment.facts().diff_size)?;
                     let lengths = (segment.body_len(), segment.split_len());
                     if self.discarded.get(&id).is_some_and(|before| *before != lengths) {
                         // By another program: then it would not have this key.
@@ -357,7 +360,7 @@ impl Work {
                 return;
             }
             let result = catch_unwind(AssertUnwindSafe(|| self.convert(&layer, &slot, ticket)));
-            if done.send((layer.id, result)).is_err() {
+            if done.send((layer, result)).is_err() {
                 return;
             }
         }

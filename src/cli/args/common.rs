@@ -86,6 +86,9 @@ pub struct RegistryArgs {
 
     /// Refuse images, and archives, with more than SIZE when uncompressed (20G, 500M) [default: 64Gi; 4Gi for a layer that is
     /// compressed more than 100:1]
+    ///
+    /// Each layer is held to SIZE while it is unpacked, and the image as each of its layers ends. So layers that are unpacked at the
+    /// same time (up to 6) may take SIZE each before the image is refused.
     #[arg(long, value_name = "SIZE", value_parser = crate::cli::cache::parse_size, help_heading = "Limits")]
     pub max_size: Option<u64>,
 
