@@ -150,6 +150,10 @@ pub fn graphroot(typed: Option<&str>, default: &str) -> anyhow::Result<String> {
     if !typed.starts_with('/') || parts.is_empty() || parts.contains(&"..") || typed.chars().any(char::is_control) {
         bail!("--graphroot {typed:?}: not an absolute path in the machine (for instance {default})");
     }
+    // A comma ends it in containers/storage, and a colon or a backslash in the options of an overlay mount.
+    if typed.contains([',', ':', '\\']) {
+        bail!("--graphroot {typed:?}: containers/storage cannot use a path with `,`, `:` or `\\`");
+    }
     if parts.starts_with(&["var", "lib", "crio"]) {
         bail!("--graphroot {typed:?}: /var/lib/crio is where CRI-O keeps its own state");
     }

@@ -106,6 +106,9 @@ fn mount(args: &MountArgs, printer: &Printer, begin: &Begin<'_>) -> Result<Exit,
     let kept = keeper.show(&scene, &files).map_err(|error| failure(error, ""))?;
     drop((scene, files));
     printer.warn_all(&kept.status.troubles);
+    if let Some(why) = storage_conf::unusable(&mountpoint) {
+        printer.warn(&why);
+    }
     if args.json {
         output::json(&Said::of(&kept.status))?;
     } else {

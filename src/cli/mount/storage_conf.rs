@@ -11,12 +11,24 @@ use crate::inspect::stores::Stores;
 use crate::mount::storage_conf::StorageConf;
 use crate::storage::machine::{WRITTEN, storage_conf_beside};
 
+/// Returns why containers/storage cannot use a store at `mountpoint`, if it cannot: it takes a comma for the end of an additional
+/// store's path (`drivers/overlay/overlay.go`, `parseOptions`), and puts the path into the options of overlay mounts as it is, where
+/// the kernel takes a colon for its end and a backslash for an escape.
+pub fn unusable(mountpoint: &Path) -> Option<String> {
+    let text = mountpoint.to_str()?;
+    let bad = text.chars().find(|char| [',', ':', '\\'].contains(char))?;
+    Some(format!("{text}: containers/storage cannot use a path with `{bad}` (mount in a directory of another name)"))
+}
+
 /// Prepares the file at `path`, which names the store of the user who runs this process and `mountpoint` beside it.
 ///
 /// # Errors
-/// When the user's stores are not known, there is no such directory, or something that prepull has not written is in the way
-/// and `force` is not given.
+/// When the user's stores are not known, containers/storage could not use the mount, there is no such directory, or something that
+/// prepull has not written is in the way and `force` is not given.
 pub fn prepare(path: &Path, mountpoint: &Path, force: bool) -> anyhow::Result<StorageConf> {
+    if let Some(why) = unusable(mountpoint) {
+        return Err(anyhow!(why));
+    }
     let shown = path.display();
     let directory = atomic::parent(path);
     if path.file_name().is_none() || !directory.is_dir() {

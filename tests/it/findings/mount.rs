@@ -1,15 +1,17 @@
 //! Faults of `prepull mount`. Most tests need root.
 
+use std::io::Read as _;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
+use prepull::digest::Digest;
 use serde_json::Value;
 
 use crate::command::{fails, needs_root, stderr, succeeds};
 use crate::mount::podman::{RUN, podman};
 use crate::mount::user::{Namespace, OTHER, USER};
-use crate::mount::{ADDITIONAL, Mount, World, full, ok, on_base};
+use crate::mount::{ADDITIONAL, Mount, World, full, large, noise, ok, on_base};
 use crate::raw::{archive, file};
 
 /// Writes a storage.conf with its store in `world` and `mount` as an additional store.
@@ -448,4 +450,158 @@ sys.exit(subprocess.call(sys.argv[2:]))
         succeeds(&mut space.prepull(USER, &["umount", "--quiet", &space.mnt()]));
         ok(&mut space.run(0, &["rm", "-rf", &squatted]));
     }
+}
+
+/// What README says for users without root: a mount in the namespace of podman's own ids, which podman then runs from.
+#[test]
+fn d01_rootless_podman_runs_from_a_mount_in_its_namespace() {
+    if !needs_root("findings::mount::d01_rootless_podman_runs_from_a_mount_in_its_namespace") {
+        return;
+    }
+    let mut space = Namespace::new(false);
+    let mut layers = on_base("one");
+    layers.push(archive(&[file("owned").owner(1000, 1001).mode(0o640).data("owned\n")]));
+    let item = space.world.image("one", &layers);
+    // Ids of its own for nobody; root's mounts and cgroups as a machine of today has them.
+    let script = format!(
+        r#"at=$1 user=$2 item=$3
+        echo nobody:100000:65536 >"$at/subids" && mount --bind "$at/subids" /etc/subuid && mount --bind "$at/subids" /etc/subgid &&
+            umount -R /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup || exit 99
+        mknod -m 666 "$at/null" c 1 3 && mount --bind "$at/null" /dev/null || exit 99
+        as() {{ setpriv --reuid "$user" --regid "$user" --clear-groups env HOME="$at/home" XDG_RUNTIME_DIR="$at/run" "$@"; }}
+        podman() {{ as podman --storage-opt additionalimagestore="$at/mnt" "$@"; }}
+        as podman unshare "$at/prepull" mount --quiet --no-cache --platform linux/amd64 "$at/mnt" "$item" || exit 98
+        podman images --format '{{{{.Repository}}}}:{{{{.Tag}}}} {{{{.ReadOnly}}}}'
+        podman run --rm {RUN} localhost/one:1 sh -c 'cat /name; sha256sum </only-one; stat -c %u:%g:%a /owned /root; cat /owned; id -u'
+        code=$?
+        as podman unshare "$at/prepull" umount --quiet "$at/mnt"
+        # The process that keeps podman's namespaces.
+        kill "$(cat "$at/run/libpod/tmp/pause.pid")"
+        exit $code"#
+    );
+    let user = USER.to_string();
+    let mut command = space.run(0, &["unshare", "--mount", "sh", "-c", &script, "sh"]);
+    command.stdin(std::process::Stdio::piped()).arg(&space.world.at).args([&user, &item]);
+    let said = ok(&mut command);
+    let digest = Digest::of(&large("one")).hex();
+    let expected = format!("{} true\none\n{digest}  -\n1000:1001:640\n0:0:700\nowned\n0\n", full("one"));
+    assert_eq!(
+        said.lines().filter(|line| !line.starts_with("additionalimagestores")).collect::<Vec<_>>().join("\n") + "\n",
+        expected
+    );
+    // Without the namespace the mount itself says what to do.
+    let output = space.mounting(&[]).arg(&item).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    succeeds(&mut space.prepull(USER, &["umount", "--quiet", &space.mnt()]));
+}
+
+/// Whoever can write the tar that a cache shares can compute the checksums of a segment.
+#[test]
+fn c04_forged_bytes_of_a_shared_tar_are_not_shown() {
+    if !needs_root("findings::mount::c04_forged_bytes_of_a_shared_tar_are_not_shown") {
+        return;
+    }
+    // More than may be written before its place in the tar is known: so it is shared.
+    const SIZE: usize = 66 << 20;
+    let mut world = World::new();
+    let content = noise("content", SIZE);
+    let item = world.image("one", &[archive(&[file("content").data(&content), file("other").data("other")])]);
+    let tar = world.at.join("images.tar");
+    let make = |name: &str| {
+        let mut command = world.prepull();
+        command.args(["make", "--quiet", "--json", "--platform", "linux/amd64", "--cache-dir"]).arg(world.cache());
+        let said = succeeds(command.arg("-o").arg(world.at.join(name)).arg(&item));
+        serde_json::from_str::<Value>(&said).unwrap()["cachedLayers"].as_u64().unwrap()
+    };
+    make("images.tar");
+    assert_eq!(std::os::unix::fs::MetadataExt::nlink(&fs_err::metadata(&tar).unwrap()), 2, "it is not shared");
+    let at = fs_err::read(&tar).unwrap().windows(64).position(|bytes| bytes == &content[..64]).unwrap() as u64;
+    let forge = || {
+        let before = fs_err::metadata(&tar).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let forged = std::fs::File::options().write(true).open(&tar).unwrap();
+        for offset in [0, SIZE as u64 / 2, SIZE as u64 - 100] {
+            std::os::unix::fs::FileExt::write_all_at(&forged, b"forged", at + offset).unwrap();
+        }
+        forged.set_modified(before.modified().unwrap()).unwrap();
+        assert_eq!(fs_err::metadata(&tar).unwrap().len(), before.len());
+    };
+    let read = |mount: &Mount| {
+        let layer = crate::stores::chain(&mount.at, &full("one")).pop().unwrap();
+        let path = mount.at.join("overlay").join(layer).join("diff/content");
+        let mut bytes = Vec::new();
+        // The error is the system's own, without a path.
+        fs_err::File::open(path).unwrap().into_file().read_to_end(&mut bytes).map(|_| bytes)
+    };
+
+    // Forged while it is mounted: what has not been read yet cannot be read any more.
+    let mount = world.mount("mnt", &[&item]);
+    forge();
+    assert_eq!(read(&mount).unwrap_err().raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
+    drop(mount);
+    // Forged before: the layer is converted again, and is right.
+    let mount = world.mount("mnt", &[&item]);
+    assert!(read(&mount).unwrap() == content);
+    drop(mount);
+    assert_eq!(make("again.tar"), 1);
+    assert!(fs_err::read(world.at.join("again.tar")).unwrap().windows(64).any(|bytes| bytes == &content[..64]));
+    let unread = fs_err::read(&tar).unwrap();
+    assert!(unread.windows(6).any(|bytes| bytes == b"forged"), "the user's own file is left alone");
+}
+
+/// containers/storage takes a comma for the end of an additional store's path (`drivers/overlay/overlay.go`, `parseOptions`), and gives
+/// the path to the kernel as it is, for which a colon ends it and a backslash is an escape.
+#[test]
+fn a15_storage_conf_names_any_mount_point_that_podman_can_use() {
+    if !needs_root("findings::mount::a15_storage_conf_names_any_mount_point_that_podman_can_use") {
+        return;
+    }
+    let mut world = World::new();
+    let item = world.image("one", &on_base("one"));
+    let conf = world.at.join("storage.conf");
+    let mounting = |at: &Path| {
+        fs_err::create_dir_all(at).unwrap();
+        let mut command = world.mounting(at);
+        command.arg("--write-storage-conf").arg(&conf).arg(&item);
+        command
+    };
+    let podman = r#"mount -t tmpfs tmpfs /var/lib/containers && umount -R /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup || exit 99
+        podman images --format '{{.Repository}}:{{.Tag}} {{.ReadOnly}}' &&
+            c=$(podman create --network none localhost/one:1) && m=$(podman mount "$c") && cat "$m/name" && podman umount "$c" >/dev/null"#;
+    for name in
+        ["quo\"te's \u{e9}", "new\nline\ttab", "bell\u{7}\u{1b}[31m", "\u{7f}\u{85}\u{202e}", "# not = a [comment]"]
+    {
+        let at = world.at.join(name);
+        let mount = Mount::of(&world, at.clone(), &succeeds(&mut mounting(&at)));
+        let text = fs_err::read_to_string(&conf).unwrap();
+        assert!(!text.contains(|char: char| char.is_control() && char != '\n'), "{text:?}");
+        let parsed: toml::Table = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
+        let stores = &parsed["storage"]["options"]["additionalimagestores"];
+        assert_eq!(stores.as_array().unwrap().len(), 1, "{text}");
+        assert_eq!(stores[0].as_str(), at.to_str(), "{text}");
+        let mut command = crate::stores::in_own_mounts("sh");
+        command.args(["-c", podman]).env("CONTAINERS_STORAGE_CONF", &conf).env("HOME", world.at.join("home"));
+        assert_eq!(ok(&mut command), format!("{} true\none\n", full("one")), "{name:?}");
+        let text = succeeds(&mut mount.prepull(&["mount", "status"]));
+        assert!(!text.contains(|char: char| char.is_control() && char != '\n'), "{text:?}");
+        drop(mount);
+        fs_err::remove_file(&conf).unwrap();
+    }
+    for (name, bad) in [("a,b", "`,`"), ("a:b", "`:`"), ("a\\b", "`\\`")] {
+        let at = world.at.join(name);
+        fails(&mut mounting(&at), 2, &format!("containers/storage cannot use a path with {bad}"));
+        assert!(!conf.exists() && !at.join("overlay").exists(), "{name}");
+        // Others may look at it.
+        let output = world.mounting(&at).arg(&item).output().unwrap();
+        let mount = Mount::of(&world, at, &String::from_utf8(output.stdout.clone()).unwrap());
+        assert!(
+            stderr(&output).contains(&format!("containers/storage cannot use a path with {bad}")),
+            "{}",
+            stderr(&output)
+        );
+        drop(mount);
+    }
+    let other = std::os::unix::ffi::OsStringExt::from_vec(b"no\xfftext".to_vec());
+    fails(&mut mounting(&world.at.join::<std::ffi::OsString>(other)), 2, "not UTF-8: storage.conf cannot name it");
+    assert!(!conf.exists());
 }
