@@ -311,6 +311,79 @@ fn b09_store_tars_of_every_compression_are_read() {
     }
 }
 
+/// Writes `stdin` in four files: its halves as blocks of one stream (`blocks`) and as two streams (`streams`), the second with a
+/// dictionary of argv[1] MiB, and the same the other way round (`blocks-first`, `streams-first`).
+const XZ: &str = r#"
+import lzma, struct, sys, zlib
+data = sys.stdin.buffer.read()
+halves = data[: len(data) // 2], data[len(data) // 2 :]
+sizes = 8 << 20, int(sys.argv[1]) << 20
+def stream(half, size):
+    return lzma.compress(half, check=lzma.CHECK_CRC32, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": size, "mode": lzma.MODE_FAST, "mf": lzma.MF_HC3}])
+def number(value):
+    out = b""
+    while value > 127: out, value = out + bytes([value & 127 | 128]), value >> 7
+    return out + bytes([value])
+def block(packed):
+    size = (struct.unpack("<I", packed[-8:-4])[0] + 1) * 4
+    return packed[12 : -12 - size]
+def unpadded(packed):
+    index, at, values = packed[-12 - (struct.unpack("<I", packed[-8:-4])[0] + 1) * 4 : -12], 1, []
+    while len(values) < 3:
+        value, shift = 0, 0
+        while True:
+            value, shift, at = value | (index[at] & 127) << shift, shift + 7, at + 1
+            if index[at - 1] < 128: break
+        values.append(value)
+    return values[1]
+for name, order in ("", sizes), ("-first", sizes[::-1]):
+    packed = [stream(half, size) for half, size in zip(halves, order)]
+    open("streams" + name, "wb").write(b"".join(packed))
+    index = b"\0" + number(2) + b"".join(number(unpadded(one)) + number(len(half)) for one, half in zip(packed, halves))
+    index += bytes(-len(index) % 4)
+    index += struct.pack("<I", zlib.crc32(index))
+    end = struct.pack("<I", len(index) // 4 - 1) + packed[0][-4:-2]
+    footer = struct.pack("<I", zlib.crc32(end)) + end + b"YZ"
+    open("blocks" + name, "wb").write(packed[0][:12] + b"".join(map(block, packed)) + index + footer)
+"#;
+
+#[test]
+fn b09_later_blocks_and_streams_of_xz_are_held_to_the_memory_of_the_first() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = scratch.path();
+    succeeds(&mut make(at, &hello()));
+    let tar = at.join("out.tar");
+    let list = succeeds(prepull(at).arg("ls").arg(&tar));
+    // More than 1 GiB of address space: nothing allocates what a header merely declares.
+    let ls = |name: &str| {
+        let mut command = Command::new("prlimit");
+        command.arg("--data=700000000").arg(env!("CARGO_BIN_EXE_prepull")).arg("ls").arg(at.join(name)).env("HOME", at);
+        command
+    };
+    for (dictionary, is_taken) in [("4", true), ("64", true), ("96", false), ("512", false), ("768", false)] {
+        let mut python = Command::new("python3");
+        python.args(["-c", XZ, dictionary]).current_dir(at).stdin(fs_err::File::open(&tar).unwrap().into_file());
+        succeeds(&mut python);
+        for kind in ["blocks", "streams"] {
+            let path = at.join(kind);
+            succeeds(
+                Command::new("xz").arg("-t").arg("--format=xz").stdin(fs_err::File::open(&path).unwrap().into_file()),
+            );
+            if is_taken {
+                assert_eq!(succeeds(&mut ls(kind)), list, "{kind} {dictionary}");
+            } else {
+                fails(&mut ls(kind), 2, "a later block needs a larger dictionary than 64 MiB and the first one's");
+            }
+            // The first one's decides, up to a limit.
+            let first = format!("{kind}-first");
+            match dictionary {
+                "768" => fails(&mut ls(&first), 2, "a dictionary of 768 MiB, the limit is 512 MiB"),
+                _ => assert_eq!(succeeds(&mut ls(&first)), list, "{first} {dictionary}"),
+            }
+        }
+    }
+}
+
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
@@ -606,8 +679,8 @@ fn b14_uncompressed_sizes_are_limited_for_every_command() {
 fn c04_a_changed_shared_tar_gives_no_wrong_content_and_a_removed_one_is_still_used() {
     let scratch = tempfile::tempdir().unwrap();
     let at = scratch.path();
-    // Enough that the tar is shared, and each file in another chunk.
-    let file = |number: u8| vec![number; 3_000_000];
+    // More than may be written before its place in the tar is known: so it is shared. Each file is in another chunk.
+    let file = |number: u8| vec![number; 6_000_000];
     let contents: Vec<(String, Vec<u8>)> = (0..12).map(|number| (format!("f{number}"), file(number))).collect();
     let files: Vec<(&str, &[u8])> = contents.iter().map(|(name, data)| (&name[..], &data[..])).collect();
     let plain = tar(&files);
