@@ -25,7 +25,7 @@
 //! | text |  |
 //! | threads |  |
 //! | signals |  |
-//! | compression |  |
+//! | compression | text |
 //! | confine |  |
 //! | config | threads |
 //! | wire | entry |
