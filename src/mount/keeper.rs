@@ -21,7 +21,6 @@ use std::process::{Command, ExitCode, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::de::IgnoredAny;
@@ -34,7 +33,7 @@ use super::channel::{receive, receive_little, send, send_within};
 use super::control::{Answer, Ask, Begin, FETCHER, Fetched, KEEPER, Start, Status, WORKER, Wanted, directory};
 use super::kept;
 use super::scene::{are_allowed, sources_in};
-use super::serve::{JOURNAL, overdue};
+use super::serve::{journal, overdue};
 use super::wire::{Agreed, Operation, REQUEST_MAX, Reply, Request};
 use super::worker::{Order, Said};
 use crate::signals;
@@ -250,7 +249,7 @@ impl Keeper {
             None => {
                 let fuse = attach::mount(&start.mountpoint, start.others)?;
                 let agreed = agree(&fuse, start.no_resend).and_then(|agreed| {
-                    let journal = if agreed.resends() { None } else { Some(self::journal()?) };
+                    let journal = if agreed.resends() { None } else { Some(journal()?) };
                     Ok((agreed, journal))
                 });
                 match agreed {
@@ -740,18 +739,6 @@ fn fetch(wanted: &Wanted, sender: &SyncSender<Event>) -> Result<Fetched, String>
         Ok(Some(fetched)) => Ok(fetched),
         _ => Err("the fetcher has died".to_owned()),
     }
-}
-
-fn journal() -> Result<File, Error> {
-    let failed = |error: io::Error| Error::system("making a journal", error);
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let made = rustix::fs::memfd_create("journal", flags);
-    let file = made.map(File::from).map_err(|error| failed(error.into()))?;
-    file.set_len(JOURNAL).map_err(failed)?;
-    // All of it is read when a worker has died.
-    let sealed = rustix::fs::fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL);
-    sealed.map_err(|error| failed(error.into()))?;
-    Ok(file)
 }
 
 /// A scene without what workers need not know.

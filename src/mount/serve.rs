@@ -6,8 +6,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::{Errno, retry_on_intr};
 
+use super::Error;
 use super::layer::{DIRECTORY, is_attribute};
 use super::view::{Failed, View};
 use super::wire::{self, Dirent, Operation, READ_MAX, REPLY, REQUEST_MAX, Reply, Request};
@@ -224,7 +226,7 @@ pub const THREADS_MAX: u64 = 4;
 const WAITING_MAX: u64 = 100_000;
 
 /// Bytes of a journal: a number for each thread, those of requests that wait, and a zero behind them.
-pub const JOURNAL: u64 = (THREADS_MAX + WAITING_MAX + 1) * 8;
+const JOURNAL: u64 = (THREADS_MAX + WAITING_MAX + 1) * 8;
 
 /// How far behind a request that was noted one may be that was lost before it could be noted, and how far ahead: as many as are
 /// ever queued at once.
@@ -233,6 +235,22 @@ const AHEAD: u64 = 40_000;
 
 /// How requests are numbered (Linux `fs/fuse/fuse_i.h`, `FUSE_REQ_ID_STEP`).
 const STEP: usize = 2;
+
+/// Makes a journal: a file in memory, whose size cannot change.
+///
+/// # Errors
+/// When the kernel has no room for it.
+pub fn journal() -> Result<File, Error> {
+    let failed = |error: io::Error| Error::system("making a journal", error);
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let made = rustix::fs::memfd_create("journal", flags);
+    let file = made.map(File::from).map_err(|error| failed(error.into()))?;
+    file.set_len(JOURNAL).map_err(failed)?;
+    // All of it is read when a worker has died.
+    let sealed = rustix::fs::fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL);
+    sealed.map_err(|error| failed(error.into()))?;
+    Ok(file)
+}
 
 /// What a server that has died may have been at, by its journal: requests with numbers near those that it had noted. Of those
 /// the kernel waits for the ones that somebody has read and not answered, and knows nothing of the others.
