@@ -31,7 +31,7 @@
 //! | wire | entry |
 //! | helper | digest, entry, go_types, json, wire |
 //! | reference | digest, text |
-//! | registry | config, digest, threads |
+//! | registry | compression, config, digest, json, threads |
 //! | source | compression, digest, go_types, json, media_type, reference, registry, threads |
 //! | image | digest, go_types, json, media_type, source |
 //! | layer | compression, digest, entry, json, source, threads |
