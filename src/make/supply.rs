@@ -166,6 +166,7 @@ impl Supply {
                 self.missing.push(layer.clone());
             }
         }
+        self.work.cache.save_seen();
         cached
     }
 

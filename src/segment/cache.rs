@@ -55,7 +55,10 @@ const SEEN_MAX: u64 = 8 << 20;
 #[derive(Debug, Clone)]
 struct OpenTar {
     file: Arc<File>,
-    seen: Option<Seen>,
+    /// Shared, because every segment of the tar takes it.
+    seen: Option<Arc<Seen>>,
+    /// True if `seen` has more than its file.
+    is_ahead: bool,
 }
 
 /// The segments whose bodies in a tar were right when it had this stamp.
@@ -275,7 +278,8 @@ impl Cache {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let tar = OpenTar { file, seen: Seen::read(&self.seen_path(number)) };
+        let seen = Seen::read(&self.seen_path(number)).map(Arc::new);
+        let tar = OpenTar { file, seen, is_ahead: false };
         tars.insert(number, tar.clone());
         Ok(Some(tar))
     }
@@ -285,11 +289,26 @@ impl Cache {
         let mut tars = self.open_tars.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(tar) = tars.get_mut(&number) else { return };
         let seen = tar.seen.take().filter(|seen| seen.stamp == stamp);
-        let mut seen = seen.unwrap_or_else(|| Seen { stamp, segments: BTreeSet::new() });
-        if seen.segments.insert(*key) {
-            seen.write(&self.seen_path(number));
+        let mut seen = seen.unwrap_or_else(|| Arc::new(Seen { stamp, segments: BTreeSet::new() }));
+        if !seen.segments.contains(key) {
+            Arc::make_mut(&mut seen).segments.insert(*key);
+            // Written for each of them, the file would take time that grows with the square of their number.
+            tar.is_ahead = !seen.segments.len().is_power_of_two();
+            if !tar.is_ahead {
+                seen.write(&self.seen_path(number));
+            }
         }
         tar.seen = Some(seen);
+    }
+
+    /// Writes down which segments [`Self::get`] has found to be right, as far as it has not done so itself.
+    pub fn save_seen(&self) {
+        let mut tars = self.open_tars.lock().unwrap_or_else(PoisonError::into_inner);
+        for (number, tar) in tars.iter_mut() {
+            if let (true, Some(seen)) = (std::mem::take(&mut tar.is_ahead), &tar.seen) {
+                seen.write(&self.seen_path(*number));
+            }
+        }
     }
 
     /// Has `publish` give a tar its name, and notes what was written into it. Nothing else could write to it before; if its size or
@@ -323,7 +342,7 @@ impl Cache {
                 && seen.stamp == before
                 && stamp.size == before.size
             {
-                seen.stamp = stamp;
+                Arc::make_mut(seen).stamp = stamp;
                 seen.write(&self.seen_path(metadata.ino()));
             }
         }
@@ -820,6 +839,23 @@ mod tests {
         let own = open_ours(&cache.path(key)).unwrap().unwrap();
         let tar = BodyTar { file: Arc::new(tar.try_clone().unwrap()), trust: Trust::Own };
         Segment::open(own, key, |_| Ok(Some(tar))).unwrap()
+    }
+
+    #[test]
+    fn segments_seen_to_be_right_are_written_down_for_many_at_once() {
+        let scratch = tempfile::tempdir().unwrap();
+        let at = scratch.path();
+        let cache = Cache::open(&at.join("cache")).unwrap();
+        let (key, number) = packed(&cache, at);
+        let stamp = cache.get(&key).unwrap().stamp().unwrap();
+        let written = || Seen::read(&cache.seen_path(number)).unwrap().segments.len();
+        let counts = [1_u8, 2, 3, 4].map(|other| {
+            cache.note(number, &Digest::of(&[other]), stamp);
+            written()
+        });
+        assert_eq!(counts, [2, 2, 4, 4]);
+        cache.save_seen();
+        assert_eq!(written(), 5);
     }
 
     #[test]
