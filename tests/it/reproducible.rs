@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use prepull::digest::Digest;
 
-use crate::command::{needs_root, prepull};
+use crate::command::{hello, needs_root, prepull};
 use crate::made::{Layout, copy};
 use crate::raw::{Raw, archive, dir, file, link, mark, sym};
 use crate::stores::scratch;
@@ -92,6 +92,33 @@ fn said(output: &Output) -> String {
 /// The names in a directory.
 fn names(directory: &Path) -> BTreeSet<String> {
     fs_err::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+/// SHA-256 of the tars of the image in the repository, with these options.
+///
+/// The same images must give the same tar in every version, because users compare tars by their digests. So these change only
+/// together with an entry in CHANGELOG.md that says which bytes change, and why.
+const PINNED: [(&[&str], &str); 3] = [
+    (&["--restore-helper", "none"], "a69abfb9803e1167dea2842940f421b5ac2d66897accd81a43569c0e1156ed8e"),
+    (&["--unpacker", "gnu", "--no-config"], "e9b7c54ea210f582e133b5addd8e457bfb5b7066325476b0dc0f158200d05926"),
+    (
+        &["--unpacker", "gnu", "--store", "additional", "--pause", "HELLO"],
+        "4f451aa197d195cae18a775bc1b2e8656f3a684b7ca5022161ad3a334a208dcf",
+    ),
+];
+
+#[test]
+fn tars_have_the_bytes_of_the_version_before() {
+    let directory = scratch();
+    let tar = directory.path().join("images.tar");
+    for (options, expected) in PINNED {
+        let mut command = prepull(directory.path());
+        command.args(["make", "--quiet", "--no-cache", "--platform", "linux/amd64", "-o"]).arg(&tar);
+        let options = options.iter().map(|option| if *option == "HELLO" { hello() } else { (*option).to_owned() });
+        command.args(options).arg(hello());
+        let found = digest_of(&mut command, &tar).hex();
+        assert_eq!(found, expected, "{command:?}: see PINNED");
+    }
 }
 
 #[test]
