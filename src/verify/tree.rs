@@ -98,13 +98,19 @@ impl Judge<'_> {
         let mut paths = Paths::default();
         // By the numbers of inodes, of which there are no more than names.
         let mut first_names = vec![DirentId::MAX; layer.tree.len()];
+        let mut found = 0;
         for dirent in layer.tree.live() {
             let first = &mut first_names[layer.tree.inode_number(dirent) as usize];
             *first = (*first).min(dirent);
             let first = *first;
-            self.entry(tree, layer, dirent, (first != dirent).then_some(first), paths.of(&layer.tree, dirent));
+            let first = (first != dirent).then_some(first);
+            found += usize::from(self.entry(tree, layer, dirent, first, paths.of(&layer.tree, dirent)));
         }
         let wanted = self.explicit_whiteouts(tree, layer, view);
+        // Usually all files are the layer's: then none has to be looked up. The root is not among the names of the layer.
+        if found + usize::from(tree.files.get(b"").is_some()) == tree.files.len() {
+            return;
+        }
         for (path, inode) in tree.files.iter().filter(|(path, _)| layer.tree.find(path).is_none()) {
             let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
             if is_whiteout(inode) && wanted.contains(path) {
@@ -120,8 +126,15 @@ impl Judge<'_> {
         }
     }
 
-    /// `first`: of a further name of an inode, the first.
-    fn entry(&mut self, tree: &Tree<'_>, layer: &Replayed, dirent: DirentId, first: Option<DirentId>, path: &[u8]) {
+    /// Compares the file of a name with the layer's, and returns whether it exists. `first`: of a further name of an inode, the first.
+    fn entry(
+        &mut self,
+        tree: &Tree<'_>,
+        layer: &Replayed,
+        dirent: DirentId,
+        first: Option<DirentId>,
+        path: &[u8],
+    ) -> bool {
         let expected = layer.tree.inode(dirent);
         let Some(found) = tree.files.get(path) else {
             if expected.whiteout {
@@ -130,7 +143,7 @@ impl Judge<'_> {
             } else {
                 self.add(Rule::EntryMissing, tree.place(path), "is missing".to_owned());
             }
-            return;
+            return false;
         };
         let same_kind = match (&expected.kind, &found.kind) {
             (InodeKind::Regular { .. }, InodeKind::Regular { .. }) => true,
@@ -140,7 +153,7 @@ impl Judge<'_> {
             let rule = if expected.whiteout { Rule::WhiteoutMissing } else { Rule::EntryType };
             let what = format!("is {}, not {}", describe(&found.kind), describe(&expected.kind));
             self.add(rule, tree.place(path), what);
-            return;
+            return true;
         }
         if let (InodeKind::Regular { size: expected, .. }, InodeKind::Regular { size: found, .. }) =
             (&expected.kind, &found.kind)
@@ -162,6 +175,7 @@ impl Judge<'_> {
                 self.add(Rule::EntryHardlink, tree.place(path), what);
             }
         }
+        true
     }
 
     /// Mode, owner, time and attributes.

@@ -13,6 +13,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use hashbrown::hash_table::Entry;
 use hashbrown::{DefaultHashBuilder, HashTable};
 
 use super::files as small;
@@ -157,22 +158,25 @@ impl Files {
 
     /// Gives the inode `number` the name `path`; returns whether there was something of that name.
     fn link(&mut self, path: &[u8], number: u32) -> bool {
-        if let Some(name) = self.find(path) {
-            self.names[name as usize].inode = number;
-            return true;
+        let Self { lookup, hasher, names, text, sorted, .. } = self;
+        let path_of = |name: &u32| {
+            let Name { start, length, .. } = names[*name as usize];
+            &text[start as usize..][..length as usize]
+        };
+        let is_there = |name: &u32| path_of(name) == path;
+        match lookup.entry(hasher.hash_one(path), is_there, |name| hasher.hash_one(path_of(name))) {
+            Entry::Occupied(place) => {
+                names[*place.get() as usize].inode = number;
+                true
+            }
+            Entry::Vacant(place) => {
+                place.insert(names.len() as u32);
+                sorted.take();
+                names.push(Name { start: text.len() as u32, length: path.len() as u32, inode: number });
+                text.extend_from_slice(path);
+                false
+            }
         }
-        self.sorted.take();
-        let name = self.names.len() as u32;
-        let start = self.text.len() as u32;
-        self.text.extend_from_slice(path);
-        self.names.push(Name { start, length: path.len() as u32, inode: number });
-        let hash = self.hasher.hash_one(path);
-        let (text, names, hasher) = (&self.text, &self.names, &self.hasher);
-        self.lookup.insert_unique(hash, name, |&other| {
-            let Name { start, length, .. } = names[other as usize];
-            hasher.hash_one(&text[start as usize..][..length as usize])
-        });
-        false
     }
 }
 
