@@ -311,10 +311,17 @@ fn rules(needs: &Needs) -> Result<landlock::RulesetCreated, Error> {
     Ok(rules)
 }
 
-fn filter(rules: BTreeMap<i64, Vec<SeccompRule>>, errno: i32) -> Result<BpfProgram, seccompiler::BackendError> {
+fn filter(mut rules: BTreeMap<i64, Vec<SeccompRule>>, errno: i32) -> Result<BpfProgram, seccompiler::BackendError> {
+    // A kernel with the x32 ABI accepts each call under a second number, for the same architecture.
+    #[cfg(target_arch = "x86_64")]
+    rules.extend(rules.clone().into_iter().map(|(number, rules)| (number | X32, rules)));
     let arch = std::env::consts::ARCH.try_into()?;
     SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(errno as u32), arch)?.try_into()
 }
+
+/// Bit in the numbers of x32's system calls (`__X32_SYSCALL_BIT` in the kernel's `asm/unistd.h`).
+#[cfg(target_arch = "x86_64")]
+const X32: i64 = 0x4000_0000;
 
 /// System calls that are forbidden whatever their arguments are.
 #[rustfmt::skip]
@@ -432,4 +439,19 @@ fn forbidden(needs: &Needs) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompil
     }
     add(libc::SYS_socket, families)?;
     Ok(rules)
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn c08_forbidden_calls_are_forbidden_by_their_x32_numbers_too() {
+        let program = filter(forbidden(&Needs::default()).unwrap(), libc::EPERM).unwrap();
+        for number in FORBIDDEN {
+            // A comparison of the number, as linux/bpf_common.h encodes it.
+            let compares = |wanted: i64| program.iter().any(|step| step.code == 0x15 && i64::from(step.k) == wanted);
+            assert!(compares(*number) && compares(number | X32), "{number}");
+        }
+    }
 }
