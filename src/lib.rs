@@ -32,7 +32,7 @@
 //! | helper | digest, entry, go_types, json, wire |
 //! | reference | digest, text |
 //! | registry | compression, config, digest, json, threads |
-//! | source | compression, digest, go_types, json, media_type, reference, registry, threads |
+//! | source | compression, config, digest, go_types, json, media_type, reference, registry, threads |
 //! | image | digest, go_types, json, media_type, source |
 //! | layer | compression, digest, entry, json, source, threads |
 //! | segment | atomic, compression, digest, entry, layer, source, threads, wire |

@@ -458,10 +458,12 @@ impl Cache {
         for Found { path, size, used, names } in files(&self.tars)? {
             let Some(number) = tar_number(&path) else { continue };
             let seen = self.seen_path(number);
-            let seen = seen.exists().then_some(seen);
+            let seen = seen.try_exists().unwrap_or(true).then_some(seen);
+            // Removing one of several names frees nothing, also if no segment is known to be in the tar.
+            let shared = if names > 1 { size } else { 0 };
             match of_tars.get_mut(&number) {
                 Some(item) => {
-                    item.shared += if names > 1 { size } else { 0 };
+                    item.shared += shared;
                     item.size += size;
                     item.paths.extend(seen);
                     item.paths.push(path);
@@ -470,7 +472,7 @@ impl Cache {
                 None if is_in_use(&path) => {}
                 None => {
                     let paths = seen.into_iter().chain([path]).collect();
-                    items.push(Item { paths, segments: 0, size, shared: 0, used });
+                    items.push(Item { paths, segments: 0, size, shared, used });
                 }
             }
         }
@@ -512,8 +514,9 @@ impl Cache {
         let mut left = Vec::new();
         for Found { path, size, used, .. } in files(&self.segments)?.into_iter().chain(files(&self.tars)?) {
             let is_unfinished = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| is_left(name, used));
-            // Of a tar that was removed by hand.
-            let is_alone = path.extension().is_some_and(|end| end == SEEN) && !path.with_extension("").exists();
+            // Its tar was removed by hand. A tar that cannot be looked at may be present.
+            let is_alone = path.extension().is_some_and(|end| end == SEEN)
+                && path.with_extension("").try_exists().is_ok_and(|exists| !exists);
             if is_unfinished || is_alone {
                 left.push(Item { paths: vec![path], segments: 0, size, shared: 0, used });
             }

@@ -11,6 +11,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
+use rustix::fs::{OFlags, fcntl_getfl};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128_with_seed};
 
@@ -408,8 +409,12 @@ impl Segment {
     /// When they cannot be opened again.
     pub fn handles(&self) -> io::Result<Vec<File>> {
         let files = self.files();
-        // To be read only: who gets them may not change what the checksums were made of.
+        // They are read-only, so that their receiver cannot change the bytes of which the checksums were made. One that is read-only
+        // is not opened again: a confined process may not open a file whose cache has been removed.
         let open = |file: &File| {
+            if fcntl_getfl(file)? & OFlags::RWMODE == OFlags::RDONLY {
+                return file.try_clone();
+            }
             fs_err::File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).map(fs_err::File::into_file)
         };
         std::iter::once(&files.own).chain(files.tar.as_ref().map(|tar| &*tar.file)).map(open).collect()

@@ -177,7 +177,7 @@ fn lying_headers_are_refused() {
     refused(&Tar::default().member(b'0', b"a", b"", 1 << 40, b"").end(), "truncated");
     refused(&Tar::default().member(b'0', b"a", b"", u64::MAX - 5, b"").end(), "truncated");
     refused(&Tar::default().pax(&[("size", "18446744073709551615")]).file("a", b"").end(), "truncated");
-    refused(&Tar::default().pax(&[("size", "-1")]).file("a", b"").end(), "no number");
+    refused(&Tar::default().pax(&[("size", "-1")]).file("a", b"").end(), "not a number");
     let big = vec![0; 2 << 20];
     refused(&Tar::default().member(b'x', b"pax", b"", big.len() as u64, &big).end(), "extended header");
     refused(&Tar::default().member(b'L', b"l", b"", big.len() as u64, &big).end(), "extended header");

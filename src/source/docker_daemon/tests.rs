@@ -77,7 +77,7 @@ fn its_errors_are_passed_on_in_one_line() {
         (answer("HTTP/1.0 200 OK\r\nContent-Length: 999999", &archive()), "are missing"),
         (answer("HTTP/1.0 200 OK", &archive()[..540]), "truncated"),
         (answer("HTTP/1.0 200 OK", b""), "no manifest.json"),
-        (answer("SSH-2.0-OpenSSH", b""), "no HTTP"),
+        (answer("SSH-2.0-OpenSSH", b""), "not HTTP"),
         (answer(&long_head, b""), "head that does not end"),
         (Vec::new(), "does not end"),
     ];

@@ -399,8 +399,8 @@ fn policies_and_callers() {
         cat >{policy} <<'X'\n{good_policy}X\nchmod 644 {policy}"
     );
     let mut tried = 0;
-    let nobody_else = "it must be root's, and writable by nobody else";
-    let (link, file, nobody) = ("not be a symbolic link", "not a regular file", "allows to the caller");
+    let nobody_else = "it must belong to root, and no other user may write to it";
+    let (link, file, nobody) = ("not be a symbolic link", "not a regular file", "does not allow the caller");
     // (what is done, what is said)
     for (change, why) in [
         ("rm POLICY", "No such file or directory"),
@@ -417,11 +417,11 @@ fn policies_and_callers() {
         ("chmod 1777 /etc/prepull", nobody_else),
         ("chown 4321 /etc/prepull", nobody_else),
         ("mv /etc/prepull /etc/real; ln -s real /etc/prepull", link),
-        ("chmod 777 /etc; chmod -t /etc", "/etc: it must be root's"),
-        ("chmod o+w /etc", "/etc: it must be root's"),
-        ("chown 1 /etc", "/etc: it must be root's"),
-        ("chown 1 /etc/passwd", "/etc/passwd: it must be root's"),
-        ("chmod g+w /etc/group", "/etc/group: it must be root's"),
+        ("chmod 777 /etc; chmod -t /etc", "/etc: it must belong to root"),
+        ("chmod o+w /etc", "/etc: it must belong to root"),
+        ("chown 1 /etc", "/etc: it must belong to root"),
+        ("chown 1 /etc/passwd", "/etc/passwd: it must belong to root"),
+        ("chmod g+w /etc/group", "/etc/group: it must belong to root"),
         ("rm /etc/group", "/etc/group: No such file"),
         ("mv /etc/passwd /etc/real-passwd; ln -s real-passwd /etc/passwd", "/etc/passwd: Too many levels"),
         ("echo 'x = 1' >>POLICY", "unknown field `x`"),
@@ -483,7 +483,7 @@ fn policies_and_callers() {
     for uid in [1_u32, 1000, USER + 1, USER - 1, 65534, u32::MAX - 1] {
         let outcome = jail.run(By::Root).env("SUDO_UID", &uid.to_string()).feed(&stream);
         let error = outcome.refused(&format!("user {uid}"));
-        assert!(error.contains("allows to the caller"), "{uid}: {error}");
+        assert!(error.contains("does not allow the caller"), "{uid}: {error}");
         tried += 1;
     }
     for directory in ["/", "/etc", "/proc/self", "/dev/shm", "/var/tmp"]
@@ -540,9 +540,9 @@ fn a_socket_of_root_makes_nobody_root() {
     assert!(done, "root's own socket: {error}");
     for by in [By::Sudo, By::ForUser] {
         let (done, error) = run(by, &unix);
-        assert!(!done && error.contains("allows to the caller"), "{by:?}: {error}");
+        assert!(!done && error.contains("does not allow the caller"), "{by:?}: {error}");
         let (done, error) = run(by, &tcp);
-        assert!(!done && error.contains("allows to the caller"), "{by:?}: {error}");
+        assert!(!done && error.contains("does not allow the caller"), "{by:?}: {error}");
     }
     // Nobody knows who is at the other end of it.
     let (done, error) = run(By::Root, &tcp);

@@ -24,7 +24,7 @@ fn by_a_socket_the_kernel_says_who_asks() {
         kill %1
         test $status = 0 || {{ cat "$at/activate" >&2; exit 1; }}
         test $other = 1 && grep -q "another directory" "$at/other.said" || {{ cat "$at/other.said" >&2; exit 2; }}
-        test $nobody = 1 && grep -q "allows to the caller" "$at/nobody.said" || {{ cat "$at/nobody.said" >&2; exit 3; }}
+        test $nobody = 1 && grep -q "does not allow the caller" "$at/nobody.said" || {{ cat "$at/nobody.said" >&2; exit 3; }}
         as "$at/bin/prepull" doctor --root "$at/vm" --helper "$at/bin/prepull-helper" >"$at/doctor" 2>&1
         "$at/bin/prepull" verify --quiet "$at/vm" >/dev/null || exit 4"#,
         repository = crate::command::REPOSITORY,
