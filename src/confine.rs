@@ -3,6 +3,7 @@
 //! ```text
 //!  root runs            this process does                          its confinement
 //!  make                 sources ▶ parse, inflate ▶ cache, tar      writes: cache, TMPDIR, the tar's directory
+//!  install              sources ▶ parse, inflate ▶ cache           writes: cache, TMPDIR, /tmp
 //!  mount, add, rm       sources ▶ parse, inflate ▶ cache, scene    writes: cache, TMPDIR, /tmp
 //!  mount-fetcher        sources ▶ parse, inflate ▶ cache           writes: cache, TMPDIR, /tmp
 //!  mount-worker         scene ▶ parse, answer the kernel           its own, narrower one: `mount::worker`
@@ -15,10 +16,16 @@
 //!  started by           process                                    with root's privileges it
 //!  mount                mount-keeper                               mounts, unmounts, starts workers and fetchers
 //!  mount add, rm        mount-relay                                connects to the keeper
+//!  install              install-applier                            writes into the store, pins names for CRI-O
 //! ```
 //!
 //! Such a process is told what the user has typed while its parent is still trusted. What it is sent later is data: a scene with
-//! open files, which a worker parses.
+//! open files, which a worker parses, or the stream of `prepull-helper`, which `helper::serve` reads as strictly as in the helper. So
+//! a compromised front of `install` can do with the target that was typed what a caller of a helper without limits can do
+//! (`kind = "storage"`, or `"rootfs"` with `--rootfs`), and nothing elsewhere: `install::applier`.
+//!
+//! Root's `rm` and `gc` are not confined: they fetch nothing, and parse only the store's own records and the machine's configuration.
+//! Nor is an `install` that root runs with `--via socket` or `--via sudo`.
 //!
 //! The whole process is confined while it still has a single thread, since capabilities, Landlock and seccomp belong to threads on
 //! Linux and later threads inherit them. Memory corruption in one thread therefore finds no thread with more rights.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::anyhow;
@@ -14,8 +15,10 @@ use super::items::{all_items, plan_failure};
 use super::make::{GRAPHROOT, STAMP_MAX, add_pause, epoch, graphroot, make_failure, open_cache, source_options};
 use super::output::{self, Printer};
 use super::pins::{self, Pins};
+use super::privilege::of_fetching;
 use super::progress::Bars;
-use super::{Exit, Failure};
+use super::{Begin, Exit, Failure};
+use crate::confine::is_privileged;
 use crate::digest::Digest;
 use crate::go_types::utc;
 use crate::helper::Answer;
@@ -26,10 +29,10 @@ use crate::inspect::list::list;
 use crate::inspect::machine::{MachineConfig, is_place_of_additional, within};
 use crate::inspect::root::Root;
 use crate::inspect::stores::{Stores, User};
-use crate::install::{Asked, Error, Request, Target, Way, ask, probe};
+use crate::install::{Asked, Error, Request, Target, Way, applier, ask, probe};
 use crate::make::{Error as MakeError, Lacking, Output, make};
 use crate::plan::Plan;
-use crate::reference::Reference;
+use crate::reference::{Item, Reference};
 use crate::sink::{self, TarStream};
 use crate::storage::machine::Beside;
 use crate::storage::store::{Settings, StoreKind, Unpacker, layers_of};
@@ -83,13 +86,20 @@ struct Removed<'a> {
     warnings: Vec<String>,
 }
 
+/// Runs an applier.
+#[must_use]
+pub fn apply() -> ExitCode {
+    applier::run(pins::add)
+}
+
 /// Runs `install`.
-pub fn install(args: &InstallArgs, printer: &Printer) -> Result<(), Failure> {
+pub fn install(args: &InstallArgs, printer: &Printer, begin: &Begin<'_>) -> Result<(), Failure> {
     let items = all_items(&args.items, &args.images, args.allow_empty || args.pause.is_some())?;
     let platform = args.platform.resolve();
     let target = target(&args.target, args.rootfs)?;
     let options = source_options(&args.registry, printer)?;
     let epoch = epoch().map_err(Failure::usage)?;
+    let _applier = confined(args, &items, &target, begin)?;
     // Whoever may not write is told before anything is fetched.
     let way = working_way(&args.target, &target)?;
 
@@ -126,7 +136,7 @@ pub fn install(args: &InstallArgs, printer: &Printer) -> Result<(), Failure> {
     }
     let names: Vec<String> = plan.images.values().flat_map(|image| image.names().map(str::to_owned)).collect();
     // A whole tree has its own drop-in.
-    let pins = if args.rootfs { Pins::default() } else { pins::add(&target.root, &names, args.pin) };
+    let pins = if args.rootfs { Pins::default() } else { pin(&target, &names, args.pin) };
     warnings.extend(pins.warnings);
     printer.warn_all(&warnings);
     let summary = Summary {
@@ -167,6 +177,35 @@ pub fn install(args: &InstallArgs, printer: &Printer) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Confines this process if it has root's privileges and writes by itself: an applier, which is started before, does so instead.
+fn confined(
+    args: &InstallArgs,
+    items: &[Item],
+    target: &Target,
+    begin: &Begin<'_>,
+) -> Result<Option<applier::Session>, Failure> {
+    // sudo and the service are of no use without root's rights.
+    if !is_privileged()? || ways(&args.target)? != [Way::Own] {
+        begin.unconfined()?;
+        return Ok(None);
+    }
+    let session = applier::start(target, args.pin).map_err(failure)?;
+    let pause: Vec<Item> = args.pause.iter().filter_map(|typed| Item::parse(typed).ok()).collect();
+    let temporary = std::env::temp_dir().join("x");
+    let needs = of_fetching(items.iter().chain(&pause), &args.registry, &args.cache, Some(&temporary));
+    begin.confined(&needs)?;
+    Ok(Some(session))
+}
+
+/// Pins `names`, by the applier if there is one.
+fn pin(target: &Target, names: &[String], make: bool) -> Pins {
+    match applier::pin(names) {
+        Some(Ok(pins)) => pins,
+        Some(Err(error)) => Pins { warnings: vec![format!("the images are not pinned: {error}")], ..Pins::default() },
+        None => pins::add(&target.root, names, make),
+    }
 }
 
 struct Install<'a> {

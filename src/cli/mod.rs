@@ -38,6 +38,7 @@ use output::Printer;
 
 use crate::confine::{Needs, Trees, confine};
 use crate::inspect::find::{self, Found};
+use crate::install::applier;
 use crate::mount::{control, keeper, relay};
 
 /// How a command ends.
@@ -106,12 +107,13 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
-    // Processes of `prepull mount`, which it starts itself.
+    // Processes of `prepull mount` and `install`, which these start themselves.
     let process = match std::env::args_os().nth(1).as_deref().and_then(std::ffi::OsStr::to_str) {
         Some(control::KEEPER) => Some(keeper::run as fn() -> ExitCode),
         Some(control::WORKER) => Some(crate::mount::worker::run as fn() -> ExitCode),
         Some(control::FETCHER) => Some(mount::fetch as fn() -> ExitCode),
         Some(control::RELAY) => Some(relay::run as fn() -> ExitCode),
+        Some(applier::APPLIER) => Some(install::apply as fn() -> ExitCode),
         _ => None,
     };
     if let Some(run) = process {
@@ -135,7 +137,7 @@ pub fn main() -> ExitCode {
     let done = |()| Exit::Success;
     let begun = match &args.command {
         // They begin when they know what they need.
-        Command::Make(_) | Command::Mount(_) => Ok(()),
+        Command::Make(_) | Command::Mount(_) | Command::Install(_) => Ok(()),
         Command::Ls(ls) => begin.with_inputs(&[&ls.path], Trees::Files),
         Command::Verify(verify) => {
             begin.with_inputs(&verify.path.iter().map(PathBuf::as_path).collect::<Vec<_>>(), Trees::Attributes)
@@ -146,7 +148,7 @@ pub fn main() -> ExitCode {
     };
     let result = begun.and_then(|()| match args.command {
         Command::Make(make) => make::run(*make, &printer, &begin).map(done),
-        Command::Install(install) => install::install(&install, &printer).map(done),
+        Command::Install(install) => install::install(&install, &printer, &begin).map(done),
         Command::Rm(rm) => install::remove(&rm, &printer).map(done),
         Command::Gc(gc) => install::collect(&gc, &printer).map(done),
         Command::Mount(mount) => mount::run(&mount, &printer, &begin),

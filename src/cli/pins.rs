@@ -2,13 +2,14 @@
 //!
 //! CRI-O takes the list of the last file that has one (cri-o `pkg/config/config.go`, UpdateFromDropInFile). Only a file that
 //! prepull has written is changed; of every other one is said what to add. The file belongs to root and lies outside of the
-//! store, so `prepull-helper` does not write it: this process does, or says what to do.
+//! store, so `prepull-helper` does not write it: this process or its applier does, or says what to do.
 
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::AtFlags;
+use serde::{Deserialize, Serialize};
 
 use super::output::printable;
 use crate::helper::graphroot;
@@ -24,7 +25,7 @@ use crate::storage::machine::{Beside, CRIO_DROP_INS, CrioConf, drop_in_number, d
 const NAMES_SHOWN: usize = 5;
 
 /// What became of the pins.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Pins {
     /// Names that have been pinned, or are no longer pinned.
     pub changed: Vec<String>,

@@ -1,8 +1,9 @@
 //! Into a file system: what the helper is asked, and how it is started.
 //!
-//! Who is root, also in a user namespace, writes with the helper's code in this process. Everybody else needs somebody to do
-//! it: [`way::Way`].
+//! Who is root of a user namespace writes with the helper's code in this process, and so does root's `rm` and `gc`. Root's
+//! `install` has a process of its own for it: [`applier`]. Everybody else needs somebody to do it: [`way::Way`].
 
+pub mod applier;
 pub mod way;
 
 use std::io::{self, Read as _, Write};
@@ -18,6 +19,7 @@ use crate::helper::root::{Dir, without_mounts};
 use crate::helper::{self, Answer, Job, REQUEST, Until, VERSION, graphroot};
 use crate::wire;
 use rustix::io::Errno;
+use serde::de::DeserializeOwned;
 pub use way::Way;
 
 /// The most bytes of an answer.
@@ -178,16 +180,14 @@ impl Asked {
     /// # Errors
     /// When nobody can be asked.
     pub fn new(way: &Way, target: &Target, request: Request<'_>) -> Result<Self, Error> {
-        let root = target.root.display().to_string();
-        let failed = |error| Error::Root { root: root.clone(), error };
-        let found = rustix::fs::stat(&target.root).map_err(|error| failed(error.into()))?;
-        let mut tar = request.to_tar(target, (found.st_dev, found.st_ino));
+        // What is confined may not see the directory any more.
+        let found = if matches!(way, Way::Own) { applier::root() } else { None };
+        let mut tar = request.to_tar(target, found.map_or_else(|| identity(target), Ok)?);
         if !request.has_content() {
             tar.extend_from_slice(&wire::END);
         }
-        let there = Dir::at(target.root.as_path()).and_then(|root| root.enter(target.below_root()));
-        let known = matches!(way, Way::Own) && !target.is_rootfs && there.is_err_and(|error| error == Errno::NOENT);
-        let mut started = way.start(target, known.then(|| no_store(request)).flatten())?;
+        let unless = if matches!(way, Way::Own) { no_store(request) } else { None };
+        let mut started = way.start(target, unless)?;
         // Who does not listen may have something to say.
         let _ = started.input().write_all(&tar);
         let is_sweep = matches!(request, Request::Sweep);
@@ -234,6 +234,18 @@ pub fn ask(way: &Way, target: &Target, request: Request<'_>) -> Result<Answer, E
 /// When nobody does.
 pub fn probe(way: &Way, target: &Target) -> Result<(), Error> {
     ask(way, target, if target.is_rootfs { Request::Look } else { Request::Query(&[], &[]) }).map(drop)
+}
+
+/// Returns device and inode of the root directory.
+fn identity(target: &Target) -> Result<(u64, u64), Error> {
+    let failed = |error: Errno| Error::Root { root: target.root.display().to_string(), error: error.into() };
+    rustix::fs::stat(&target.root).map(|found| (found.st_dev, found.st_ino)).map_err(failed)
+}
+
+/// Returns whether a store is asked for whose directory does not exist.
+fn lacks_store(target: &Target) -> bool {
+    let found = Dir::at(target.root.as_path()).and_then(|root| root.enter(target.below_root()));
+    !target.is_rootfs && found.is_err_and(|error| error == Errno::NOENT)
 }
 
 /// What there is to say where there is no store. Nothing is made for a question, or to remove something from it.
@@ -299,7 +311,7 @@ fn own_job(target: &Target) -> io::Result<(Job, Budget)> {
 }
 
 /// Reads a line of JSON. Who has said it before it has read all that was sent resets a socket: what it said counts.
-fn read_answer(from: impl io::Read) -> io::Result<Option<Answer>> {
+fn read_json<T: DeserializeOwned>(from: impl io::Read) -> io::Result<Option<T>> {
     let mut text = Vec::new();
     let read = from.take(ANSWER_MAX).read_to_end(&mut text);
     match serde_json::from_slice(&text) {

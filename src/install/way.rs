@@ -16,8 +16,9 @@ use rustix::io::retry_on_intr;
 use signal_hook::consts::{SIGTSTP, SIGTTIN, SIGTTOU};
 use signal_hook::flag;
 
-use super::{Error, Target, own_job, read_answer};
-use crate::helper::{Answer, serve};
+use super::{Error, Target, applier, lacks_store, own_job, read_json};
+use crate::helper::apply::Budget;
+use crate::helper::{Answer, Job, serve};
 use crate::threads;
 
 /// Where the helper is installed: what policy/sudoers allows.
@@ -29,7 +30,7 @@ pub const SOCKET: &str = "/run/prepull/helper.sock";
 /// One way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Way {
-    /// In this process, which is root.
+    /// In this process, which is root, or in the applier that it has started.
     Own,
     /// By the socket of a service.
     Socket(PathBuf),
@@ -66,6 +67,9 @@ static IS_OVER: Condvar = Condvar::new();
 /// How long staging may take to be removed when the process is told to stop.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Bytes of a pipe with a stream: fewer turns for gigabytes.
+pub(super) const PIPE: usize = 1 << 20;
+
 /// How often a thread that waits for more looks whether there will be none.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
@@ -75,6 +79,7 @@ pub fn stop() {
     served.0 = true;
     // Whether in time or not: the process ends.
     drop(IS_OVER.wait_timeout_while(served, PATIENCE, |served| served.1 > 0));
+    applier::end();
 }
 
 /// Signals of a terminal that stop a process.
@@ -112,11 +117,18 @@ pub fn is_stopped() -> bool {
     SERVED.lock().unwrap_or_else(PoisonError::into_inner).0
 }
 
+/// Waits for the end of the process if [`stop`] was called: what is to be said is said by the thread that ends it.
+fn leave_to_stop() {
+    while is_stopped() {
+        std::thread::park();
+    }
+}
+
 /// A thread that has something in staging, until it is dropped.
-struct Serving;
+pub(super) struct Serving;
 
 impl Serving {
-    fn begin() -> Self {
+    pub(super) fn begin() -> Self {
         SERVED.lock().unwrap_or_else(PoisonError::into_inner).1 += 1;
         Self
     }
@@ -144,6 +156,15 @@ impl Read for Stoppable {
     }
 }
 
+/// Serves what comes from `stream` in this thread, which does nothing else afterwards.
+pub(super) fn serve_here(stream: PipeReader, job: &Job, budget: Budget) -> Answer {
+    // As in the helper: a file size limit is an error (EFBIG), not a death.
+    let mut blocked = SigSet::empty();
+    blocked.add(Signal::SIGXFSZ);
+    let _ = blocked.thread_block();
+    serve(Stoppable(stream), job, budget)
+}
+
 /// A way that is being gone.
 #[derive(Debug)]
 pub enum Started {
@@ -151,6 +172,8 @@ pub enum Started {
     Known(Box<Answer>, io::Sink),
     /// In this process.
     Own(PipeWriter, JoinHandle<Answer>),
+    /// In the applier, whose answer comes by the second pipe.
+    Applier(PipeWriter, PipeReader),
     /// A service.
     Socket(UnixStream, String),
     /// A child process.
@@ -174,11 +197,12 @@ impl Way {
         ways
     }
 
-    /// Starts it; where the answer is known, that is given, and nothing is started.
+    /// Starts it. If this process or its applier would have to make the store first, and there is an answer in `unless`, then that
+    /// is given, and nothing is made.
     ///
     /// # Errors
     /// When that is not possible.
-    pub(super) fn start(&self, target: &Target, known: Option<Answer>) -> Result<Started, Error> {
+    pub(super) fn start(&self, target: &Target, unless: Option<Answer>) -> Result<Started, Error> {
         let program = self.to_string();
         let failed = |error| Error::Start { program: program.clone(), error };
         let root = |error| Error::Root { root: target.root.display().to_string(), error };
@@ -188,26 +212,27 @@ impl Way {
             let command = command.arg("stdio").current_dir(&target.root).stdin(Stdio::piped()).stdout(Stdio::piped());
             let mut child = command.spawn().map_err(failed)?;
             let stdin = child.stdin.take().ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
-            // Fewer turns for a stream of gigabytes; as it was will do.
-            let _ = rustix::pipe::fcntl_setpipe_size(&stdin, 1 << 20);
+            // As it was will do.
+            let _ = rustix::pipe::fcntl_setpipe_size(&stdin, PIPE);
             Ok(Started::Child(Box::new(child), stdin, program.clone()))
         };
-        if let Some(answer) = known {
-            return Ok(Started::Known(Box::new(answer), io::sink()));
-        }
         match self {
             Self::Own => {
+                if let Some(asked) = applier::serve(unless.as_ref()) {
+                    let (input, answer) =
+                        asked.map_err(|error| Error::Start { program: applier::NAME.to_owned(), error })?;
+                    return Ok(Started::Applier(input, answer));
+                }
+                if let Some(answer) = unless.filter(|_| lacks_store(target)) {
+                    return Ok(Started::Known(Box::new(answer), io::sink()));
+                }
                 let (job, budget) = own_job(target).map_err(root)?;
                 let (reader, writer) = io::pipe().map_err(failed)?;
-                let _ = rustix::pipe::fcntl_setpipe_size(&writer, 1 << 20);
+                let _ = rustix::pipe::fcntl_setpipe_size(&writer, PIPE);
                 let serving = Serving::begin();
                 let serve = move || {
                     let _serving = serving;
-                    // As in the helper: a file size limit is an error (EFBIG), not a death.
-                    let mut blocked = SigSet::empty();
-                    blocked.add(Signal::SIGXFSZ);
-                    let _ = blocked.thread_block();
-                    serve(Stoppable(reader), &job, budget)
+                    serve_here(reader, &job, budget)
                 };
                 let thread = threads::spawn(serve).map_err(failed)?;
                 Ok(Started::Own(writer, thread))
@@ -230,7 +255,7 @@ impl Started {
     pub(super) fn input(&mut self) -> &mut (dyn Write + Send) {
         match self {
             Self::Known(_, sink) => sink,
-            Self::Own(writer, _) => writer,
+            Self::Own(writer, _) | Self::Applier(writer, _) => writer,
             Self::Socket(stream, _) => stream,
             Self::Child(_, stdin, _) => stdin,
         }
@@ -240,6 +265,7 @@ impl Started {
     pub(super) fn program(&self) -> &str {
         match self {
             Self::Known(..) | Self::Own(..) => "this process",
+            Self::Applier(..) => applier::NAME,
             Self::Socket(_, program) | Self::Child(_, _, program) => program,
         }
     }
@@ -251,21 +277,24 @@ impl Started {
             Self::Own(writer, thread) => {
                 drop(writer);
                 let answer = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                // What is said is said by who ends the process.
-                while is_stopped() {
-                    std::thread::park();
-                }
+                leave_to_stop();
                 Ok(Some(answer))
+            }
+            Self::Applier(writer, answer) => {
+                drop(writer);
+                let answer = read_json(answer);
+                leave_to_stop();
+                answer
             }
             Self::Socket(stream, _) => {
                 // Gone already if the other side has answered.
                 let _ = stream.shutdown(Shutdown::Write);
-                read_answer(stream)
+                read_json(stream)
             }
             Self::Child(mut child, stdin, _) => {
                 drop(stdin);
                 let answer = match child.stdout.take() {
-                    Some(stdout) => read_answer(stdout),
+                    Some(stdout) => read_json(stdout),
                     None => Ok(None),
                 };
                 // Whatever has ended it, this process has been told of, too, once it is waited for.

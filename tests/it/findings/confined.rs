@@ -1,17 +1,24 @@
 //! Processes that fetch, inflate and parse when root runs them. All tests need root.
 
-use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use prepull::entry::{Entry, Kind, Meta};
+use prepull::helper::{REQUEST, VERSION};
 use prepull::mount::channel::{receive, send};
+use prepull::wire::{END, small_file};
 use serde_json::{Value, json};
 
 use crate::command::{needs_root, prepull, stderr, succeeds};
 use crate::mount::{World, full, on_base, wait_for};
+use crate::stores::GRAPHROOT;
 use crate::support::fault_server::{Fault, FaultServer, Reply};
 
 /// Checks every thread of a process: no capability, no way to any, a filter of system calls.
@@ -95,13 +102,8 @@ fn c08_make_as_root_fetches_without_capabilities() {
     child.wait().unwrap();
 }
 
-#[test]
-fn c08_a_lazy_mount_fetches_without_capabilities() {
-    if !needs_root("findings::confined::c08_a_lazy_mount_fetches_without_capabilities") {
-        return;
-    }
-    let mut world = World::new();
-    world.image("slow", &on_base("slow"));
+/// Starts a registry with the only image of `world` as `slow:1`, whose layers do not come to their end.
+fn stalling(world: &World) -> FaultServer {
     let blobs: BTreeMap<String, Vec<u8>> = fs_err::read_dir(world.layout.path.join("blobs/sha256"))
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -109,7 +111,7 @@ fn c08_a_lazy_mount_fetches_without_capabilities() {
         .collect();
     let index: Value = serde_json::from_slice(&fs_err::read(world.layout.path.join("index.json")).unwrap()).unwrap();
     let manifest = index["manifests"][0]["digest"].as_str().unwrap()["sha256:".len()..].to_owned();
-    let server = FaultServer::start(move |seen, _| {
+    FaultServer::start(move |seen, _| {
         let digest = seen.path.rsplit_once("sha256:").map_or(manifest.as_str(), |(_, digest)| digest);
         match blobs.get(digest) {
             _ if seen.path == "/v2/" => Reply::new(200, "{}"),
@@ -120,7 +122,17 @@ fn c08_a_lazy_mount_fetches_without_capabilities() {
             Some(blob) => Reply::new(200, blob.clone()),
             None => Reply::new(404, ""),
         }
-    });
+    })
+}
+
+#[test]
+fn c08_a_lazy_mount_fetches_without_capabilities() {
+    if !needs_root("findings::confined::c08_a_lazy_mount_fetches_without_capabilities") {
+        return;
+    }
+    let mut world = World::new();
+    world.image("slow", &on_base("slow"));
+    let server = stalling(&world);
     let item = format!("{}/slow:1", server.host());
     let mount = world.mount("mnt", &["--lazy", "--tls-verify=false", &format!("{item}={}", full("slow"))]);
     let chain = crate::stores::chain(&mount.at, &full("slow"));
@@ -385,4 +397,170 @@ fn c08_sources_and_outputs_of_users_still_work_and_it_is_said_what_that_takes() 
     let said = making(&source, &theirs);
     assert!(said.contains("keeping CAP_DAC_OVERRIDE of root's: ") && said.lines().count() == 1, "{said}");
     assert!(fs_err::read(&theirs).unwrap() == fs_err::read(&own).unwrap());
+}
+
+/// Returns what is in staging in the store of a machine.
+fn staged(machine: &Path) -> Vec<String> {
+    let Ok(entries) = fs_err::read_dir(machine.join(GRAPHROOT)) else { return Vec::new() };
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.starts_with(".prepull-")).collect()
+}
+
+#[test]
+fn c08_install_as_root_fetches_without_capabilities() {
+    if !needs_root("findings::confined::c08_install_as_root_fetches_without_capabilities") {
+        return;
+    }
+    let mut world = World::new();
+    world.image("slow", &on_base("slow"));
+    let server = stalling(&world);
+    let machine = world.at.join("machine");
+    let (interrupt, kill) = (rustix::process::Signal::INT, rustix::process::Signal::KILL);
+    for signal in [interrupt, rustix::process::Signal::TERM, kill] {
+        let _ = fs_err::remove_dir_all(&machine);
+        fs_err::create_dir(&machine).unwrap();
+        let mut command = world.prepull();
+        command
+            .args(["install", "--no-cache", "--platform", "linux/amd64", "--tls-verify=false", "--root"])
+            .arg(&machine);
+        command.arg(format!("{}/slow:1", server.host())).stdout(Stdio::null()).stderr(Stdio::null());
+        let before = server.seen("").len();
+        let mut child = command.spawn().unwrap();
+        let is_fetching = || server.seen("").iter().skip(before).any(|seen| seen.path.contains("/blobs/"));
+        wait_for("a layer that does not come", || is_fetching() && !staged(&machine).is_empty());
+        assert_confined(child.id());
+        let children = children(child.id());
+        assert_eq!(children.keys().collect::<Vec<_>>(), ["install-applier"]);
+        let applier = children["install-applier"];
+        // What has the privileges has no network: the channel to the front is its only socket.
+        let files = fs_err::read_dir(format!("/proc/{applier}/fd")).unwrap().flatten();
+        let files: Vec<_> = files.filter_map(|entry| fs_err::read_link(entry.path()).ok()).collect();
+        let sockets: BTreeSet<_> = files.iter().filter(|path| path.to_string_lossy().starts_with("socket:")).collect();
+        assert_eq!(sockets.len(), 1, "{files:?}");
+        // Ctrl-C reaches it as well, and it ends only after the front.
+        crate::mount::kill(applier, interrupt);
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!crate::mount::has_ended(applier) && !staged(&machine).is_empty());
+        crate::mount::kill(child.id(), signal);
+        let status = child.wait().unwrap();
+        if signal == kill {
+            wait_for("its end", || crate::mount::has_ended(applier));
+        }
+        assert!(crate::mount::has_ended(applier), "{status}");
+        assert_eq!(status.code(), (signal != kill).then_some(130));
+        assert_eq!(staged(&machine), [""; 0]);
+    }
+}
+
+/// A front that has been taken over asks the applier for what nobody has typed.
+#[test]
+fn c08_a_compromised_front_of_install_writes_only_what_a_caller_of_the_helper_may() {
+    if !needs_root("findings::confined::c08_a_compromised_front_of_install_writes_only_what_a_caller_of_the_helper_may")
+    {
+        return;
+    }
+    let world = World::new();
+    let machine = world.at.join("machine");
+    fs_err::create_dir(&machine).unwrap();
+    let crio = machine.join("etc/crio/crio.conf.d");
+    fs_err::create_dir_all(&crio).unwrap();
+    let found = rustix::fs::stat(&machine).unwrap();
+    let root = format!("{}:{}", found.st_dev, found.st_ino);
+    let start = |pins: bool| {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut command = world.prepull();
+        command.arg("install-applier").stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().unwrap();
+        let root = json!({"Unix": machine.as_os_str().as_bytes()});
+        let graphroot = format!("/{GRAPHROOT}");
+        let begin = json!({
+            "root": root, "graphroot": graphroot, "is_rootfs": false, "is_additional": false, "pins": pins,
+        });
+        send(&ours, &begin, &[]).unwrap();
+        (ours, child)
+    };
+    let stream = |lines: &str, path: &str| {
+        let mut tar = Vec::new();
+        for (path, content) in [(REQUEST, lines.as_bytes()), (path.as_bytes(), b"x")] {
+            let kind = Kind::Regular { size: content.len() as u64 };
+            let entry = Entry { path: path.to_vec(), meta: Meta { mode: 0o600, ..Meta::default() }, kind };
+            small_file(&mut tar, &entry, content);
+        }
+        tar.extend_from_slice(&END);
+        tar
+    };
+    let asked = |tar: &[u8]| -> Value {
+        let (ours, mut child) = start(false);
+        let ((stream, mut input), (answer, theirs)) = (std::io::pipe().unwrap(), std::io::pipe().unwrap());
+        send(&ours, &json!({"Serve": null}), &[stream.as_fd(), theirs.as_fd()]).unwrap();
+        drop((stream, theirs));
+        // It may have seen enough.
+        let _ = input.write_all(tar);
+        drop(input);
+        let answer = serde_json::from_reader(answer).unwrap();
+        drop(ours);
+        assert!(child.wait().unwrap().success());
+        answer
+    };
+    let request = |word: &str, graphroot: &str, root: &str| {
+        format!("prepull {VERSION}\nrequest {word}\ngraphroot {graphroot}\nroot {root}\n")
+    };
+    let place = format!("/{GRAPHROOT}");
+    let [kind, outside] =
+        ["another `kind`", "its path is empty, absolute, too long, or has an empty, `.` or `..` component"];
+    let refused = [
+        (request("install", "/etc", &root), "x", "another graphroot"),
+        (request("install", &place, "1:2"), "x", "another directory"),
+        (request("unpack", &place, &root), "x", kind),
+        (request("clear", &place, &root), "x", kind),
+        (request("install", &place, &root), "etc/escaped", "it is not in the store"),
+        (request("install", &place, &root), "../../../../escaped", outside),
+        (request("install", &place, &root), "/escaped", outside),
+    ];
+    for (lines, path, why) in &refused {
+        let answer = asked(&stream(lines, path));
+        let error = answer["error"].as_str().unwrap_or_default();
+        assert!(error.contains(why), "{lines}{path}: {answer}");
+    }
+    // Anything but pipes, into which root's process would write, or names that no image has: it ends.
+    let victim = world.at.join("victim");
+    fs_err::write(&victim, "as it was").unwrap();
+    let file = fs_err::File::options().read(true).append(true).open(&victim).unwrap().into_file();
+    let names = |names: &[&str]| json!({"Pin": names});
+    let attacks = [
+        (json!({"Serve": null}), true),
+        (names(&["docker.io/library/a:1"]), true),
+        (names(&["docker.io/library/*"]), false),
+        (names(&["docker.io/library/a:1", "x\"]\n[crio.runtime]\n#"]), false),
+        (json!("Other"), false),
+    ];
+    for (ask, is_file) in &attacks {
+        let (ours, mut child) = start(true);
+        let (answer, theirs) = std::io::pipe().unwrap();
+        let files = if *is_file { [file.as_fd(), file.as_fd()] } else { [theirs.as_fd(), theirs.as_fd()] };
+        // Files that are not taken are closed.
+        send(&ours, ask, &files).unwrap();
+        assert!(!child.wait().unwrap().success(), "{ask}");
+        drop(theirs);
+        assert_eq!(std::io::read_to_string(answer).unwrap(), "", "{ask}");
+    }
+    assert_eq!(fs_err::read_to_string(&victim).unwrap(), "as it was");
+    assert_eq!(fs_err::read_dir(&crio).unwrap().count(), 0);
+    // A drop-in is made only if --pin was typed.
+    for pins in [false, true] {
+        let (ours, mut child) = start(pins);
+        let (answer, theirs) = std::io::pipe().unwrap();
+        send(&ours, &names(&["docker.io/library/a:1"]), &[theirs.as_fd()]).unwrap();
+        drop(theirs);
+        let said: Value = serde_json::from_reader(answer).unwrap();
+        assert_eq!(said["changed"].as_array().unwrap().len(), usize::from(pins), "{said}");
+        drop(ours);
+        assert!(child.wait().unwrap().success());
+        assert_eq!(fs_err::read_dir(&crio).unwrap().count(), usize::from(pins));
+    }
+    let mut names: Vec<_> = fs_err::read_dir(&machine).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["etc", "var"]);
+    assert_eq!(staged(&machine), [""; 0]);
+    assert!(!world.at.join("escaped").exists() && !machine.join("var/escaped").exists());
 }
