@@ -25,6 +25,7 @@
 //! | text |  |
 //! | threads |  |
 //! | signals |  |
+//! | channel |  |
 //! | compression | text |
 //! | confine |  |
 //! | config | threads |
@@ -37,18 +38,20 @@
 //! | layer | compression, digest, entry, json, source, threads |
 //! | segment | atomic, compression, digest, entry, layer, source, threads, wire |
 //! | storage | digest, entry, go_types, helper, image, json, layer, segment, wire |
-//! | install | entry, helper, threads, wire |
+//! | install | channel, entry, helper, threads, wire |
 //! | inspect | compression, entry, go_types, layer, reference, storage |
 //! | sink | atomic, digest, segment, storage, threads |
 //! | plan | compression, digest, go_types, image, reference, source, storage, threads |
 //! | make | atomic, compression, digest, entry, image, media_type, plan, segment, sink, source, storage, threads |
-//! | mount | atomic, digest, entry, inspect, layer, make, plan, segment, signals, sink, storage, threads, wire |
+//! | mount | atomic, channel, digest, entry, inspect, layer, make, plan, segment, signals, sink, storage, threads, wire |
 //! | verify | digest, entry, go_types, image, inspect, json, layer, reference, segment, storage, threads, wire |
 //! | xcluster | atomic |
-//! | cli | atomic, compression, config, confine, digest, go_types, helper, image, inspect, install, make, mount, plan, reference, registry, segment, signals, sink, source, storage, text, threads, verify, xcluster |
+//! | cli | atomic, channel, compression, config, confine, digest, go_types, helper, image, inspect, install, make, mount, plan, reference, registry, segment, signals, sink, source, storage, text, threads, verify, xcluster |
 
 #[cfg(feature = "front")]
 pub mod atomic;
+#[cfg(feature = "front")]
+pub mod channel;
 #[cfg(feature = "front")]
 pub mod cli;
 #[cfg(feature = "front")]

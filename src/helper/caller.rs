@@ -137,8 +137,7 @@ impl Caller {
         if self.uid == 0 {
             return Ok(None);
         }
-        // The unit has it as its RuntimeDirectory; sudo may be the first to come. Users must be able to enter it whatever the umask is,
-        // since the socket lies in it.
+        // The directory of the socket. A helper that sudo starts may make it, and users must be able to enter it whatever the umask is.
         let _ = mkdir(RUN, 0o755.into()).and_then(|()| chmod(RUN, 0o755.into()));
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat2(CWD, PLACES, flags, Mode::RUSR | Mode::WUSR, ResolveFlags::NO_SYMLINKS);

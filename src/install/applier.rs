@@ -30,9 +30,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Target, enter_hint, lacks_store, own_job, read_json, way};
+use crate::channel::{receive, send};
 use crate::helper::publish::record::is_name;
 use crate::helper::{self, Answer};
-use crate::mount::channel::{receive, send};
 use crate::threads;
 
 /// The hidden command that is an applier.

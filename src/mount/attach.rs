@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::Error;
-use super::channel::receive_files;
+use crate::channel::receive_files;
 
 /// The type of the file system, and what it is mounted from, in /proc/mounts.
 const TYPE: &str = "fuse.prepull";

@@ -15,10 +15,10 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 use super::attach;
-use super::channel::{receive, send, send_within};
 use super::scene::Allowed;
 use super::storage_conf::StorageConf;
 use super::wire::Agreed;
+use crate::channel::{receive, send, send_within};
 
 /// The hidden commands of `prepull` that are these processes.
 pub const KEEPER: &str = "mount-keeper";

@@ -29,13 +29,13 @@ use serde_json::value::RawValue;
 
 use super::Error;
 use super::attach::{self, NotUnmounted};
-use super::channel::{receive, receive_little, send, send_within};
 use super::control::{Answer, Ask, Begin, FETCHER, Fetched, KEEPER, Start, Status, WORKER, Wanted, directory};
 use super::kept;
 use super::scene::{are_allowed, sources_in};
 use super::serve::{journal, overdue};
 use super::wire::{Agreed, Operation, REQUEST_MAX, Reply, Request};
 use super::worker::{Order, Said};
+use crate::channel::{receive, receive_little, send, send_within};
 use crate::signals;
 use crate::threads;
 

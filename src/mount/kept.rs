@@ -16,7 +16,7 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_op
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::channel::{receive, send};
+use crate::channel::{receive, send};
 
 /// What systemd calls the descriptor: by turns, so that there is no moment in which it keeps none.
 const NAMES: [&str; 2] = ["prepull-0", "prepull-1"];

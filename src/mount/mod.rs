@@ -18,7 +18,6 @@
 //! [`wire`] parses the kernel's requests without the crate fuser, which cannot take over a mount: docs/decisions/0002-fuse-without-fuser.md.
 
 pub mod attach;
-pub mod channel;
 pub mod control;
 pub mod keeper;
 pub mod kept;

@@ -19,9 +19,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::Error;
-use super::channel::{receive, send};
 use super::control::{self, Answer, Ask, RELAY, Way};
 use super::scene::{Allowed, are_allowed, sources_in};
+use crate::channel::{receive, send};
 
 /// What a relay is told first.
 #[derive(Debug, Serialize, Deserialize)]

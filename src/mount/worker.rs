@@ -17,9 +17,9 @@ use seccompiler::{
 use serde::{Deserialize, Serialize};
 
 use super::Error;
-use super::channel::{receive, send};
 use super::scene::Scene;
 use super::serve::{Server, THREADS_MAX};
+use crate::channel::{receive, send};
 use crate::threads;
 
 /// What the keeper tells the worker.

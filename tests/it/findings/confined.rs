@@ -10,9 +10,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use prepull::channel::{receive, send};
 use prepull::entry::{Entry, Kind, Meta};
 use prepull::helper::{REQUEST, VERSION};
-use prepull::mount::channel::{receive, send};
 use prepull::wire::{END, small_file};
 use serde_json::{Value, json};
 
