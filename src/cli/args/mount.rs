@@ -19,7 +19,7 @@ pub struct MountArgs {
     #[arg(value_name = "MOUNTPOINT", required = true, value_hint = ValueHint::DirPath)]
     pub mountpoint: Option<PathBuf>,
 
-    /// Let no other user see it [default]
+    /// Let no other user see it (the default)
     ///
     /// The kernel then refuses every access by another user, whatever the modes of files are. Root's podman and CRI-O, and the
     /// containers that they run as any user, see a mount that root has made.
