@@ -123,11 +123,11 @@ pub struct Needs {
     pub writes: Vec<PathBuf>,
     /// True if it connects to local services: the Docker daemon, or what a credential helper asks.
     pub local_sockets: bool,
-    /// What of the directories in `reads` only root can see.
+    /// Attributes and files in the directories of `reads` that only root can read.
     pub trees: Trees,
 }
 
-/// What a process reads of directories whose files have any owners and modes.
+/// Which parts of directory inputs a process reads, whatever owners and modes their files have.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum Trees {
     /// Nothing that takes a capability, unless a path cannot be read without one.
@@ -434,7 +434,7 @@ fn forbidden(needs: &Needs) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompil
         let others = IOCTLS.iter().map(|command| is_not(1, *command as i32)).collect::<Result<_, _>>()?;
         add(libc::SYS_ioctl, others)?;
     } else {
-        // What a terminal is made to read is typed by its user.
+        // TIOCSTI would let the process type commands into its user's terminal.
         for command in [libc::TIOCSTI as u32, libc::TIOCLINUX as u32] {
             add(libc::SYS_ioctl, vec![is(1, command)?])?;
         }

@@ -85,7 +85,7 @@ pub fn of_cache(cache: &CacheArgs) -> Option<PathBuf> {
         return None;
     }
     let directory = cache.cache_dir.clone().map_or_else(|| cache_dir(None), Ok).ok()?;
-    // Landlock knows only what exists. A cache that cannot be made is a matter of whoever opens it.
+    // Landlock rules need existing directories. If a cache directory cannot be created, opening the cache reports the error.
     let _ = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
     Some(directory)
 }

@@ -373,7 +373,7 @@ pub fn remove(powers: Powers, parent: &Dir, name: &[u8]) -> Result<(), Errno> {
                     take_over(powers, &directory, &child)?;
                     let number = directory.stat(&child)?.st_ino;
                     directory.rename(&child, &top, &place(number))?;
-                    // What was moved within the top may be listed a second time.
+                    // An entry that was moved within the top directory may be listed a second time.
                     if at > 0 || !todo.contains(&number) {
                         todo.push(number);
                     }

@@ -38,7 +38,7 @@ use crate::threads;
 /// The hidden command that is an applier.
 pub const APPLIER: &str = "install-applier";
 
-/// What an applier is called in messages.
+/// Name of the applier in messages.
 pub(super) const NAME: &str = "the process that writes as root";
 
 /// What an applier is told first.

@@ -437,7 +437,7 @@ type Contents = BTreeMap<(String, String), Content>;
 struct Content {
     digest: String,
     size: u64,
-    /// What would be another one if the file had been changed since.
+    /// Fields of the file's status that differ if the file has been changed.
     stamp: Stamp,
 }
 
