@@ -9,6 +9,7 @@
 //! capabilities away; a directory whose owner is somebody else could not be filled without more capabilities. So every
 //! directory stands twice in the stream: before what is in it, and after it.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
@@ -363,6 +364,8 @@ pub fn remove(powers: Powers, parent: &Dir, name: &[u8]) -> Result<(), Errno> {
     let top = parent.open(name)?;
     // Directories by their numbers, of which no two have the same; 0 is the top.
     let mut todo = vec![0];
+    // A removal that was interrupted may have left millions of directories there.
+    let mut of_top = BTreeSet::new();
     let place = |number| if number == 0 { b".".to_vec() } else { format!("{TRASH}{number}").into_bytes() };
     while let Some(at) = todo.pop() {
         let directory = top.open(&place(at))?;
@@ -374,7 +377,7 @@ pub fn remove(powers: Powers, parent: &Dir, name: &[u8]) -> Result<(), Errno> {
                     let number = directory.stat(&child)?.st_ino;
                     directory.rename(&child, &top, &place(number))?;
                     // An entry that was moved within the top directory may be listed a second time.
-                    if at > 0 || !todo.contains(&number) {
+                    if at > 0 || of_top.insert(number) {
                         todo.push(number);
                     }
                 }
