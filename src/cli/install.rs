@@ -12,7 +12,9 @@ use serde::Serialize;
 
 use super::args::{GcArgs, InstallArgs, RmArgs, TargetArgs, ViaArg};
 use super::items::{all_items, plan_failure};
-use super::make::{GRAPHROOT, STAMP_MAX, add_pause, epoch, graphroot, make_failure, open_cache, source_options};
+use super::make::{
+    GRAPHROOT, STAMP_MAX, add_pause, beside, epoch, graphroot, make_failure, open_cache, source_options,
+};
 use super::output::{self, Printer};
 use super::pins::{self, Pins};
 use super::privilege::of_fetching;
@@ -193,7 +195,7 @@ fn confined(
     }
     let session = applier::start(target, args.pin).map_err(failure)?;
     let pause: Vec<Item> = args.pause.iter().filter_map(|typed| Item::parse(typed).ok()).collect();
-    let temporary = std::env::temp_dir().join("x");
+    let temporary = beside();
     let needs = of_fetching(items.iter().chain(&pause), &args.registry, &args.cache, Some(&temporary));
     begin.confined(&needs)?;
     Ok(Some(session))
@@ -259,7 +261,7 @@ impl Install<'_> {
 
     /// Sends what is lacking, or everything.
     fn write(&self, request: Request<'_>, lacking: Option<&Lacking>) -> Result<(Answer, Vec<String>), Failure> {
-        let (cache, elsewhere) = open_cache(&self.args.cache, &std::env::temp_dir().join("x"), self.printer)?;
+        let (cache, elsewhere) = open_cache(&self.args.cache, &beside(), self.printer)?;
         let mut asked = Asked::new(self.way, self.target, request).map_err(failure)?;
         let name = self.target.root.display().to_string();
         let stream = TarStream::new(Box::new(asked.input()), &name, self.settings.stamp);

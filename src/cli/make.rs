@@ -223,6 +223,12 @@ pub fn cache_dir(typed: Option<&Path>) -> anyhow::Result<PathBuf> {
     }
 }
 
+/// Returns the path of a file that is never made, in place of an output for [`open_cache`] and confinement: a command that writes no
+/// tar keeps layers in the directory for temporary files if there is no room in the cache.
+pub fn beside() -> PathBuf {
+    std::env::temp_dir().join("x")
+}
+
 /// A cache that was asked for must work, unless its disk is full; the usual one is only a convenience (a user in a
 /// container may have no home). Also gives what to do when there is no room.
 pub fn open_cache(args: &CacheArgs, tar: &Path, printer: &Printer) -> anyhow::Result<(Cache, &'static str)> {

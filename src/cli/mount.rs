@@ -22,7 +22,7 @@ use super::args::{
 };
 use super::install::{Selected, selected};
 use super::items::{all_items, plan_failure};
-use super::make::{STAMP_MAX, epoch, make_failure, open_cache, source_options};
+use super::make::{STAMP_MAX, beside, epoch, make_failure, open_cache, source_options};
 use super::output::{self, Printer};
 use super::privilege::{of_cache, of_fetching, of_inputs};
 use super::progress::Bars;
@@ -185,7 +185,7 @@ fn items_of(what: &MountItems) -> Result<Vec<Item>, Failure> {
 
 /// Returns what fetching `items` takes, with the directory for temporary files.
 fn needs_of(items: &[Item], registry: &RegistryArgs, cache: &CacheArgs) -> Needs {
-    of_fetching(items.iter(), registry, cache, Some(&std::env::temp_dir().join("x")))
+    of_fetching(items.iter(), registry, cache, Some(&beside()))
 }
 
 /// Fetches what `items` are, without their layers.
@@ -201,7 +201,7 @@ fn images(args: &MountArgs, items: &[Item], epoch: Option<i64>, printer: &Printe
     let plan = plan_of(&args.what, items, printer)?;
     let stamp = epoch.unwrap_or_else(|| plan.newest.clamp(0, STAMP_MAX));
     let settings = Scene::settings(stamp, !args.expand_opaque);
-    let (cache, elsewhere) = open_cache(&args.what.cache, &std::env::temp_dir().join("x"), printer)?;
+    let (cache, elsewhere) = open_cache(&args.what.cache, &beside(), printer)?;
     let bars = Arc::new(Bars::new(printer));
     let (mut sources, none) = (Sources::default(), BTreeSet::new());
     if args.lazy {
@@ -341,7 +341,7 @@ fn confine_fetcher(chain: &[(&str, &Typed)]) -> Result<Vec<String>, Failure> {
         std::env::set_current_dir(directory)?;
         let (registry, cache) = options_of(words)?;
         let item = Item::parse(std::ffi::OsStr::new(item))?;
-        let mut more = of_fetching(std::iter::once(&item), &registry, &cache, Some(&std::env::temp_dir().join("x")));
+        let mut more = of_fetching(std::iter::once(&item), &registry, &cache, Some(&beside()));
         // Each in the directory in which it was typed.
         for path in more.reads.iter_mut().chain(&mut more.writes) {
             *path = std::path::absolute(&*path)?;
@@ -477,8 +477,7 @@ fn change(
             own.refuse_if_used(&mount, &(&layers - &layer_ids(&plan)))?;
         }
         let settings = Scene::settings(before.stamp, before.marks_opaque);
-        let (cache, elsewhere) =
-            open_cache(cache.as_ref().unwrap_or(cache_args), &std::env::temp_dir().join("x"), printer)?;
+        let (cache, elsewhere) = open_cache(cache.as_ref().unwrap_or(cache_args), &beside(), printer)?;
         let fetch = Fetch { lazily: sources.as_ref().map(|sources| (sources, &wanted)) };
         let known = before.segments(&files).map_err(|error| failure(error, ""))?;
         let bars = Arc::new(Bars::new(printer));
