@@ -16,6 +16,8 @@ mod go_fields;
 mod go_types;
 /// The helper: who starts it, what its callers get out of it, and what stores have afterwards.
 mod helper;
+/// The stores that `install` writes, as root and by the helper.
+mod install;
 /// The style of all JSON, and docs/json.md.
 mod json;
 /// `prepull mount`: who sees it, what it refuses to show, and who may change it.
