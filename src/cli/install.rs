@@ -317,7 +317,9 @@ pub fn remove(args: &RmArgs, printer: &Printer) -> Result<(), Failure> {
     let Selected { names, ids } = selected(&args.names)?;
     check_short_ids(args)?;
     if !args.force {
-        refuse_if_used(&target(&args.target, false)?, &names, &ids)?;
+        refuse_if_used(&target(&args.target, false)?, |target| {
+            Dependents::layers_freed(&target.root, &target.graphroot, &names, &ids)
+        })?;
     }
     let answer = ask_any(&args.target, Request::Remove(&names, &ids))?;
     report(&answer, args.json, printer)?;
@@ -331,8 +333,11 @@ pub fn remove(args: &RmArgs, printer: &Printer) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Refuses to remove images from an additional store if an image or a container of the machine's own store needs their layers.
-fn refuse_if_used(target: &Target, names: &[String], ids: &[String]) -> Result<(), Failure> {
+/// Refuses to remove the layers `freed` from an additional store if an image or a container of the machine's own store needs them.
+fn refuse_if_used(
+    target: &Target,
+    freed: impl FnOnce(&Target) -> Result<BTreeSet<String>, dependents::Error>,
+) -> Result<(), Failure> {
     let shown = format!("{}{}", target.root.display(), target.graphroot);
     // The machine's tools run as its root, whoever runs this process.
     let root = User { id: 0, variable: &|_| None };
@@ -340,8 +345,7 @@ fn refuse_if_used(target: &Target, names: &[String], ids: &[String]) -> Result<(
         if within(&stores.graphroot) == within(&target.graphroot) {
             return Ok(Dependents::default());
         }
-        let freed = Dependents::layers_freed(&target.root, &target.graphroot, names, ids)?;
-        Dependents::find(&target.root, &stores, Path::new(&target.graphroot), &freed)
+        Dependents::find(&target.root, &stores, Path::new(&target.graphroot), &freed(target)?)
     });
     match used {
         Ok(used) if used.is_empty() => Ok(()),
@@ -362,6 +366,11 @@ fn refuse_if_used(target: &Target, names: &[String], ids: &[String]) -> Result<(
 
 /// Runs `gc`.
 pub fn collect(args: &GcArgs, printer: &Printer) -> Result<(), Failure> {
+    if !args.force {
+        refuse_if_used(&target(&args.target, false)?, |target| {
+            Dependents::layers_unreferenced(&target.root, &target.graphroot)
+        })?;
+    }
     report(&ask_any(&args.target, Request::Collect)?, args.json, printer)
 }
 

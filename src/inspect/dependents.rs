@@ -207,30 +207,31 @@ impl Dependents {
         names: &[String],
         ids: &[String],
     ) -> Result<BTreeSet<String>, Error> {
+        let goes = |image: &ImageRecord| {
+            let all = image.names.as_deref().unwrap_or_default();
+            let is_untagged = !all.is_empty() && all.iter().all(|name| names.contains(name));
+            is_untagged || ids.iter().any(|id| image.id.starts_with(id.as_str()))
+        };
         let mut freed = BTreeSet::new();
-        let root = Root::open(machine).map_err(find::Error::Io)?;
-        for found in in_directory_at(&root, &within(graphroot))? {
-            find::all_readable(std::slice::from_ref(&found))?;
-            let layers = list::parse::<LayerRecord>(&found, &found.layers, "layers/layers.json")?;
-            let images = list::parse::<ImageRecord>(&found, &found.images, "images/images.json")?;
-            let by_id: BTreeMap<&str, &LayerRecord> = layers.iter().map(|layer| (layer.id.as_str(), layer)).collect();
-            let chain = |image: &ImageRecord, into: &mut BTreeSet<String>| {
-                let mut next = image.layer.as_deref();
-                // A chain may be a circle; one that is in the set already is in it to its end.
-                while let Some(id) = next.filter(|id| into.insert((*id).to_owned())) {
-                    next = by_id.get(id).and_then(|layer| layer.parent.as_deref());
-                }
-            };
-            let (mut gone, mut kept) = (BTreeSet::new(), BTreeSet::new());
-            for image in &images {
-                let all = image.names.as_deref().unwrap_or_default();
-                let untagged = !all.is_empty() && all.iter().all(|name| names.contains(name));
-                let goes = untagged || ids.iter().any(|id| image.id.starts_with(id.as_str()));
-                chain(image, if goes { &mut gone } else { &mut kept });
-            }
-            freed.extend(gone.difference(&kept).cloned());
+        for (_, images) in chains(machine, graphroot)? {
+            let (gone, kept): (Vec<_>, Vec<_>) = images.into_iter().partition(|(image, _)| goes(image));
+            let kept: BTreeSet<_> = kept.into_iter().flat_map(|(_, chain)| chain).collect();
+            freed.extend(gone.into_iter().flat_map(|(_, chain)| chain).filter(|id| !kept.contains(id)));
         }
         Ok(freed)
+    }
+
+    /// Returns the layers of the store at `graphroot` below `machine` that no image of the store has.
+    ///
+    /// # Errors
+    /// When a record cannot be read.
+    pub fn layers_unreferenced(machine: &Path, graphroot: &str) -> Result<BTreeSet<String>, Error> {
+        let mut unreferenced = BTreeSet::new();
+        for (layers, images) in chains(machine, graphroot)? {
+            let kept: BTreeSet<_> = images.into_iter().flat_map(|(_, chain)| chain).collect();
+            unreferenced.extend(layers.into_iter().filter(|id| !kept.contains(id)));
+        }
+        Ok(unreferenced)
     }
 
     /// Returns whether nothing would lose a layer.
@@ -238,6 +239,40 @@ impl Dependents {
     pub fn is_empty(&self) -> bool {
         self.images.is_empty() && self.containers.is_empty()
     }
+}
+
+/// The ids of a store's layers, and its images with the ids of their layers.
+type Chains = (Vec<String>, Vec<(ImageRecord, BTreeSet<String>)>);
+
+/// Returns the chains of the store at `graphroot` below `machine`, for each storage driver that it has.
+fn chains(machine: &Path, graphroot: &str) -> Result<Vec<Chains>, Error> {
+    let root = Root::open(machine).map_err(find::Error::Io)?;
+    let mut all = Vec::new();
+    for found in in_directory_at(&root, &within(graphroot))? {
+        find::all_readable(std::slice::from_ref(&found))?;
+        let layers = list::parse::<LayerRecord>(&found, &found.layers, "layers/layers.json")?;
+        let images = list::parse::<ImageRecord>(&found, &found.images, "images/images.json")?;
+        let parents: BTreeMap<&str, Option<&str>> =
+            layers.iter().map(|layer| (layer.id.as_str(), layer.parent.as_deref())).collect();
+        let chain = |image: &ImageRecord| {
+            let mut chain = BTreeSet::new();
+            let mut next = image.layer.as_deref();
+            // A damaged chain may be a circle.
+            while let Some(id) = next.filter(|id| chain.insert((*id).to_owned())) {
+                next = parents.get(id).copied().flatten();
+            }
+            chain
+        };
+        let images = images
+            .into_iter()
+            .map(|image| {
+                let chain = chain(&image);
+                (image, chain)
+            })
+            .collect();
+        all.push((layers.iter().map(|layer| layer.id.clone()).collect(), images));
+    }
+    Ok(all)
 }
 
 impl fmt::Display for Dependents {

@@ -128,6 +128,10 @@ pub struct GcArgs {
     #[command(flatten)]
     pub target: TargetArgs,
 
+    /// Remove layers also if images or containers in the store that storage.conf names need them: CRI-O then lists nothing
+    #[arg(long)]
+    pub force: bool,
+
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,

@@ -410,11 +410,9 @@ fn e06_id_is_not_a_name_for_a_pod() {
     }
 }
 
-#[test]
-fn e03_rm_refuses_to_take_layers_that_the_own_store_needs() {
-    if !needs_root("rm: images on layers of an additional store") {
-        return;
-    }
+/// Makes a machine whose own image `child` lies on a layer that only its additional store, with the image `base`, has, as after
+/// a pull by CRI-O.
+fn machine_with_child_of_additional_store() -> Machine {
     let mut machine = Machine::new();
     let (lower, upper) = (tar(&[("lower", b"1")]), tar(&[("upper", b"2")]));
     let (base, child) =
@@ -432,6 +430,15 @@ fn e03_rm_refuses_to_take_layers_that_the_own_store_needs() {
     fs_err::remove_dir_all(machine.root().join("var/lib/containers/storage/overlay").join(lowest)).unwrap();
     let (rules, report) = machine.rules();
     assert!(rules.contains(&"own-image-on-additional".to_owned()), "{report}");
+    machine
+}
+
+#[test]
+fn e03_rm_refuses_to_take_layers_that_the_own_store_needs() {
+    if !needs_root("rm: images on layers of an additional store") {
+        return;
+    }
+    let machine = machine_with_child_of_additional_store();
     let rm = || {
         let mut command = machine.prepull("rm");
         command.args(["--root", "root", "--graphroot", "/usr/lib/containers/storage", "localhost/base:1"]);
@@ -441,4 +448,26 @@ fn e03_rm_refuses_to_take_layers_that_the_own_store_needs() {
     succeeds(rm().arg("--force"));
     let (rules, report) = machine.rules();
     assert!(rules.contains(&"layer-parent".to_owned()) && report["start"] == "list-fails", "{report}");
+}
+
+#[test]
+fn e03_gc_refuses_to_take_layers_that_the_own_store_needs() {
+    if !needs_root("gc: images on layers of an additional store") {
+        return;
+    }
+    let machine = machine_with_child_of_additional_store();
+    let gc = || {
+        let mut command = machine.prepull("gc");
+        command.args(["--root", "root", "--graphroot", "/usr/lib/containers/storage"]);
+        command
+    };
+    succeeds(&mut gc());
+    // The store's images are lost, and so none of its images has the layer any more.
+    let store = machine.root().join("usr/lib/containers/storage");
+    fs_err::write(store.join("overlay-images/images.json"), b"[]").unwrap();
+    fails(&mut gc(), 1, "nothing removed: image localhost/child:1");
+    succeeds(gc().arg("--force"));
+    // Unreferenced layers are kept for a day.
+    let layers = fs_err::read(store.join("overlay-layers/layers.json")).unwrap();
+    assert_eq!(serde_json::from_slice::<Vec<Value>>(&layers).unwrap().len(), 1);
 }
