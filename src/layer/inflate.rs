@@ -65,7 +65,8 @@ pub fn inflate<'scope>(
     let (full_sender, full) = sync_channel(BUFFERS);
     let (empty, empty_receiver) = channel();
     for _ in 0..BUFFERS {
-        let _ = empty.send(Vec::new());
+        // Zeroed memory costs nothing before it is used, unlike growing a buffer for each layer, however small.
+        let _ = empty.send(vec![0; BUFFER]);
     }
     let verified = VerifyReader::new(blob, descriptor.digest, descriptor.size);
     let blob = descriptor.digest;
