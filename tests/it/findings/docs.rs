@@ -1,4 +1,4 @@
-//! D9: the README is one page, links lead somewhere, and the commands in the documentation parse.
+//! D3, D9: the documentation says what an installation needs, the README is one page, links lead somewhere, and commands parse.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -136,14 +136,36 @@ fn commands(line: &str) -> Vec<Vec<String>> {
 }
 
 #[test]
-fn d9_readme_is_one_page() {
+fn d03_documentation_says_what_an_installation_needs() {
+    let read = |page: &str| fs_err::read_to_string(Path::new(REPOSITORY).join(page)).unwrap();
+    let manifest = read("Cargo.toml");
+    let oldest = manifest.lines().find_map(|line| line.strip_prefix("rust-version = ")).unwrap().trim_matches('"');
+    for page in ["README.md", "docs/setup.md"] {
+        let text = read(page);
+        let (before, _) = text.split_once("cargo install").unwrap();
+        assert!(before.contains(&format!("Rust {oldest} or newer")) && before.contains("libc6-dev"), "{page}");
+        assert!(!before.contains("tests/run"), "{page}: a user's start is no test run");
+    }
+    // One block sets up the helper: it is built, and five commands follow.
+    let page = Page::read(&Path::new(REPOSITORY).join("docs/setup.md"));
+    let first = page.code.iter().position(|line| line == "helper=$(policy/build-helper)").unwrap();
+    let block = &page.code[first..first + 6];
+    for (line, part) in block.iter().zip(["build-helper", "groupadd", "$helper", "helper.toml", "units", "enable"]) {
+        let part = if part == "units" { "prepull-helper.socket policy/prepull-helper@.service" } else { part };
+        assert!(line.contains(part), "{line}");
+    }
+    assert!(block[1..].iter().all(|line| line.contains("sudo ")), "{block:?}");
+}
+
+#[test]
+fn d09_readme_is_one_page() {
     let text = fs_err::read_to_string(Path::new(REPOSITORY).join("README.md")).unwrap();
     let count = text.split_whitespace().count();
     assert!(count <= WORDS_MAX, "README.md has {count} words, more than {WORDS_MAX}: move some of it to docs/");
 }
 
 #[test]
-fn d9_links_of_the_documentation_resolve() {
+fn d09_links_of_the_documentation_resolve() {
     let pages = pages();
     let by_path: BTreeMap<_, _> = pages.iter().map(|(path, page)| (path.canonicalize().unwrap(), page)).collect();
     let (mut count, mut broken) = (0, Vec::new());
@@ -168,7 +190,7 @@ fn d9_links_of_the_documentation_resolve() {
 }
 
 #[test]
-fn d9_commands_in_the_documentation_parse() {
+fn d09_commands_in_the_documentation_parse() {
     let (mut count, mut wrong) = (0, Vec::new());
     for (path, page) in pages() {
         for words in page.code.iter().flat_map(|line| commands(line)) {
@@ -185,7 +207,7 @@ fn d9_commands_in_the_documentation_parse() {
 }
 
 #[test]
-fn d9_lines_are_split_into_commands() {
+fn d09_lines_are_split_into_commands() {
     let of = |line| commands(line).iter().map(|words| words.join(" ")).collect::<Vec<_>>();
     assert_eq!(of("sudo prepull rm --root / 'a b' && crictl images # prepull ls"), ["prepull rm --root / a b"]);
     assert_eq!(

@@ -394,14 +394,10 @@ fn a08_no_store_and_unreadable_inputs_are_exit_2() {
     }
 }
 
-#[test]
-fn a08_a_store_without_images_is_good() {
-    if !needs_root("findings::stores::a08_a_store_without_images_is_good") {
-        return;
-    }
+/// Makes a machine whose store is as CRI-O leaves it before the first image. Returns it, its root and the graphroot.
+fn machine_without_images() -> (Machine, PathBuf, PathBuf) {
     let machine = Machine::new();
     let root = machine.path("root");
-    // As CRI-O leaves its store before the first image.
     let graph = root.join(GRAPHROOT);
     for path in ["overlay-images", "overlay-layers", "overlay"] {
         for entry in fs_err::read_dir(graph.join(path)).unwrap().map(|entry| entry.unwrap().path()) {
@@ -415,24 +411,55 @@ fn a08_a_store_without_images_is_good() {
         fs_err::remove_file(entry.unwrap().path()).unwrap();
     }
     fs_err::remove_dir_all(root.join("etc")).unwrap();
+    (machine, root, graph)
+}
+
+#[test]
+fn a08_a_store_without_images_is_good() {
+    if !needs_root("findings::stores::a08_a_store_without_images_is_good") {
+        return;
+    }
+    let (machine, _, graph) = machine_without_images();
     let (code, text) = machine.verify(&["--strict", "root"]);
     assert!(code == Some(0) && text.ends_with("root: good: a store without images\n"), "{text}");
     assert_eq!(machine.verify(&["--strict", graph.to_str().unwrap()]).0, Some(0));
     assert_eq!(machine.run(&["ls", "root"]).status.code(), Some(0));
     assert_eq!(machine.run(&["why", "root", "localhost/hello:v1"]).status.code(), Some(2));
 
-    // A node with an additional store that has pulled nothing.
-    let additional = machine.path("additional.tar");
-    make(machine.at.path(), &["--unpacker", "gnu", "--store", "additional"], &additional);
-    unpack_gnu(&additional, &root).unwrap();
-    let (code, text) = machine.verify(&["--strict", "root"]);
-    assert_eq!(code, Some(0), "{text}");
-
     // Images whose list is gone are no empty store.
     let lost = machine.unpack("lost");
     fs_err::remove_file(lost.join(GRAPHROOT).join("overlay-images/images.json")).unwrap();
     let (code, text) = machine.verify(&["lost"]);
     assert!(code == Some(1) && text.contains("[images-json]"), "{text}");
+}
+
+#[test]
+fn e02_node_with_an_additional_store_that_has_pulled_nothing_is_good() {
+    if !needs_root("findings::stores::e02_node_with_an_additional_store_that_has_pulled_nothing_is_good") {
+        return;
+    }
+    let (machine, root, graph) = machine_without_images();
+    let additional = machine.path("additional.tar");
+    make(machine.at.path(), &["--unpacker", "gnu", "--store", "additional"], &additional);
+    unpack_gnu(&additional, &root).unwrap();
+    let is_good = |what: &str| {
+        let (code, text) = machine.verify(&["--strict", "root"]);
+        assert!(code == Some(0) && !text.contains("images-json"), "{what}: {text}");
+        assert_eq!(machine.run(&["why", "root", "localhost/hello:v1"]).status.code(), Some(0), "{what}");
+    };
+    is_good("an additional store");
+    // The same images, shown by a mount.
+    let store = root.join("usr/lib/containers/storage");
+    fs_err::remove_dir_all(&store).unwrap();
+    fs_err::create_dir(&store).unwrap();
+    succeeds(prepull(machine.at.path()).args(["mount", "--quiet"]).arg(&store).arg(hello()));
+    let judged = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| is_good("a mount")));
+    succeeds(prepull(machine.at.path()).args(["umount", "--quiet"]).arg(&store));
+    judged.unwrap();
+    // A machine on which CRI-O has never run has no store of its own yet.
+    unpack_gnu(&additional, &root).unwrap();
+    fs_err::remove_dir_all(graph).unwrap();
+    is_good("no store of its own");
 }
 
 #[test]
