@@ -1,6 +1,6 @@
 //! `busybox tar -o` and the rc script leave machines with the very files that skopeo's stores show when they are mounted.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,8 @@ use crate::corpus::{self, Case};
 use crate::edge::{Difference, difference};
 use crate::made::Layout;
 use crate::raw::{archive, dir, file};
-use crate::stores::{Clock, GRAPHROOT, Mount, Time, Tree, chain, differences, each, scratch, skopeo_into, walk};
+use crate::stores::{Clock, GRAPHROOT, Mount, Time, Tree, chain, differences, each, scratch, walk};
+use crate::theirs::{Theirs, theirs};
 
 /// Cases that differ only in how a tar says the same, or in attributes that busybox drops.
 const NOT_HERE: [&str; 23] = [
@@ -156,26 +157,26 @@ fn merged_layers_are_what_skopeo_shows() {
         .filter(|case| !NOT_HERE.iter().any(|prefix| case.name.starts_with(prefix)))
         .filter(|case| !matches!(difference(&case.name), Some(Difference::Refused | Difference::RootOwner)))
         .collect();
-    let accepted = Mutex::new(BTreeSet::new());
-    let begun = Clock::now();
+    let accepted = Mutex::new(BTreeMap::new());
     let failures = each(&cases, 12, |case| {
         let place = at.join(&case.name);
         fs_err::create_dir_all(&place).unwrap();
         let mut layout = Layout::new(place.join("oci"));
         case.write(&mut layout);
         let item = format!("oci:{}:{}", layout.path.display(), case.image());
-        if skopeo_into(&place.join("skopeo"), &item, &case.image()).status.success() {
-            accepted.lock().unwrap().insert(item);
+        let theirs = theirs(case, &item, &place);
+        if theirs.is_accepted {
+            accepted.lock().unwrap().insert(case.name.clone(), (item, theirs));
         }
         Ok(())
     });
     assert!(failures.is_empty(), "{}", failures.join("\n"));
-    let their_clock = Clock::since(begun);
     let accepted = accepted.into_inner().unwrap();
     assert!(accepted.len() > 200, "only {}", accepted.len());
 
     let tar = at.join("images.tar");
-    let output = prepull(at).args(["make", "--quiet", "--no-cache", "-o"]).arg(&tar).args(&accepted).output().unwrap();
+    let items = accepted.values().map(|(item, _)| item);
+    let output = prepull(at).args(["make", "--quiet", "--no-cache", "-o"]).arg(&tar).args(items).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let applets = applets(at);
     let machine = Machine::new(at.join("machine"), &applets, true);
@@ -209,11 +210,10 @@ fn merged_layers_are_what_skopeo_shows() {
     );
     assert!(report.is_empty(), "{report}");
 
-    let names: Vec<&Case> =
-        cases.iter().filter(|case| accepted.iter().any(|item| item.ends_with(&format!(":{}", case.image())))).collect();
-    let failures = each(&names, 4, |case| {
+    let compared: Vec<(&Case, &Theirs)> =
+        cases.iter().filter_map(|case| Some((case, &accepted.get(&case.name)?.1))).collect();
+    let failures = each(&compared, 4, |(case, theirs)| {
         let place = at.join(&case.name);
-        let theirs = place.join("skopeo");
         let show = |root: &Path, clock: &Clock, mount: &str| {
             let chain = chain(root, &case.image());
             if chain.is_empty() {
@@ -224,11 +224,11 @@ fn merged_layers_are_what_skopeo_shows() {
             plain(late_links(walk(&mount_point, clock)))
         };
         let mut report = String::new();
-        let theirs = show(&theirs, &their_clock, "theirs");
+        let theirs = show(&theirs.root, &theirs.clock, "theirs");
         differences("merged", &show(&machine.store(), &Clock::stamp(), "ours"), &theirs, &mut report);
         if report.is_empty() { Ok(()) } else { Err(format!("{}:\n{report}", case.name)) }
     });
-    assert!(failures.is_empty(), "{} of {} differ:\n{}", failures.len(), names.len(), failures.join("\n"));
+    assert!(failures.is_empty(), "{} of {} differ:\n{}", failures.len(), compared.len(), failures.join("\n"));
 }
 
 #[test]

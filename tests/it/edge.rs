@@ -10,9 +10,10 @@ use crate::command::{needs_root, prepull};
 use crate::corpus::{self, Case};
 use crate::made::Layout;
 use crate::stores::{
-    Clock, GRAPHROOT, Tree, chain, complaints, differences, each, json as json_of, lone, scratch, skopeo_into,
-    tar_split, unpack_gnu, walk,
+    Clock, GRAPHROOT, Tree, chain, complaints, differences, each, json as json_of, lone, scratch, tar_split,
+    unpack_gnu, walk,
 };
+use crate::theirs::{Theirs, theirs};
 
 /// What differs on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,9 +126,7 @@ pub fn ask(case: &Case, at: &Path, may: &[Difference]) -> Asked {
     let image = case.image();
     let item = format!("oci:{}:{image}", layout.path.display());
 
-    let begun = Clock::now();
-    let theirs = skopeo_into(&at.join("skopeo"), &item, &image);
-    let their_clock = Clock::since(begun);
+    let theirs = theirs(case, &item, at);
     let tar = at.join("images.tar");
     let ours = prepull(at)
         .args(["make", "--unpacker", "gnu", "--no-cache", "--no-config", "--quiet", "-o"])
@@ -135,7 +134,7 @@ pub fn ask(case: &Case, at: &Path, may: &[Difference]) -> Asked {
         .arg(&item)
         .output()
         .unwrap();
-    let (they_said, we_said) = (String::from_utf8_lossy(&theirs.stderr), String::from_utf8_lossy(&ours.stderr));
+    let we_said = String::from_utf8_lossy(&ours.stderr);
     let mut report = String::new();
     if !ours.status.success() {
         if ours.status.code() != Some(1) || we_said.lines().count() != 1 || !we_said.contains(&image) {
@@ -145,24 +144,24 @@ pub fn ask(case: &Case, at: &Path, may: &[Difference]) -> Asked {
             report += "  refused, but there is a tar\n";
         }
     }
-    if theirs.status.success() && ours.status.success() {
-        compare_installed(at, &item, &image, &their_clock, may, &mut report);
-        compare_stores(at, &image, their_clock, may, &mut report);
+    if theirs.is_accepted && ours.status.success() {
+        compare_installed(at, &item, &image, &theirs, may, &mut report);
+        compare_stores(at, &image, &theirs, may, &mut report);
         // Others have overlay's attributes where they may.
         if !may.contains(&Difference::NoOverlayAttributes) {
-            report += &crate::verify::false_alarms(&case.name, &at.join("skopeo"));
+            report += &crate::verify::false_alarms(&case.name, &theirs.root);
         }
     }
     // Some layers are large: what is right need not stay.
     if report.is_empty() {
         fs_err::remove_dir_all(at).unwrap();
     }
-    let said = format!("skopeo: {}\n  prepull: {}", they_said.trim(), we_said.trim());
-    Asked { skopeo: theirs.status.success(), prepull: ours.status.success(), said, report }
+    let said = format!("skopeo: {}\n  prepull: {}", theirs.said.trim(), we_said.trim());
+    Asked { skopeo: theirs.is_accepted, prepull: ours.status.success(), said, report }
 }
 
 /// `prepull install` as root must write what skopeo writes, to the attribute.
-fn compare_installed(at: &Path, item: &str, image: &str, their_clock: &Clock, may: &[Difference], report: &mut String) {
+fn compare_installed(at: &Path, item: &str, image: &str, theirs: &Theirs, may: &[Difference], report: &mut String) {
     let root = at.join("installed");
     fs_err::create_dir_all(&root).unwrap();
     let mut command = prepull(at);
@@ -172,28 +171,29 @@ fn compare_installed(at: &Path, item: &str, image: &str, their_clock: &Clock, ma
         return;
     }
     let mut differences = String::new();
-    let stores = Stores { ours: &root.join(GRAPHROOT), theirs: &at.join("skopeo"), their_clock: their_clock.clone() };
+    let stores = Stores { ours: &root.join(GRAPHROOT), theirs: &theirs.root, their_clock: theirs.clock.clone() };
     stores.compare(image, may, &mut differences);
     if !differences.is_empty() {
         *report += &format!("  installed:\n{differences}");
     }
 }
 
-fn compare_stores(at: &Path, image: &str, their_clock: Clock, may: &[Difference], report: &mut String) {
+fn compare_stores(at: &Path, image: &str, theirs: &Theirs, may: &[Difference], report: &mut String) {
     if let Err(said) = unpack_gnu(&at.join("images.tar"), &at.join("gnu")) {
         *report += &format!("  {said}\n");
         return;
     }
-    let stores = Stores { ours: &at.join("gnu").join(GRAPHROOT), theirs: &at.join("skopeo"), their_clock };
+    let ours = at.join("gnu").join(GRAPHROOT);
+    let stores = Stores { ours: &ours, theirs: &theirs.root, their_clock: theirs.clock.clone() };
     stores.compare(image, may, report);
-    let complaints = |root: &str| -> Vec<String> {
+    let complaints = |at: &Path, root: &str| -> Vec<String> {
         // When each store was made is no matter, nor is where it lies.
         let plain = |line: &String| without_values(&line.replace(&format!("/{root}/"), "/"), "mtime:0x");
         complaints(at, root, None).unwrap_or_default().iter().map(plain).collect()
     };
     if std::env::var_os("PREPULL_NEWER_CHROOT").is_some() {
-        let ours = complaints(&format!("gnu/{GRAPHROOT}"));
-        let theirs = if ours.is_empty() { Vec::new() } else { complaints("skopeo") };
+        let ours = complaints(at, &format!("gnu/{GRAPHROOT}"));
+        let theirs = if ours.is_empty() { Vec::new() } else { complaints(theirs.root.parent().unwrap(), "skopeo") };
         for line in ours.iter().filter(|line| !theirs.contains(line)) {
             let _ = writeln!(report, "  containers-storage check, only ours: {line}");
         }

@@ -74,6 +74,8 @@ mod stacks;
 mod stores;
 /// Servers on 127.0.0.1 that tests start and that end with them: one that misbehaves, docker-registry. No tests of its own.
 mod support;
+/// What skopeo makes of the images at the edge: no tests of its own.
+mod theirs;
 /// What `prepull` says of itself, and to who types something wrong.
 mod usage;
 /// `prepull verify` finds what is wrong with a store, and has nothing against good ones, whoever made them.
