@@ -110,6 +110,7 @@ fn main() {
     seeds.texts("text", &[3], "storage/record.rs", &[]);
     seeds.texts("text", &[3], "image/config.rs", &[]);
     seeds.texts("text", &[2], "json/read.rs", &[b"size"]);
+    seeds.texts("go_types", &[0, 1, 2, 3], "go_types/tests.rs", &[]);
     seeds.texts("text", &[4], "cli/cache.rs", &[]);
     for words in [
         "make\0-o\0-\0--platform\0linux/arm/v7\0a:1",
@@ -311,6 +312,7 @@ fn images(seeds: &Seeds) {
         let bytes = fs_err::read(blob.expect("a blob").path()).expect("a blob");
         if bytes.starts_with(b"{") {
             seeds.add("image", 0, &[&bytes]);
+            (0..3).for_each(|choice| seeds.add("go_types", choice, &[&bytes]));
             seeds.add("image", 1, &[b"{}", &bytes]);
         } else {
             seeds.add("inflate", 0, &[&bytes]);
