@@ -75,10 +75,13 @@ fn copies(bytes: &[u8]) {
     for document in [
         format!(r#"{{"history":[{list}],"config":{{"Labels":{{{map}}},"Env":[{list}]}}}}"#),
         format!(r#"{{"config":{{"Volumes":{{{map}}},"Cmd":[{list}],"Labels":{{{same}}}}},{same}}}"#),
-        format!(r#"{{"schemaVersion":2,"config":{{}},"annotations":{{{map}}},"layers":[{list}],"manifests":[{list}]}}"#),
+        format!(
+            r#"{{"schemaVersion":2,"config":{{}},"annotations":{{{map}}},"layers":[{list}],"manifests":[{list}]}}"#
+        ),
     ] {
         let begun = Instant::now();
-        let _ = (check_config(document.as_bytes()), check_manifest(document.as_bytes()), check_index(document.as_bytes()));
+        let _ =
+            (check_config(document.as_bytes()), check_manifest(document.as_bytes()), check_index(document.as_bytes()));
         assert!(begun.elapsed() < PATIENCE, "{:?} for {count} copies of {text}", begun.elapsed());
     }
 }
