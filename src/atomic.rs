@@ -141,6 +141,12 @@ impl Unnamed {
         &self.file
     }
 
+    /// Returns whether the file has a hidden name, by which other processes could have written to it.
+    #[must_use]
+    pub fn has_hidden_name(&self) -> bool {
+        self.temporary.is_some()
+    }
+
     /// A file that has a name elsewhere, to be given another one.
     #[must_use]
     pub fn of(file: File) -> Self {
@@ -363,6 +369,7 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let at = scratch.path();
         let hidden = || Unnamed::hidden_in(at, Mode::from_raw_mode(0o644)).unwrap();
+        assert!(hidden().has_hidden_name());
         let unnamed = || Unnamed::new_in(at, 0o644).unwrap();
         for make in [&hidden as &dyn Fn() -> Unnamed, &unnamed] {
             let path = at.join("a");

@@ -316,6 +316,8 @@ impl Make<'_> {
                 Err(error) => return Err(error),
                 Ok((bytes, warnings)) => {
                     let bytes = match output {
+                        // Its segments are hashed when they are used next.
+                        Output::File(file) if file.has_hidden_name() => file.publish().map(|()| bytes)?,
                         Output::File(file) => supply.publish(|| file.publish()).map(|()| bytes)?,
                         Output::Stream(stream) | Output::Store(stream, _) | Output::Trees(Trees { stream, .. }) => {
                             stream.finish()?

@@ -126,6 +126,12 @@ impl TarFile {
         Unnamed::of(lent).publish_over(&self.path).map(drop)
     }
 
+    /// Returns whether other processes could have written to the file.
+    #[must_use]
+    pub fn has_hidden_name(&self) -> bool {
+        self.file.has_hidden_name()
+    }
+
     /// Gives the file its name.
     ///
     /// # Errors

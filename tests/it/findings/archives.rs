@@ -1,7 +1,7 @@
 //! Archives, layouts and compressed layers: whatever skopeo takes is taken, within limits that are stated.
 
 use std::io::{Seek as _, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use prepull::digest::Digest;
@@ -675,36 +675,96 @@ fn b14_uncompressed_sizes_are_limited_for_every_command() {
     succeeds(&mut command(&made, &two));
 }
 
-#[test]
-fn c04_a_changed_shared_tar_gives_no_wrong_content_and_a_removed_one_is_still_used() {
-    let scratch = tempfile::tempdir().unwrap();
-    let at = scratch.path();
-    // More than may be written before its place in the tar is known: so it is shared. Each file is in another chunk.
-    let file = |number: u8| vec![number; 6_000_000];
-    let contents: Vec<(String, Vec<u8>)> = (0..12).map(|number| (format!("f{number}"), file(number))).collect();
-    let files: Vec<(&str, &[u8])> = contents.iter().map(|(name, data)| (&name[..], &data[..])).collect();
-    let plain = tar(&files);
-    let item = layout_of(&at.join("oci"), &plain, "application/vnd.oci.image.layer.v1.tar", &plain);
-    let run = |out: &str| {
-        let mut command = prepull(at);
-        command
-            .args(["make", "--no-config", "--cache-dir"])
-            .arg(at.join("cache"))
-            .arg("-o")
-            .arg(at.join(out))
-            .arg(&item);
-        let said = command.output().unwrap();
+/// An image whose tar shares its bytes with the cache.
+struct Shared {
+    scratch: tempfile::TempDir,
+    /// The layer.
+    plain: Vec<u8>,
+    item: String,
+}
+
+impl Shared {
+    fn new() -> Self {
+        let scratch = tempfile::tempdir().unwrap();
+        // More than may be written before its place in the tar is known: so it is shared. Each file is in another chunk.
+        let file = |number: u8| vec![number; 6_000_000];
+        let contents: Vec<(String, Vec<u8>)> = (0..12).map(|number| (format!("f{number}"), file(number))).collect();
+        let files: Vec<(&str, &[u8])> = contents.iter().map(|(name, data)| (&name[..], &data[..])).collect();
+        let plain = tar(&files);
+        let item = layout_of(&scratch.path().join("oci"), &plain, "application/vnd.oci.image.layer.v1.tar", &plain);
+        Self { scratch, plain, item }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+
+    /// Makes the tar `out`, with the words `before` in front of the command. Returns its bytes and the messages.
+    fn make(&self, before: &[&str], out: &str) -> (Vec<u8>, String) {
+        let prepull = prepull(self.scratch.path());
+        let mut command = match before {
+            [] => Command::new(prepull.get_program()),
+            [program, words @ ..] => {
+                let mut command = Command::new(program);
+                command.args(words).arg(prepull.get_program());
+                command
+            }
+        };
+        for (name, value) in prepull.get_envs() {
+            let _ = match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command.args(["make", "--no-config", "--cache-dir"]).arg(self.path("cache"));
+        let said = command.arg("-o").arg(self.path(out)).arg(&self.item).output().unwrap();
         assert!(said.status.success(), "{}", stderr(&said));
-        (fs_err::read(at.join(out)).unwrap(), stderr(&said))
-    };
-    let (expected, _) = run("images.tar");
-    let shared = at.join("images.tar");
-    assert_eq!(std::os::unix::fs::MetadataExt::nlink(&fs_err::metadata(&shared).unwrap()), 2, "it is not shared");
-    let seen = || -> Vec<(std::ffi::OsString, Vec<u8>)> {
-        let entries = fs_err::read_dir(at.join("cache/tars")).unwrap().map(Result::unwrap);
+        (fs_err::read(self.path(out)).unwrap(), stderr(&said))
+    }
+
+    /// Returns whether the cache has another link to the tar.
+    fn has_link(&self, tar: &str) -> bool {
+        std::os::unix::fs::MetadataExt::nlink(&fs_err::metadata(self.path(tar)).unwrap()) == 2
+    }
+
+    /// Returns the files that say which bytes of shared tars are right.
+    fn seen(&self) -> Vec<(std::ffi::OsString, Vec<u8>)> {
+        let entries = fs_err::read_dir(self.path("cache/tars")).unwrap().map(Result::unwrap);
         let records = entries.filter(|entry| entry.path().extension().is_some_and(|end| end == "seen"));
         records.map(|entry| (entry.file_name(), fs_err::read(entry.path()).unwrap())).collect()
-    };
+    }
+}
+
+#[test]
+fn c04_tar_with_a_name_while_it_is_written_is_hashed_before_it_is_used() {
+    let shared = Shared::new();
+    // As on a file system that knows no files without a name. Each process opens the directory twice before it writes.
+    let directory = shared.scratch.path().display().to_string();
+    let before = [
+        "strace",
+        "--quiet=all",
+        "--output=/dev/null",
+        "--follow-forks",
+        "--trace-path",
+        &directory,
+        "--inject=openat:error=EOPNOTSUPP:when=3+",
+    ];
+    let (expected, _) = shared.make(&before, "images.tar");
+    assert!(shared.has_link("images.tar"));
+    assert_eq!(shared.seen(), []);
+    let (again, said) = shared.make(&[], "second.tar");
+    assert!(again == expected && said.contains("1 of them from the cache"), "{said}");
+    assert_eq!(shared.seen().len(), 1);
+}
+
+#[test]
+fn c04_a_changed_shared_tar_gives_no_wrong_content_and_a_removed_one_is_still_used() {
+    let image = Shared::new();
+    let run = |out: &str| image.make(&[], out);
+    let seen = || image.seen();
+    let (expected, _) = run("images.tar");
+    assert!(image.has_link("images.tar"));
+    let shared = image.path("images.tar");
     let published = seen();
     assert_eq!(published.len(), 1);
     let (again, said) = run("second.tar");
@@ -714,12 +774,12 @@ fn c04_a_changed_shared_tar_gives_no_wrong_content_and_a_removed_one_is_still_us
     let modified = fs_err::metadata(&shared).unwrap().modified().unwrap();
     std::thread::sleep(std::time::Duration::from_millis(20));
     let tampered = std::fs::File::options().write(true).open(&shared).unwrap();
-    std::os::unix::fs::FileExt::write_all_at(&tampered, b"!", plain.len() as u64 / 2).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&tampered, b"!", image.plain.len() as u64 / 2).unwrap();
     tampered.set_modified(modified).unwrap();
     let (again, said) = run("third.tar");
     assert!(again == expected && said.contains("0 of them from the cache"), "{said}");
     // Removing the new one only makes it be hashed.
-    fs_err::remove_file(at.join("third.tar")).unwrap();
+    fs_err::remove_file(image.path("third.tar")).unwrap();
     let before = seen();
     let (again, said) = run("fourth.tar");
     assert!(again == expected && said.contains("1 of them from the cache"), "{said}");
