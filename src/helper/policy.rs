@@ -69,13 +69,13 @@ pub struct Allow {
     /// The longest that one run may take.
     #[serde(default = "seconds")]
     pub max_seconds: u64,
-    /// Whether device nodes other than whiteouts are made.
+    /// True if device nodes other than whiteouts are made; else images that have some are refused.
     #[serde(default)]
     pub devices: bool,
-    /// Whether setuid and setgid bits are kept.
+    /// True if entries may have setuid and setgid bits; else images that have some are refused.
     #[serde(default = "yes")]
     pub suid: bool,
-    /// Whether file capabilities are kept.
+    /// True if files may have capabilities; else images that have some are refused.
     #[serde(default = "yes")]
     pub filecaps: bool,
 }
