@@ -18,7 +18,7 @@ pub struct TargetArgs {
     #[arg(long, value_name = "DIR")]
     pub graphroot: Option<String>,
 
-    /// Who writes [default: this process if it is root; else what works, in this order]
+    /// How to write [default: own as root; else the first of socket and sudo that works]
     #[arg(long, value_enum)]
     pub via: Option<ViaArg>,
 
@@ -140,7 +140,7 @@ pub struct GcArgs {
 /// `prepull doctor`.
 #[derive(Debug, clap::Args)]
 pub struct DoctorArgs {
-    /// Say whether this directory can be written, not only what is set up
+    /// Try only this directory, whether or not the policy names it
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub root: Option<PathBuf>,
 
