@@ -278,6 +278,19 @@ fn named(path: &Path, error: Errno) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
+/// Returns the directory that the user has chosen for temporary files by `$TMPDIR`. An empty variable counts as none.
+#[must_use]
+pub fn chosen_temporary_directory() -> Option<PathBuf> {
+    std::env::var_os("TMPDIR").filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+/// Returns the directory for temporary files, which can be as large as images: `$TMPDIR`, else `/var/tmp`, since `/tmp` is often in
+/// memory.
+#[must_use]
+pub fn temporary_directory() -> PathBuf {
+    chosen_temporary_directory().unwrap_or_else(|| PathBuf::from("/var/tmp"))
+}
+
 /// Whether there was no room to write to.
 #[must_use]
 pub fn is_full(error: &io::Error) -> bool {

@@ -3,9 +3,9 @@
 //! ```text
 //!  root runs            this process does                          its confinement
 //!  make                 sources ▶ parse, inflate ▶ cache, tar      writes: cache, TMPDIR, the tar's directory
-//!  install              sources ▶ parse, inflate ▶ cache           writes: cache, TMPDIR, /tmp
-//!  mount, add, rm       sources ▶ parse, inflate ▶ cache, scene    writes: cache, TMPDIR, /tmp
-//!  mount-fetcher        sources ▶ parse, inflate ▶ cache           writes: cache, TMPDIR, /tmp
+//!  install              sources ▶ parse, inflate ▶ cache           writes: cache, TMPDIR
+//!  mount, add, rm       sources ▶ parse, inflate ▶ cache, scene    writes: cache, TMPDIR
+//!  mount-fetcher        sources ▶ parse, inflate ▶ cache           writes: cache, TMPDIR
 //!  mount-worker         scene ▶ parse, answer the kernel           its own, narrower one: `mount::worker`
 //!  ls verify why diff   tar or directory ▶ parse                   writes: TMPDIR if an input is a tar
 //! ```

@@ -33,13 +33,13 @@
 //! | helper | digest, entry, go_types, json, wire |
 //! | reference | digest, text |
 //! | registry | compression, config, digest, json, threads |
-//! | source | compression, config, digest, go_types, json, media_type, reference, registry, threads |
+//! | source | atomic, compression, config, digest, go_types, json, media_type, reference, registry, threads |
 //! | image | digest, go_types, json, media_type, source |
 //! | layer | compression, digest, entry, json, source, threads |
 //! | segment | atomic, compression, digest, entry, layer, source, threads, wire |
 //! | storage | digest, entry, go_types, helper, image, json, layer, segment, wire |
 //! | install | channel, entry, helper, threads, wire |
-//! | inspect | compression, entry, go_types, layer, reference, storage |
+//! | inspect | atomic, compression, entry, go_types, layer, reference, storage |
 //! | sink | atomic, digest, segment, storage, threads |
 //! | plan | compression, digest, go_types, image, reference, source, storage, threads |
 //! | make | atomic, compression, digest, entry, image, media_type, plan, segment, sink, source, storage, threads |

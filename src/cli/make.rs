@@ -17,7 +17,7 @@ use super::output::{self, Printer, human, printable};
 use super::privilege::of_fetching;
 use super::progress::Bars;
 use super::{Begin, Exit, Failure};
-use crate::atomic::is_full;
+use crate::atomic::{chosen_temporary_directory, is_full, temporary_directory};
 use crate::compression::SizeLimit;
 use crate::config::auth::Credentials;
 use crate::digest::Digest;
@@ -226,7 +226,7 @@ pub fn cache_dir(typed: Option<&Path>) -> anyhow::Result<PathBuf> {
 /// Returns the path of a file that is never made, in place of an output for [`open_cache`] and confinement: a command that writes no
 /// tar keeps layers in the directory for temporary files if there is no room in the cache.
 pub fn beside() -> PathBuf {
-    std::env::temp_dir().join("x")
+    temporary_directory().join("x")
 }
 
 /// A cache that was asked for must work, unless its disk is full; the usual one is only a convenience (a user in a
@@ -236,7 +236,7 @@ pub fn open_cache(args: &CacheArgs, tar: &Path, printer: &Printer) -> anyhow::Re
     let kept = "--cache-dir DIR puts the cache on another file system";
     let as_asked = |cache: Cache| if args.no_link { cache.without_links() } else { cache };
     let beside = if tar == Path::new("-") { Path::new("/var/tmp") } else { crate::atomic::parent(tar) };
-    let scratch = std::env::var_os("TMPDIR").map_or_else(|| beside.to_owned(), PathBuf::from);
+    let scratch = chosen_temporary_directory().unwrap_or_else(|| beside.to_owned());
     let as_asked = |cache: Cache| as_asked(cache.with_spare(&scratch));
     if let Some(typed) = &args.cache_dir {
         match Cache::open(typed) {

@@ -27,6 +27,7 @@ use super::output::{self, Printer};
 use super::privilege::{of_cache, of_fetching, of_inputs};
 use super::progress::Bars;
 use super::{Begin, Exit, Failure};
+use crate::atomic::temporary_directory;
 use crate::channel::{receive, send};
 use crate::confine::{Needs, Trees, confine, is_privileged};
 use crate::digest::Digest;
@@ -425,7 +426,7 @@ fn remove(args: &MountRmArgs, printer: &Printer, begin: &Begin<'_>) -> Result<()
         Ok(Some(Change::default()))
     };
     let mut needs = Needs::default();
-    needs.writes.extend([std::env::temp_dir()].into_iter().chain(of_cache(&args.cache)));
+    needs.writes.extend([temporary_directory()].into_iter().chain(of_cache(&args.cache)));
     let own = (!args.force).then(|| OwnStore::read(&mountpoint));
     change_at(&mountpoint, Allowed::new(), &needs, begin, |way| {
         self::change(way, &args.cache, own, printer, &mut change)

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::args::{CacheArgs, RegistryArgs};
 use super::make::cache_dir;
-use crate::atomic;
+use crate::atomic::{self, temporary_directory};
 use crate::config::{Environment, auth};
 use crate::confine::{Needs, Trees};
 use crate::reference::{Item, Location};
@@ -24,7 +24,7 @@ pub fn of_inputs(inputs: &[&Path], trees: Trees) -> Needs {
     let has_tar = inputs.is_empty() || !inputs.iter().all(|path| path.is_dir());
     Needs {
         reads: inputs.iter().map(|path| (*path).to_owned()).collect(),
-        writes: if has_tar { vec![temporary()] } else { Vec::new() },
+        writes: if has_tar { vec![temporary_directory()] } else { Vec::new() },
         local_sockets: false,
         trees: if has_directory { trees } else { Trees::None },
     }
@@ -66,7 +66,7 @@ pub fn of_fetching<'a>(
         // A helper may lie anywhere in PATH.
         needs.reads.extend(std::env::var_os("PATH").iter().flat_map(std::env::split_paths));
     }
-    needs.writes.push(temporary());
+    needs.writes.push(temporary_directory());
     needs.writes.extend(of_cache(cache));
     if let Some(tar) = tar.filter(|tar| *tar != Path::new("-")) {
         // Pipes and devices are written to themselves; a link is followed.
@@ -88,9 +88,4 @@ pub fn of_cache(cache: &CacheArgs) -> Option<PathBuf> {
     // Landlock rules need existing directories. If a cache directory cannot be created, opening the cache reports the error.
     let _ = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
     Some(directory)
-}
-
-/// Returns the directory for temporary files.
-fn temporary() -> PathBuf {
-    std::env::var_os("TMPDIR").filter(|path| !path.is_empty()).map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
 }

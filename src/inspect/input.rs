@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::find::Error;
+use crate::atomic::temporary_directory;
 use crate::compression::{self, Compression};
 
 /// How much of a stream is read at a time, in bytes.
@@ -31,8 +32,7 @@ pub fn plain_tar(path: &Path) -> Result<File, Error> {
             return Ok(file);
         }
     }
-    let directory = std::env::var_os("TMPDIR").filter(|text| !text.is_empty());
-    let directory = directory.map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+    let directory = temporary_directory();
     let named = |error: io::Error| io::Error::new(error.kind(), format!("copy to {}: {error}", directory.display()));
     let mut copy = tempfile::tempfile_in(&directory).map_err(named)?;
     let mut plain = plain_stream(file)?;

@@ -17,6 +17,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::atomic::chosen_temporary_directory;
 use crate::compression::SizeLimit;
 use crate::digest::Digest;
 use crate::json::{self, Document};
@@ -164,7 +165,7 @@ impl Options {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         Self {
             docker_host: variable("DOCKER_HOST").map(|value| value.to_string_lossy().into_owned()),
-            tmpdir: variable("TMPDIR").map(PathBuf::from),
+            tmpdir: chosen_temporary_directory(),
             registry: crate::registry::Options::default(),
             limit: SizeLimit::default(),
             opened: Arc::default(),

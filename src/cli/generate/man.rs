@@ -26,6 +26,7 @@ fn exit_status(name: &str) -> Vec<(&'static str, &'static str)> {
             ("1", "There are errors; with --strict, or warnings."),
             ("2", "There is no store, or it cannot be read."),
         ],
+        "prepull-ls" => vec![DONE, FAILED, ("2", "Wrong usage, no store, or it cannot be read.")],
         "prepull-diff" => {
             vec![("0", "The stores are the same."), ("1", "They differ."), ("2", "They cannot be compared.")]
         }
@@ -72,7 +73,7 @@ fn environment(command: &Command) -> Vec<(&'static str, &'static str)> {
     if has("cache_dir") {
         all.push(("XDG_CACHE_HOME, HOME", "Directory of the cache: $XDG_CACHE_HOME/prepull, else ~/.cache/prepull."));
     }
-    if has("tar") || has("force") {
+    if ["prepull-make", "prepull-ovl"].contains(&name(command).as_str()) {
         all.push(("XCLUSTER, XCLUSTER_TMP, XCLUSTER_OVLPATH", "Directories of xcluster."));
     }
     all.push(("PREPULL_LOG", "Filter of messages, as of tracing-subscriber: prepull=debug."));
