@@ -59,3 +59,38 @@ fn modules_use_only_what_the_table_allows() {
         assert!(left.len() < names.len(), "a circle of modules among {names:?}");
     }
 }
+
+/// The dependencies that a manifest names in `section`, as the names by which code uses them.
+fn dependencies(manifest: &Path, section: &str) -> BTreeSet<String> {
+    let text = fs_err::read_to_string(manifest).unwrap();
+    let lines = text.lines().skip_while(|line| *line != format!("[{section}]")).skip(1);
+    let lines = lines.take_while(|line| !line.starts_with('['));
+    lines.filter_map(|line| Some(line.split_once(" = ")?.0.replace('-', "_"))).collect()
+}
+
+/// Whether code names the crate: in a path, in a macro's path, or in an attribute.
+fn names_crate(code: &str, name: &str) -> bool {
+    code.match_indices(name).any(|(at, _)| {
+        let is_word = |char: char| char.is_alphanumeric() || char == '_';
+        let rest = &code[at + name.len()..];
+        !code[..at].ends_with(is_word) && (rest.starts_with("::") || rest.starts_with(" as ") || rest.starts_with(';'))
+    })
+}
+
+#[test]
+fn every_dependency_is_used() {
+    assert!(names_crate("use tar::Header;", "tar") && !names_crate("use my_tar::Header; let tar = 1;", "tar"));
+    for (manifest, section, code, least) in [
+        ("Cargo.toml", "dependencies", &["src"][..], 30),
+        ("Cargo.toml", "dev-dependencies", &["tests"], 3),
+        ("fuzz/Cargo.toml", "dependencies", &["fuzz/src", "fuzz/fuzz_targets", "fuzz/examples"], 10),
+    ] {
+        let mut all = Vec::new();
+        code.iter().for_each(|within| files(Path::new(REPOSITORY), within, &mut all));
+        let code: String = all.into_iter().map(|(_, text)| text).collect();
+        let dependencies = dependencies(&Path::new(REPOSITORY).join(manifest), section);
+        assert!(dependencies.len() >= least, "{manifest}: {dependencies:?}");
+        let unused: Vec<_> = dependencies.iter().filter(|name| !names_crate(&code, name)).collect();
+        assert!(unused.is_empty(), "{manifest}: [{section}] has crates that no code names: {unused:?}");
+    }
+}
