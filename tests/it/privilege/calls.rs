@@ -221,11 +221,11 @@ fn each_capability_is_there_for_its_call_only() {
             r#"chown -R {user} "$at/home"; cat >"$at/bin/traced" <<'END'
 #! /bin/sh
 at=$(dirname "$0")
-exec strace -f -o "$at/trace" -e trace={call} -e inject={call}:delay_enter=200000:when=1+1 env SUDO_UID={user} "$at/prepull-helper" "$@"
+exec strace -f -o "$at/trace" -e trace={call} -e inject={call}:delay_enter=400000:when=1+1 env SUDO_UID={user} "$at/prepull-helper" "$@"
 END
             chmod 755 "$at/bin/traced"; cd /
             direct install --quiet --no-cache --helper "$at/bin/traced" --root "$at/vm" 'oci:{oci}:{image}' 2>"$at/said" & job=$!
-            for n in $(seq 400); do
+            while :; do
                 for pid in $(pidof prepull-helper); do
                     test "$(readlink /proc/$pid/exe)" = "$at/bin/prepull-helper" || continue
                     grep -q '^Seccomp:.2' /proc/$pid/status 2>/dev/null || continue
