@@ -52,6 +52,9 @@ const ATTEMPTS: usize = 10;
 /// Maximum number of names that are said of a directory that is not empty.
 const NAMES_MAX: usize = 3;
 
+/// Directories that containers/storage makes in an additional store, whatever is in it.
+const LEFT_BY_STORAGE: [&str; 3] = ["overlay-containers", "overlay-images", "overlay-layers"];
+
 /// The mode of a store's root directory.
 const MODE: u16 = 0o755;
 
@@ -589,8 +592,14 @@ fn directory(typed: &Path, force: bool) -> anyhow::Result<PathBuf> {
     }
     if !force {
         let mut names: Vec<String> = Vec::new();
-        for entry in fs_err::read_dir(&path)?.take(NAMES_MAX + 1) {
-            names.push(entry?.file_name().to_string_lossy().into_owned());
+        for entry in fs_err::read_dir(&path)? {
+            let entry = entry?;
+            if !is_left_by_storage(&entry.path()) {
+                names.push(entry.file_name().to_string_lossy().into_owned());
+            }
+            if names.len() > NAMES_MAX {
+                break;
+            }
         }
         if !names.is_empty() {
             let more = if names.len() > NAMES_MAX { ", ..." } else { "" };
@@ -603,6 +612,22 @@ fn directory(typed: &Path, force: bool) -> anyhow::Result<PathBuf> {
         }
     }
     Ok(path)
+}
+
+/// Returns whether `path` is a directory that containers/storage has made, with nothing but locks in it. It makes
+/// `overlay-images/images.lock` in the directory of an additional store when nothing is mounted there (`images.go`,
+/// newROImageStore), so this must not keep a unit from mounting again.
+fn is_left_by_storage(path: &Path) -> bool {
+    let is_lock = |entry: std::io::Result<fs_err::DirEntry>| {
+        let entry = entry?;
+        let found = entry.metadata()?;
+        Ok::<_, std::io::Error>(
+            found.is_file() && found.len() == 0 && entry.path().extension() == Some("lock".as_ref()),
+        )
+    };
+    LEFT_BY_STORAGE.iter().any(|name| path.ends_with(name))
+        && fs_err::symlink_metadata(path).is_ok_and(|found| found.is_dir())
+        && fs_err::read_dir(path).is_ok_and(|mut entries| entries.all(|entry| is_lock(entry).unwrap_or(false)))
 }
 
 /// Where something is mounted: also if nobody serves it, so that it cannot be looked at.

@@ -347,6 +347,17 @@ fn a15_mount_writes_storage_conf_only_when_mounted_and_over_its_own() {
     // Its own file is replaced.
     drop(Mount::of(&world, mnt.clone(), &succeeds(&mut mounting(&mnt, &item, &[]))));
 
+    // What podman leaves in an additional store while nothing is mounted there.
+    let conf = storage_conf(&world, &mnt);
+    ok(Command::new("podman").arg("images").env("CONTAINERS_STORAGE_CONF", conf));
+    let left: Vec<_> = fs_err::read_dir(&mnt).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["overlay-images"]);
+    drop(Mount::of(&world, mnt.clone(), &succeeds(world.mounting(&mnt).arg(&item))));
+    // A store that has images.
+    fs_err::write(mnt.join("overlay-images/images.json"), "").unwrap();
+    fails(world.mounting(&mnt).arg(&item), 2, "not empty: a mount would hide overlay-images");
+    fs_err::remove_dir_all(mnt.join("overlay-images")).unwrap();
+
     // A directory with something in it.
     fs_err::write(mnt.join("precious"), "").unwrap();
     fails(world.mounting(&mnt).arg(&item), 2, "not empty: a mount would hide precious");
