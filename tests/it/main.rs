@@ -74,7 +74,7 @@ mod stacks;
 mod stores;
 /// Servers on 127.0.0.1 that tests start and that end with them: one that misbehaves, docker-registry. No tests of its own.
 mod support;
-/// What skopeo makes of the images at the edge: no tests of its own.
+/// Stores that skopeo makes of the images at the edge; this module has no tests.
 mod theirs;
 /// What `prepull` says of itself, and to who types something wrong.
 mod usage;

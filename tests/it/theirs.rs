@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 use crate::corpus::Case;
 use crate::stores::{Clock, skopeo_into};
 
-/// What skopeo has made of an image.
+/// The store that skopeo made of an image, or its refusal.
 pub struct Theirs {
     /// The store. It may belong to other tests, too: it is only to be read.
     pub root: PathBuf,
     /// Whether skopeo takes the image.
     pub is_accepted: bool,
-    /// What skopeo has printed.
+    /// The text that skopeo printed to standard error.
     pub said: String,
     /// When the store was made.
     pub clock: Clock,

@@ -67,7 +67,7 @@ impl Machine {
         said + &String::from_utf8_lossy(&output.stdout)
     }
 
-    /// What `verify --strict` says; empty if it has nothing against it.
+    /// Returns what `verify --strict` reports about the store: nothing if the store is good.
     pub(super) fn verify(&self) -> String {
         let mut command = crate::command::prepull(self.directory.path());
         let output = command.args(["verify", "--strict"]).arg(self.at("root")).output().unwrap();
@@ -268,7 +268,7 @@ fn a18_install_follows_links_and_leaves_directories_as_they_are() {
             assert!(graph.join("overlay-images/images.json").exists(), "{link} to {target}");
         }
     }
-    // What is missing is made, for everyone to enter.
+    // Missing directories are created so that every user can enter them.
     let machine = Machine::new();
     machine.installs(&[&crate::command::hello()]);
     for (name, mode) in [("var", 0o755), ("var/lib", 0o755), ("var/lib/containers", 0o755)] {

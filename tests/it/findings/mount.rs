@@ -347,7 +347,7 @@ fn a15_mount_writes_storage_conf_only_when_mounted_and_over_its_own() {
     // Its own file is replaced.
     drop(Mount::of(&world, mnt.clone(), &succeeds(&mut mounting(&mnt, &item, &[]))));
 
-    // What podman leaves in an additional store while nothing is mounted there.
+    // podman creates a lock in the directory of an additional store while nothing is mounted there.
     let conf = storage_conf(&world, &mnt);
     ok(Command::new("podman").arg("images").env("CONTAINERS_STORAGE_CONF", conf));
     let left: Vec<_> = fs_err::read_dir(&mnt).unwrap().map(|entry| entry.unwrap().file_name()).collect();

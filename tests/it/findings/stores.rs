@@ -456,10 +456,10 @@ fn e02_node_with_an_additional_store_that_has_pulled_nothing_is_good() {
     let judged = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| is_good("a mount")));
     succeeds(prepull(machine.at.path()).args(["umount", "--quiet"]).arg(&store));
     judged.unwrap();
-    // A machine on which CRI-O has never run has no store of its own yet.
+    // CRI-O creates the own store at its first start, so a new machine has none.
     unpack_gnu(&additional, &root).unwrap();
     fs_err::remove_dir_all(graph).unwrap();
-    is_good("no store of its own");
+    is_good("a missing own store");
 }
 
 #[test]
